@@ -1,0 +1,89 @@
+"""Every limit of the system, and the relations between them, checked at import.
+
+The rule it protects: every queue, retry, cache, message and batch has a bound, so memory is
+bounded whatever others do. Bytes unless the name says otherwise.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from aegis_cluster.errors import invariant
+
+KIB: Final = 1024
+MIB: Final = 1024 * 1024
+
+# Records, batches and topics
+MESSAGE_BYTES_DEFAULT: Final = 1 * MIB
+MESSAGE_BYTES_MAX: Final = 8 * MIB
+BATCH_BYTES_DEFAULT: Final = 256 * KIB
+BATCH_BYTES_MAX: Final = MESSAGE_BYTES_MAX + 64 * KIB
+"""A batch holds at least one record of the largest size, and its header."""
+BATCH_RECORDS_MAX: Final = 100_000
+RECORD_HEADERS_MAX: Final = 1_000
+TOPIC_NAME_CHARS_MAX: Final = 249
+TOPIC_PARTITIONS_MAX: Final = 10_000
+REPLICATION_FACTOR_MAX: Final = 7
+PAYLOAD_DEPTH_MAX: Final = 64
+
+# Frames and requests
+ANNOTATION_BYTES_MAX: Final = 60 * KIB
+FRAME_BYTES_MAX: Final = BATCH_BYTES_MAX + ANNOTATION_BYTES_MAX + KIB
+CONTROL_PART_BYTES_MAX: Final = 4 * MIB
+"""The msgpack part of one request or reply; also a whole metadata answer."""
+REQUEST_PARTS_MAX: Final = 1_024
+REQUEST_BYTES_MAX: Final = 64 * MIB
+FETCH_BYTES_DEFAULT: Final = 4 * MIB
+FETCH_BYTES_MAX: Final = 32 * MIB
+FETCH_WAIT_MS_MAX: Final = 30_000
+
+# Idempotent producers
+PRODUCER_WINDOW_BATCHES: Final = 16
+"""Batches in flight, and remembered for repeats, per producer and partition."""
+PRODUCERS_PER_PARTITION_MAX: Final = 10_000
+PRODUCER_ID_BLOCK: Final = 1_000
+
+# A shard
+CLIENT_IN_FLIGHT_BYTES_MAX: Final = 64 * MIB
+"""Produce bytes that one client may have waiting for commit at one shard."""
+SHARD_IN_FLIGHT_BYTES_MAX: Final = 256 * MIB
+SHARD_DRAIN_BYTES: Final = 16 * MIB
+SHARD_DRAIN_MESSAGES: Final = 512
+FETCHES_WAITING_PER_CLIENT_MAX: Final = 256
+LINK_QUEUE_BYTES_MAX: Final = 64 * MIB
+TAIL_CACHE_BYTES: Final = 128 * MIB
+"""Recent frames of all partitions of one shard, kept in memory."""
+
+# Raft
+RAFT_TICK_MS: Final = 50
+RAFT_HEARTBEAT_TICKS: Final = 2
+RAFT_ELECTION_TICKS_MIN: Final = 10
+RAFT_ELECTION_TICKS_MAX: Final = 20
+RAFT_APPEND_BYTES_MAX: Final = 4 * MIB
+RAFT_IN_FLIGHT_APPENDS_MAX: Final = 64
+RAFT_IN_FLIGHT_BYTES_MAX: Final = 16 * MIB
+
+# Storage
+SEGMENT_BYTES_MAX: Final = 128 * MIB
+JOURNAL_BYTES: Final = 64 * MIB
+INDEX_INTERVAL_BYTES: Final = 64 * KIB
+CHECKPOINT_INTERVAL_MS: Final = 1_000
+RESERVE_BYTES: Final = 16 * MIB
+
+# A client
+CLIENT_BUFFER_BYTES_DEFAULT: Final = 64 * MIB
+REQUEST_TIMEOUT_MS_DEFAULT: Final = 30_000
+LINKS_PER_CLIENT_MAX: Final = 4_096
+
+invariant(MESSAGE_BYTES_DEFAULT <= MESSAGE_BYTES_MAX, "the default message fits the largest")
+invariant(MESSAGE_BYTES_MAX < BATCH_BYTES_MAX < FRAME_BYTES_MAX, "message < batch < frame")
+invariant(FRAME_BYTES_MAX <= FETCH_BYTES_MAX, "a fetch can carry the largest frame")
+invariant(FRAME_BYTES_MAX <= RAFT_IN_FLIGHT_BYTES_MAX, "the largest frame can be replicated")
+invariant(FETCH_BYTES_MAX <= REQUEST_BYTES_MAX, "a fetch's answer fits a message")
+invariant(FRAME_BYTES_MAX < JOURNAL_BYTES, "the largest frame fits the journal")
+invariant(FRAME_BYTES_MAX < SEGMENT_BYTES_MAX, "the largest frame fits a segment")
+invariant(
+    RAFT_HEARTBEAT_TICKS * 3 <= RAFT_ELECTION_TICKS_MIN,
+    "two heartbeats may be lost, not leadership",
+)
+invariant(RAFT_ELECTION_TICKS_MIN < RAFT_ELECTION_TICKS_MAX, "elections need spread")
