@@ -78,7 +78,7 @@ class ProducerFenced(Refused):
 
 
 class UnknownProducer(Refused):
-    """Nothing is known any more of this producer here, so a repeat cannot be told from a new batch."""
+    """Nothing is known any more of this producer here: a repeat cannot be told from a new batch."""
 
 
 class MemberFenced(Refused):
@@ -181,7 +181,7 @@ class CorruptLog(Corruption):
 
 
 class StorageFailed(AegisError):
-    """The disk refused a write or a sync; the shard stops using its files (fsync is never retried)."""
+    """The disk refused a write or a sync; the shard stops using its files, without a retry."""
 
 
 class PeerViolation(AegisError):

@@ -84,6 +84,6 @@ invariant(FRAME_BYTES_MAX < JOURNAL_BYTES, "the largest frame fits the journal")
 invariant(FRAME_BYTES_MAX < SEGMENT_BYTES_MAX, "the largest frame fits a segment")
 invariant(
     RAFT_HEARTBEAT_TICKS * 3 <= RAFT_ELECTION_TICKS_MIN,
-    "two heartbeats may be lost, not leadership",
+    "two heartbeats may be lost",
 )
 invariant(RAFT_ELECTION_TICKS_MIN < RAFT_ELECTION_TICKS_MAX, "elections need spread")

@@ -1,0 +1,1 @@
+"""Aegis Cluster: topics, replicated by Raft, that survive `kill -9`."""

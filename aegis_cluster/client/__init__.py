@@ -1,0 +1,1 @@
+"""The client: links, routing, retries and deadlines; everything above stands on it."""

@@ -1,0 +1,1 @@
+"""One node: its identity, its settings and the supervisor of its shard processes."""

@@ -1,0 +1,1 @@
+"""The files of a shard: segments, journal, checkpoints and recovery; knows nothing of Raft."""
