@@ -70,6 +70,27 @@ INDEX_INTERVAL_BYTES: Final = 64 * KIB
 CHECKPOINT_INTERVAL_MS: Final = 1_000
 RESERVE_BYTES: Final = 16 * MIB
 
+# A node and its supervisor
+SHARDS_PER_NODE_MAX: Final = 32
+NODES_LOCAL_MAX: Final = 32
+"""Nodes that `cluster up` starts on one machine."""
+RESTART_BACKOFF_MS_MIN: Final = 100
+RESTART_BACKOFF_MS_MAX: Final = 5_000
+RESTART_CALM_MS: Final = 30_000
+"""A shard that lived this long starts its back-off anew."""
+RESTART_CONFIG_TRIES_MAX: Final = 10
+"""Restarts in a row of a shard that says its settings or ports are wrong."""
+STEP_ASIDE_MS: Final = 3_000
+"""For leaders to hand over before their shard is told to end."""
+SHARD_STOP_MS: Final = 5_000
+"""For a shard to end by itself once told, before it is killed."""
+NODE_STOP_MS: Final = 12_000
+"""For a whole node to end by itself, before it is killed."""
+NODE_LOG_BYTES_MAX: Final = 8 * MIB
+"""One file of a node's log; the one before it is kept."""
+NODE_LOG_LINE_BYTES_MAX: Final = 16 * KIB
+NODE_LOG_QUEUE_LINES: Final = 4_096
+
 # A client
 CLIENT_BUFFER_BYTES_DEFAULT: Final = 64 * MIB
 REQUEST_TIMEOUT_MS_DEFAULT: Final = 30_000
@@ -87,3 +108,5 @@ invariant(
     "two heartbeats may be lost",
 )
 invariant(RAFT_ELECTION_TICKS_MIN < RAFT_ELECTION_TICKS_MAX, "elections need spread")
+invariant(RESTART_BACKOFF_MS_MIN < RESTART_BACKOFF_MS_MAX < RESTART_CALM_MS, "back-off can end")
+invariant(STEP_ASIDE_MS + SHARD_STOP_MS < NODE_STOP_MS, "a node is killed after its shards")
