@@ -1,0 +1,129 @@
+"""The controller's decisions: a request and the table go in, a command comes out, or a refusal.
+
+Pure. The leader of `__cluster/0` calls these on its *ahead* table (committed commands plus those
+under way), so requests can follow each other without waiting for a commit.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+from aegis_cluster.cluster.metadata import (
+    CreateTopic,
+    DeleteTopic,
+    GrantProducerIds,
+    NodeInfo,
+    PartitionInfo,
+    RegisterNode,
+    TopicInfo,
+    TopicSettings,
+)
+from aegis_cluster.cluster.placement import place
+from aegis_cluster.errors import InvalidTopic, TopicExists, TopicNotFound
+from aegis_cluster.ids import GroupId
+from aegis_cluster.limits import (
+    MESSAGE_BYTES_MAX,
+    PRODUCER_ID_BLOCK,
+    REPLICATION_FACTOR_MAX,
+    TOPIC_NAME_CHARS_MAX,
+    TOPIC_PARTITIONS_MAX,
+)
+
+if TYPE_CHECKING:
+    from aegis_cluster.cluster.metadata_table import MetadataTable
+
+DEFAULT_REPLICATION: Final = 3
+_NAME: Final = re.compile(r"[A-Za-z0-9._-]+")
+_KINDS: Final = ("topic", "eventstore", "cdc")
+_CLEANUPS: Final = ("delete",)
+_COMPRESSIONS: Final = ("none", "gzip", "snappy", "lz4", "zstd")
+
+
+def register_node(table: MetadataTable, info: NodeInfo) -> RegisterNode | None:
+    """None when the node stands there already just so."""
+    return None if table.nodes.get(info.node) == info else RegisterNode(info)
+
+
+def create_topic(
+    table: MetadataTable,
+    *,
+    name: str,
+    partitions: int | None,
+    replicas: int | None,
+    settings: TopicSettings,
+) -> CreateTopic:
+    """Choose groups and replicas for a new topic; `None` means the default.
+
+    Raises `InvalidTopic`, `TopicExists`, `NotEnoughReplicas`.
+    """
+    check_topic_name(name)
+    _check_settings(name, settings)
+    count = 1 if partitions is None else partitions
+    factor = min(DEFAULT_REPLICATION, max(1, len(table.nodes))) if replicas is None else replicas
+    if not 1 <= count <= TOPIC_PARTITIONS_MAX:
+        raise InvalidTopic(
+            f"Topic {name!r} asks for {count} partitions; 1 to {TOPIC_PARTITIONS_MAX} are possible."
+        )
+    if not 1 <= factor <= REPLICATION_FACTOR_MAX:
+        raise InvalidTopic(
+            f"Topic {name!r} asks for {factor} replicas;"
+            f" 1 to {REPLICATION_FACTOR_MAX} are possible."
+        )
+    if name in table.topics:
+        raise TopicExists(f"Topic {name!r} exists already.", topic=name)
+    placed = place(
+        nodes=list(table.nodes.values()),
+        topics=table.topics.values(),
+        partitions=count,
+        replicas=factor,
+    )
+    infos = tuple(
+        PartitionInfo(number, GroupId(table.next_group + number), members)
+        for number, members in enumerate(placed)
+    )
+    return CreateTopic(TopicInfo(name, settings, infos))
+
+
+def delete_topic(table: MetadataTable, name: str) -> DeleteTopic:
+    if name not in table.topics:
+        raise TopicNotFound(f"There is no topic {name!r}.", topic=name)
+    return DeleteTopic(name)
+
+
+def grant_producer_ids(table: MetadataTable) -> GrantProducerIds:
+    return GrantProducerIds(table.next_producer_id, PRODUCER_ID_BLOCK)
+
+
+def check_topic_name(name: str) -> None:
+    """Raise `InvalidTopic` for a name that no topic of a user may have."""
+    if not 1 <= len(name) <= TOPIC_NAME_CHARS_MAX or not _NAME.fullmatch(name):
+        raise InvalidTopic(
+            f"{name[:300]!r} is no name for a topic: use 1 to {TOPIC_NAME_CHARS_MAX} of letters,"
+            " digits, '.', '_' and '-'."
+        )
+    if name in {".", ".."} or name.startswith("__"):
+        raise InvalidTopic(f"{name!r} is no name for a topic: '__', '.' and '..' are reserved.")
+
+
+def _check_settings(name: str, settings: TopicSettings) -> None:
+    for what, value, allowed in (
+        ("kind", settings.kind, _KINDS),
+        ("cleanup", settings.cleanup, _CLEANUPS),
+        ("compression", settings.compression, _COMPRESSIONS),
+    ):
+        if value not in allowed:
+            raise InvalidTopic(
+                f"Topic {name!r}: {what} {value!r} is not possible; use {' or '.join(allowed)}."
+            )
+    if not 1 <= settings.max_message_bytes <= MESSAGE_BYTES_MAX:
+        raise InvalidTopic(
+            f"Topic {name!r}: max_message_size {settings.max_message_bytes} is not possible;"
+            f" 1 to {MESSAGE_BYTES_MAX} bytes are."
+        )
+    for what, limit in (
+        ("retention", settings.retention_ms),
+        ("retention_bytes", settings.retention_bytes),
+    ):
+        if limit is not None and limit < 1:
+            raise InvalidTopic(f"Topic {name!r}: {what} must be positive, or absent for no limit.")

@@ -1,0 +1,97 @@
+"""The state that `__cluster/0` folds to: nodes, topics, and the next free numbers.
+
+Every replica applies the same commands and holds the same table. A command that contradicts the
+table cannot have come from a correct controller, so it ends the process rather than be guessed
+at.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aegis_cluster.cluster.metadata import (
+    Command,
+    CreateTopic,
+    DeleteTopic,
+    GrantProducerIds,
+    NodeInfo,
+    PartitionInfo,
+    RegisterNode,
+    TopicInfo,
+    node_from_fields,
+    node_to_fields,
+    topic_from_fields,
+    topic_to_fields,
+)
+from aegis_cluster.errors import invariant
+from aegis_cluster.ids import METADATA_GROUP, GroupId, LogIndex, NodeId, ProducerId
+
+
+class MetadataTable:
+    """Nodes and topics by name; `index` is the last command's place in the log of `__cluster/0`."""
+
+    def __init__(self) -> None:
+        self.index = LogIndex(0)
+        self.nodes: dict[NodeId, NodeInfo] = {}
+        self.topics: dict[str, TopicInfo] = {}
+        self.next_group = GroupId(METADATA_GROUP + 1)
+        self.next_producer_id = ProducerId(1)
+        self._by_group: dict[GroupId, tuple[TopicInfo, PartitionInfo]] = {}
+
+    def apply(self, index: LogIndex, command: Command) -> None:
+        """Fold one committed command; `index` rises from call to call."""
+        invariant(index > self.index, "metadata applied twice", have=self.index, got=index)
+        self.index = index
+        match command:
+            case RegisterNode(info):
+                self.nodes[info.node] = info
+            case CreateTopic(info):
+                self._add_topic(info)
+            case DeleteTopic(name):
+                self._drop_topic(name)
+            case GrantProducerIds(first, count):
+                invariant(first >= self.next_producer_id, "producer ids granted twice", first=first)
+                self.next_producer_id = ProducerId(first + count)
+
+    def partition_of(self, group: GroupId) -> tuple[TopicInfo, PartitionInfo] | None:
+        """The topic and partition whose log this group is; None for one that is gone or unknown."""
+        return self._by_group.get(group)
+
+    def _add_topic(self, info: TopicInfo) -> None:
+        invariant(info.name not in self.topics, "topic created twice", topic=info.name)
+        self.topics[info.name] = info
+        for partition in info.partitions:
+            invariant(partition.group >= self.next_group, "group used twice", group=partition.group)
+            self._by_group[partition.group] = (info, partition)
+        self.next_group = GroupId(max(p.group for p in info.partitions) + 1)
+
+    def _drop_topic(self, name: str) -> None:
+        info = self.topics.pop(name, None)
+        invariant(info is not None, "deleted topic was not there", topic=name)
+        if info is not None:
+            for partition in info.partitions:
+                del self._by_group[partition.group]
+
+    def to_body(self) -> list[Any]:
+        """The whole table as msgpack-able values: a snapshot's body, or a copy's source."""
+        return [
+            self.index,
+            [node_to_fields(node) for _, node in sorted(self.nodes.items())],
+            [topic_to_fields(topic) for _, topic in sorted(self.topics.items())],
+            self.next_group,
+            self.next_producer_id,
+        ]
+
+    @classmethod
+    def from_body(cls, body: list[Any]) -> MetadataTable:
+        table = cls()
+        index, nodes, topics, next_group, next_producer_id = body
+        for values in nodes:
+            node = node_from_fields(values)
+            table.nodes[node.node] = node
+        for topic in sorted(map(topic_from_fields, topics), key=lambda t: t.partitions[0].group):
+            table._add_topic(topic)
+        table.index = LogIndex(index)
+        table.next_group = GroupId(next_group)
+        table.next_producer_id = ProducerId(next_producer_id)
+        return table
