@@ -1,4 +1,4 @@
-"""Settings as people write them, turned into typed values, or into a sentence that says what is wrong.
+"""Settings as people write them, as typed values, or a sentence that says what is wrong.
 
 The idea: every table of a file is a frozen dataclass whose fields carry the *kind* of value they
 take, so that reading, checking, the list of allowed keys and the defaults all come from one place.
@@ -21,14 +21,16 @@ import ipaddress
 import os
 import re
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from aegis_cluster import limits
 from aegis_cluster.errors import ConfigError
 from aegis_cluster.ids import NodeId, ShardId
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
 
 DEFAULT_FILE: Final = Path("aegis.toml")
 ENVIRONMENT_PREFIX: Final = "AEGIS_STREAMING__"
@@ -38,10 +40,11 @@ Table = TypeVar("Table")
 
 # Sizes and durations
 
-_SIZE_UNITS: Final = {"": 1, "b": 1}
-for _power, _letter in enumerate("kmgt", start=1):
-    _SIZE_UNITS |= {_letter: 1024**_power}
-    _SIZE_UNITS |= {f"{_letter}b": 1024**_power, f"{_letter}ib": 1024**_power}
+_SIZE_UNITS: Final = {"": 1, "b": 1} | {
+    spelling: 1024**power
+    for power, letter in enumerate("kmgt", start=1)
+    for spelling in (letter, f"{letter}b", f"{letter}ib")
+}
 
 _DURATION_UNITS_MS: Final = {
     "ms": 1,
@@ -64,7 +67,7 @@ def parse_size(value: object) -> int:
     """Bytes from "1MB" or from a plain number of bytes; ValueError on anything else."""
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _QUANTITY_MAX:
         return value
-    return _quantity(value, _SIZE_UNITS)
+    return _quantity(value, _SIZE_UNITS, SIZE_ALLOWED)
 
 
 def parse_duration(value: object) -> int:
@@ -73,20 +76,19 @@ def parse_duration(value: object) -> int:
     A number without its unit is refused because half of all systems would read it as seconds and
     the other half as milliseconds.
     """
-    return _quantity(value, _DURATION_UNITS_MS)
+    return _quantity(value, _DURATION_UNITS_MS, DURATION_ALLOWED)
 
 
-def _quantity(value: object, units: Mapping[str, int]) -> int:
+def _quantity(value: object, units: Mapping[str, int], allowed: str) -> int:
     """Whole units from a number and its unit; no float is involved, so nothing is rounded."""
     match = _QUANTITY.fullmatch(value) if isinstance(value, str) else None
     unit = units.get(match[3].lower()) if match else None
     if match is None or unit is None:
-        raise ValueError(value)
+        raise ValueError(f"{_shown(value)} is not {allowed}")
     decimals = match[2] or ""
-    scaled = int(match[1] + decimals) * unit
-    whole, rest = divmod(scaled, 10 ** len(decimals))
+    whole, rest = divmod(int(match[1] + decimals) * unit, int("1" + "0" * len(decimals)))
     if rest or whole > _QUANTITY_MAX:
-        raise ValueError(value)
+        raise ValueError(f"{_shown(value)} is not {allowed}, in whole units")
     return whole
 
 
@@ -182,11 +184,6 @@ def setting(kind: Kind, *, default: Any = MISSING, key: str | None = None) -> An
     return field(default=default, metadata={"kind": kind, "key": key})
 
 
-def table(kind: type[Any]) -> Any:
-    """A field that holds a table of its own."""
-    return field(default_factory=kind, metadata={"table": kind})
-
-
 # Tables: aegis.toml
 
 
@@ -242,9 +239,13 @@ class StreamingConfig:
     request_timeout_ms: int = setting(
         duration(1, 86_400_000), default=limits.REQUEST_TIMEOUT_MS_DEFAULT, key="request_timeout"
     )
-    consumer: ConsumerSettings = table(ConsumerSettings)
-    producer: ProducerSettings = table(ProducerSettings)
-    cdc: CdcSettings = table(CdcSettings)
+    consumer: ConsumerSettings = field(
+        default_factory=ConsumerSettings, metadata={"table": ConsumerSettings}
+    )
+    producer: ProducerSettings = field(
+        default_factory=ProducerSettings, metadata={"table": ProducerSettings}
+    )
+    cdc: CdcSettings = field(default_factory=CdcSettings, metadata={"table": CdcSettings})
 
 
 def load_streaming_config(
@@ -349,6 +350,7 @@ def _node_name(value: object) -> str:
 
 
 NODE_NAME: Final = Kind('letters, digits, ".", "_" and "-", at most 63 of them', _node_name)
+PATH: Final = Kind("a path, in quotes", lambda value: Path(_text(value)))
 LOOPBACK: Final = Kind(LOOPBACK_ALLOWED, _loopback)
 PEERS: Final = Kind(
     'the base address of every node, this one included, once each: ["127.0.0.1:7100", …]; '
@@ -363,7 +365,7 @@ class NodeConfig:
 
     name: str = setting(NODE_NAME)
     base_port: int = setting(integer(BASE_PORT_MIN, PORT_MAX))
-    data: Path = setting(Kind("a path, in quotes", lambda value: Path(_text(value))))
+    data: Path = setting(PATH)  # noqa: RUF009 - it is `dataclasses.field`
     peers: tuple[NodeAddress, ...] = setting(PEERS)
     """Base addresses of all nodes in the order of their ids, this one included; the same list
     in every file."""
