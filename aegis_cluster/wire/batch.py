@@ -1,0 +1,275 @@
+"""Record batches: what a client packs and unpacks, and what the broker checks and stamps.
+
+The idea: the batch is Kafka's record batch v2, the same bytes from producer to consumer. The
+broker reads its header and checks its CRC; only clients look at records.
+The rule it protects: a broker never believes what a client may not claim (`check_client_batch`),
+and a client never hands out records of a batch that fails its CRC (`decode_batch`).
+"""
+
+from __future__ import annotations
+
+import itertools
+import struct
+from typing import TYPE_CHECKING, Final
+
+from aegis_cluster import limits
+from aegis_cluster.errors import CorruptRecord, InvalidBatch, MessageTooLarge, Misuse, invariant
+from aegis_cluster.wire.compression import (
+    CODEC_NONE,
+    CODEC_NUMBERS,
+    codec_number,
+    compress,
+    decompress,
+)
+from aegis_cluster.wire.crc import crc32c
+from aegis_cluster.wire.layout import (
+    BATCH_HEADER_BYTES,
+    BATCH_LENGTH_END,
+    BATCH_STRUCT,
+    BATCH_UNCOVERED_BYTES,
+    CODEC_MASK,
+    MAGIC,
+    BatchHeader,
+    Bytes,
+    batch_header,
+)
+from aegis_cluster.wire.records import PADDING_BYTES, Record, RecordCodec, record_codec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+__all__ = [
+    "BATCH_HEADER_BYTES",
+    "BatchBuilder",
+    "BatchHeader",
+    "Bytes",
+    "Record",
+    "batch_header",
+    "check_client_batch",
+    "decode_batch",
+    "encode_batch",
+    "stamp",
+]
+
+_EPOCH_MAX: Final = 2**31 - 1
+_PRODUCER_STRUCT: Final = struct.Struct(">qhi")
+_BASE_OFFSET: Final = struct.Struct(">q")
+_LEADER_EPOCH: Final = struct.Struct(">i")
+_TIMESTAMP_MAX: Final = 2**62
+"""Deltas between two timestamps fit 64 bits; far beyond any year that `datetime` knows."""
+_PADDING: Final = bytes(PADDING_BYTES)
+
+
+# --- the broker's side -------------------------------------------------------------------------
+
+
+def check_client_batch(batch: Bytes) -> BatchHeader:
+    """Everything that the broker trusts about a batch from a client (DESIGN §4), or a refusal."""
+    size = len(batch)
+    if size > limits.BATCH_BYTES_MAX:
+        raise MessageTooLarge("a batch is too large", have=size, at_most=limits.BATCH_BYTES_MAX)
+    if size < BATCH_HEADER_BYTES:
+        raise InvalidBatch("too short for a batch", have=size, want=BATCH_HEADER_BYTES)
+    header = batch_header(batch)
+    if header.magic != MAGIC:
+        raise InvalidBatch("not a record batch v2", have=header.magic, want=MAGIC)
+    if header.size != size:
+        raise InvalidBatch("a batch's length is not its own", have=header.size, want=size)
+    _check_claims(header)
+    crc = crc32c(bytes(batch[BATCH_UNCOVERED_BYTES:]))
+    if crc != header.crc:
+        raise InvalidBatch("a batch fails its checksum", have=crc, want=header.crc)
+    return header
+
+
+def _check_claims(header: BatchHeader) -> None:
+    if not 0 < header.count <= limits.BATCH_RECORDS_MAX:
+        raise InvalidBatch("a batch's record count", have=header.count)
+    if header.last_offset_delta != header.count - 1:
+        raise InvalidBatch(
+            "a client's batch has no gaps", have=header.last_offset_delta, want=header.count - 1
+        )
+    # Append time and control records are the leader's to write; transactions come with the
+    # coordinator that can end them.
+    if header.attributes & ~CODEC_MASK or header.codec not in CODEC_NUMBERS:
+        raise InvalidBatch("a batch's attributes", have=header.attributes)
+    if header.producer_id < 0:
+        plain = (header.producer_id, header.producer_epoch, header.base_sequence) == (-1, -1, -1)
+    else:
+        plain = header.producer_epoch >= 0 and header.base_sequence >= 0
+    if not plain:
+        raise InvalidBatch(
+            "a batch's producer id, epoch and sequence do not belong together",
+            have=[header.producer_id, header.producer_epoch, header.base_sequence],
+        )
+
+
+def stamp(batch: Bytes, base_offset: int, leader_epoch: int) -> bytes:
+    """The batch with its place in the log; both fields lie outside its CRC."""
+    invariant(base_offset >= 0, "offsets are not negative", base_offset=base_offset)
+    invariant(0 <= leader_epoch <= _EPOCH_MAX, "an epoch has 31 bits", leader_epoch=leader_epoch)
+    view = memoryview(batch)
+    return b"".join(
+        (
+            _BASE_OFFSET.pack(base_offset),
+            view[8:BATCH_LENGTH_END],
+            _LEADER_EPOCH.pack(leader_epoch),
+            view[16:],
+        )
+    )
+
+
+# --- the client's side -------------------------------------------------------------------------
+
+
+class BatchBuilder:
+    """Packs records into one batch, one at a time, so that a producer can watch its size."""
+
+    def __init__(self, *, compression: str = "none", codec: RecordCodec | None = None) -> None:
+        self._compression = codec_number(compression)
+        self._writer = (codec or record_codec()).writer()
+        self._append = self._writer.append
+        self.count = 0
+
+    def append(
+        self,
+        timestamp_ms: int,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Sequence[tuple[str, bytes | None]] = (),
+    ) -> None:
+        """Add a record; a refused one leaves the batch as it was."""
+        if not 0 <= timestamp_ms <= _TIMESTAMP_MAX:
+            raise Misuse("a record's time is before 1970 or beyond reason", have=timestamp_ms)
+        if len(headers) > limits.RECORD_HEADERS_MAX:
+            raise MessageTooLarge(
+                "a record has too many headers",
+                have=len(headers),
+                at_most=limits.RECORD_HEADERS_MAX,
+            )
+        if self.count >= limits.BATCH_RECORDS_MAX:
+            raise Misuse("a batch is full", at_most=limits.BATCH_RECORDS_MAX)
+        self._append(self.count, timestamp_ms, key, value, list(headers))
+        self.count += 1
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes so far, header included, before compression."""
+        return self._writer.size()
+
+    def build(
+        self, producer_id: int = -1, producer_epoch: int = -1, base_sequence: int = -1
+    ) -> bytes:
+        """The finished batch; the builder is used up."""
+        return _finish(
+            self._writer.build(),
+            self.count,
+            self._compression,
+            (producer_id, producer_epoch, base_sequence),
+        )
+
+
+def encode_batch(
+    records: Iterable[tuple[int, bytes | None, bytes | None, Sequence[tuple[str, bytes | None]]]],
+    *,
+    producer_id: int = -1,
+    producer_epoch: int = -1,
+    base_sequence: int = -1,
+    compression: str = "none",
+    codec: RecordCodec | None = None,
+) -> bytes:
+    """One batch of `(timestamp_ms, key, value, headers)` tuples."""
+    builder = BatchBuilder(compression=compression, codec=codec)
+    append = builder.append
+    for timestamp_ms, key, value, headers in records:
+        append(timestamp_ms, key, value, headers)
+    return builder.build(producer_id, producer_epoch, base_sequence)
+
+
+def _finish(
+    built: bytearray, count: int, compression: int, producer: tuple[int, int, int]
+) -> bytes:
+    """Compress if that helps, and write the header that we vouch for."""
+    if not count:
+        raise Misuse("a batch holds at least one record")
+    timestamps = batch_header(built)
+    body: Bytes = memoryview(built)[BATCH_HEADER_BYTES:]
+    if compression != CODEC_NONE:
+        compressed = compress(compression, bytes(body))
+        if len(compressed) < len(body):
+            body = compressed
+        else:
+            compression = CODEC_NONE
+    covered = b"".join(
+        (
+            BATCH_STRUCT.pack(
+                0,
+                BATCH_HEADER_BYTES - BATCH_LENGTH_END + len(body),
+                -1,
+                MAGIC,
+                0,
+                compression,
+                count - 1,
+                timestamps.first_timestamp,
+                timestamps.max_timestamp,
+                *producer,
+                count,
+            )[BATCH_UNCOVERED_BYTES:],
+            body,
+        )
+    )
+    length = BATCH_HEADER_BYTES - BATCH_LENGTH_END + len(body)
+    head = _UNCOVERED.pack(0, length, -1, MAGIC, crc32c(covered))
+    return head + covered
+
+
+_UNCOVERED: Final = struct.Struct(">qiibI")
+
+
+def decode_batch(batch: Bytes, *, codec: RecordCodec | None = None) -> list[Record]:
+    """Every record of a stored batch; CorruptRecord unless all of it is right, CRC included."""
+    header = batch_header(batch)
+    _check_stored(header, batch)
+    padded = _uncompressed(header, batch)
+    with memoryview(padded) as whole, whole[:-PADDING_BYTES] as view:
+        records = (codec or record_codec()).read(header, view)
+    _check_offsets(header, records)
+    return records
+
+
+def _check_stored(header: BatchHeader, batch: Bytes) -> None:
+    if header.magic != MAGIC or header.size != len(batch):
+        raise CorruptRecord(
+            "not one whole record batch v2", magic=header.magic, have=len(batch), want=header.size
+        )
+    crc = crc32c(bytes(batch[BATCH_UNCOVERED_BYTES:]))
+    if crc != header.crc:
+        raise CorruptRecord(
+            "batch checksum", base_offset=header.base_offset, have=crc, want=header.crc
+        )
+    if not 0 <= header.count <= limits.BATCH_RECORDS_MAX or header.base_offset < 0:
+        raise CorruptRecord(
+            "impossible batch header", base_offset=header.base_offset, count=header.count
+        )
+
+
+def _uncompressed(header: BatchHeader, batch: Bytes) -> Bytes:
+    """The batch without compression and with padding behind, as record codecs want it."""
+    if header.codec == CODEC_NONE:
+        return b"".join((batch, _PADDING))
+    data = bytes(batch[BATCH_HEADER_BYTES:])
+    padded = decompress(header.codec, data, before=BATCH_HEADER_BYTES, after=PADDING_BYTES)
+    plain = header._replace(attributes=header.attributes & ~CODEC_MASK)
+    BATCH_STRUCT.pack_into(padded, 0, *plain)
+    return padded
+
+
+def _check_offsets(header: BatchHeader, records: list[Record]) -> None:
+    """Offsets rise and stay within what the batch claims (gaps come with compaction)."""
+    first, last = header.base_offset, header.base_offset + header.last_offset_delta
+    offsets = [record[0] for record in records]
+    if offsets == list(range(first, last + 1)):
+        return
+    bounded = not offsets or (first <= offsets[0] and offsets[-1] <= last)
+    if not bounded or any(a >= b for a, b in itertools.pairwise(offsets)):
+        raise CorruptRecord("a batch's records are out of order", base_offset=first)

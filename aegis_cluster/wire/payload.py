@@ -1,0 +1,179 @@
+"""Keys and payloads: Python values to bytes and back, equal.
+
+The idea (DESIGN §5): bytes travel bare; text and JSON-like values travel as UTF-8 and JSON, with
+one record header that says so, so that Kafka clients read them naturally and ours get equal values
+back.
+The rule it protects: what could not come back equal (a tuple, a key that is not a string, NaN) is
+refused before it is sent, never changed in silence.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from aegis_cluster import limits
+from aegis_cluster.errors import CorruptRecord, MessageTooLarge, UnsupportedPayload
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+Payload: TypeAlias = "bytes | str | int | float | bool | list[Any] | dict[str, Any] | None"
+Header: TypeAlias = tuple[str, bytes | None]
+
+PAYLOAD_HEADER: Final = "aegis"
+KEY_HEADER: Final = "aegis-key"
+RESERVED_HEADERS: Final = frozenset({PAYLOAD_HEADER, KEY_HEADER})
+"""Names that users may not give to headers of their own."""
+
+INTEGER_BITS_MAX: Final = 1_024
+"""JSON has no limit of its own; Python refuses to read digits without end."""
+
+_TEXT: Final = b"s"
+_JSON: Final = b"j"
+_BYTES_KEY: Final = b"b"
+_PLAIN_TYPES: Final = frozenset({str, bool, type(None)})
+
+_encode_json: Final = json.JSONEncoder(
+    ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":")
+).encode
+
+
+def encode_payload(value: Payload) -> tuple[bytes | None, list[Header]]:
+    """Bytes of a payload, and the record header that tells how to read them."""
+    if value is None:
+        return None, []
+    kind = type(value)
+    if kind is bytes:
+        return value, []  # type: ignore[return-value]  # narrowed by `kind`
+    if kind is str:
+        return _utf8(value, "payload"), [(PAYLOAD_HEADER, _TEXT)]  # type: ignore[arg-type]
+    _refuse_unequal(value)
+    try:
+        text = _encode_json(value)
+    except ValueError as cause:
+        raise UnsupportedPayload("NaN and infinities are not JSON") from cause
+    return _utf8(text, "payload"), [(PAYLOAD_HEADER, _JSON)]
+
+
+def decode_payload(value: bytes | None, headers: Sequence[Header]) -> Payload:
+    """The value that went in; bytes as they are where no header of ours tells more."""
+    if value is None:
+        return None
+    for name, marker in headers:
+        if name == PAYLOAD_HEADER:
+            return _decode_marked(value, marker)
+    return value
+
+
+def encode_key(key: str | bytes | None) -> tuple[bytes | None, list[Header]]:
+    """Bytes of a key, which choose its partition, and a record header for keys of bytes."""
+    if key is None:
+        return None, []
+    if type(key) is str:
+        return _utf8(key, "key"), []
+    if type(key) is bytes:
+        return key, [(KEY_HEADER, _BYTES_KEY)]
+    raise UnsupportedPayload("a key is str, bytes or None", have=type(key).__name__)
+
+
+def decode_key(key: bytes | None, headers: Sequence[Header]) -> str | bytes | None:
+    """The key that went in; what a Kafka client wrote and is not UTF-8 comes out as bytes."""
+    if key is None:
+        return None
+    for name, marker in headers:
+        if name == KEY_HEADER:
+            if marker != _BYTES_KEY:
+                raise CorruptRecord("unknown kind of key", have=marker)
+            return key
+    try:
+        return key.decode()
+    except UnicodeDecodeError:
+        return key
+
+
+def _utf8(text: str, what: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as cause:
+        raise UnsupportedPayload(f"a {what} holds half a surrogate pair") from cause
+
+
+def _decode_marked(value: bytes, marker: bytes | None) -> Payload:
+    try:
+        if marker == _TEXT:
+            return value.decode()
+        if marker == _JSON:
+            return _decode_json(value)
+    except (ValueError, RecursionError) as cause:
+        raise CorruptRecord("a payload is not what its header says", have=marker) from cause
+    raise CorruptRecord("unknown kind of payload", have=marker)
+
+
+def _decode_json(value: bytes) -> Payload:
+    # Counting brackets costs nothing, and only text with many of them can be nested too deep.
+    suspect = value.count(b"[") + value.count(b"{") > limits.PAYLOAD_DEPTH_MAX
+    decoded: Payload = _DECODER.decode(value.decode())
+    if suspect and _too_deep(decoded):
+        raise ValueError("nested too deep")
+    return decoded
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+_DECODER: Final = json.JSONDecoder(parse_constant=_no_constant)
+
+
+def _too_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(limits.PAYLOAD_DEPTH_MAX + 1):
+        level = [
+            item
+            for container in level
+            if type(container) in (list, dict)
+            for item in (container.values() if type(container) is dict else container)
+        ]
+        if not level:
+            return False
+    return True
+
+
+def _refuse_unequal(value: Any) -> None:
+    """Walk level by level: no recursion, and a value that contains itself ends at the depth."""
+    level: list[Any] = [[value]]
+    for _ in range(limits.PAYLOAD_DEPTH_MAX + 1):
+        nested: list[Any] = []
+        for container in level:
+            _refuse_items(container, nested)
+            if len(nested) > limits.MESSAGE_BYTES_MAX:
+                raise MessageTooLarge(
+                    "a payload has too many parts", at_most=limits.MESSAGE_BYTES_MAX
+                )
+        if not nested:
+            return
+        level = nested
+    raise UnsupportedPayload("a payload is nested too deep", at_most=limits.PAYLOAD_DEPTH_MAX)
+
+
+def _refuse_items(container: Any, nested: list[Any]) -> None:
+    """Check one list or dict; what it contains and is to be checked goes to `nested`."""
+    if type(container) is dict:
+        for key in container:
+            if type(key) is not str:
+                raise UnsupportedPayload("keys of a dict are str", have=type(key).__name__)
+        container = container.values()
+    for item in container:
+        kind = type(item)
+        if kind in _PLAIN_TYPES or kind is float:
+            continue
+        if kind is list or kind is dict:
+            nested.append(item)
+        elif kind is not int:
+            raise UnsupportedPayload(
+                "a payload is bytes, str, None or JSON-like; this would not come back equal",
+                have=kind.__name__,
+            )
+        elif item.bit_length() > INTEGER_BITS_MAX:
+            raise UnsupportedPayload("an integer is too large", have_bits=item.bit_length())
