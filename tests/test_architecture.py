@@ -1,0 +1,235 @@
+"""Holds the tree to its rules, read as data: who may import whom, and what no module may do.
+
+The tables at the top are the rules; a new room is a new line. Nothing is imported to be checked.
+"""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "aegis_cluster"
+
+BELOW_ALL = {"errors", "ids", "limits", "config", "lifeline"}
+MACHINE = {"wire", "raft", "storage", "cluster", "broker"}
+FRONT = {
+    "engine", "channel", "subscriber", "sync", "cdc", "event", "stream", "gateway",
+    "integrations", "testing",
+}  # fmt: skip
+
+MAY_IMPORT: dict[str, set[str]] = {
+    # Room: the other rooms it may import, besides those below all. Imports run one way.
+    "errors": set(),
+    "ids": set(),
+    "limits": set(),
+    "lifeline": set(),
+    "config": set(),
+    "wire": set(),
+    "storage": {"wire"},  # storage and raft do not know each other
+    "raft": {"wire"},
+    "cluster": {"wire", "raft", "storage"},
+    "broker": {"wire", "raft", "storage", "cluster"},
+    "node": MACHINE,
+    "client": {"wire"},  # what stands on the client has no back door into the machine
+    **{room: {"client", "wire"} | FRONT for room in FRONT - {"testing"}},
+    "testing": {"client", "node"} | MACHINE | FRONT,
+    "cli": {"client", "node", "wire", "broker"} | FRONT,
+    "": {"client"} | FRONT,  # aegis_cluster/__init__.py, which users import
+}
+
+# A file that may import what its room may not, and the room it may import.
+EXCEPTIONS = {("embedded", "broker"), ("embedded", "node"), ("engine", "embedded")}
+
+# Plain objects that decide: nothing of the outside world reaches them but what is handed in.
+CORES = ("raft/*.py", "cluster/metadata*.py", "broker/*_stm.py", "node/supervision.py")
+OUTSIDE_WORLD = {
+    "asyncio", "concurrent", "datetime", "io", "multiprocessing", "os", "pathlib", "psutil",
+    "random", "secrets", "select", "selectors", "shutil", "signal", "socket", "ssl",
+    "subprocess", "tempfile", "threading", "time", "uuid", "zmq",
+}  # fmt: skip
+
+# Why: fork after threads and sockets deadlocks (multiprocessing's default); the others turn bytes
+# from a disk or a peer into code that runs.
+FORBIDDEN_MODULES = {"multiprocessing", "pickle", "marshal", "shelve", "yaml", "dill"}
+FORBIDDEN_CALLS = {
+    "print": "the library talks through return values, errors and logs",
+    "eval": "it runs what it reads",
+    "exec": "it runs what it reads",
+    "hash": "it differs between processes for texts; use the partitioner or a checksum",
+    "breakpoint": "it waits for nobody",
+    "input": "it waits for nobody",
+}
+
+
+class Module(NamedTuple):
+    """One file of the package, parsed."""
+
+    path: Path
+    tree: ast.Module
+
+    @property
+    def room(self) -> str:
+        """The first name below `aegis_cluster`; "" for its `__init__`."""
+        first = self.path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        return "" if first == "__init__" else first
+
+    @property
+    def name(self) -> str:
+        return str(self.path.relative_to(ROOT))
+
+
+def modules() -> list[Module]:
+    paths = sorted(path for path in PACKAGE.rglob("*.py") if "__pycache__" not in path.parts)
+    return [Module(path, ast.parse(path.read_text(encoding="utf-8"))) for path in paths]
+
+
+MODULES = modules()
+every_module = pytest.mark.parametrize("module", MODULES, ids=lambda module: module.name)
+
+
+def imported_names(tree: ast.AST) -> Iterator[str]:
+    """Full names of what is imported, wherever in the module; `from a import b` gives `a.b`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def without_type_checking(tree: ast.Module) -> ast.Module:
+    """The module as it runs: types may be named by a core that never touches their values."""
+
+    class Strip(ast.NodeTransformer):
+        def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt]:
+            if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+                return node.orelse
+            return self.generic_visit(node)
+
+    copy = ast.parse(ast.unparse(tree))
+    Strip().visit(copy)
+    return copy
+
+
+def rooms_imported(tree: ast.AST) -> set[str]:
+    found = set()
+    for name in imported_names(tree):
+        parts = name.split(".")
+        if parts[0] == "aegis_cluster":
+            is_room = (PACKAGE / parts[1]).is_dir() or (PACKAGE / f"{parts[1]}.py").exists()
+            found.add(parts[1] if is_room else "")
+    return found
+
+
+def is_core(module: Module) -> bool:
+    return any(module.path.relative_to(PACKAGE).match(pattern) for pattern in CORES)
+
+
+@every_module
+def test_imports_run_one_way(module: Module) -> None:
+    assert module.room in MAY_IMPORT, f"{module.name}: give the room a line in MAY_IMPORT"
+    allowed = MAY_IMPORT[module.room] | BELOW_ALL | {module.room}
+    excepted = {room for file, room in EXCEPTIONS if file == module.path.stem}
+    wrong = rooms_imported(module.tree) - allowed - excepted
+    assert not wrong, f"{module.name} may not import {sorted(wrong)}"
+
+
+def test_the_rooms_have_an_order() -> None:
+    """The table itself has no circle, save among the front rooms, which are one layer."""
+    above: dict[str, set[str]] = {
+        room: set() if room in FRONT else allowed - FRONT for room, allowed in MAY_IMPORT.items()
+    }
+    while above:
+        lowest = {room for room, allowed in above.items() if not allowed & above.keys()}
+        assert lowest, f"a circle among {sorted(above)}"
+        above = {room: allowed for room, allowed in above.items() if room not in lowest}
+
+
+@pytest.mark.parametrize("room", sorted(BELOW_ALL))
+def test_what_lies_below_all_imports_no_room(room: str) -> None:
+    (module,) = [module for module in MODULES if module.room == room]
+    assert rooms_imported(module.tree) <= BELOW_ALL
+
+
+@pytest.mark.parametrize(
+    "module", [module for module in MODULES if is_core(module)], ids=lambda module: module.name
+)
+def test_cores_do_not_reach_the_outside_world(module: Module) -> None:
+    runs = without_type_checking(module.tree)
+    wrong = {name.split(".")[0] for name in imported_names(runs)} & OUTSIDE_WORLD
+    assert not wrong, f"{module.name} is a core; it may not import {sorted(wrong)}"
+    assert "open" not in calls(runs), f"{module.name} is a core; it may not open files"
+
+
+def calls(tree: ast.AST) -> set[str]:
+    """Plain names that are called."""
+    return {
+        node.func.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    }
+
+
+@every_module
+def test_no_module_does_what_none_may(module: Module) -> None:
+    called = sorted(calls(module.tree) & FORBIDDEN_CALLS.keys())
+    assert not called, f"{module.name}: {[f'{name}: {FORBIDDEN_CALLS[name]}' for name in called]}"
+    imported = {name.split(".")[0] for name in imported_names(module.tree)}
+    assert not imported & FORBIDDEN_MODULES, module.name
+
+
+@every_module
+def test_every_module_says_what_it_is_for(module: Module) -> None:
+    docstring = ast.get_docstring(module.tree)
+    assert docstring, f"{module.name} has no docstring"
+    first = docstring.splitlines()[0]
+    assert first.endswith((".", ":")), f"{module.name}: the first line is a sentence"
+
+
+@every_module
+def test_nothing_is_swallowed(module: Module) -> None:
+    bare = [
+        node.lineno
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.ExceptHandler) and node.type is None
+    ]
+    assert not bare, f"{module.name} has a bare except in lines {bare}"
+
+
+def test_there_is_one_place_for_limits() -> None:
+    files = [module.name for module in MODULES if module.path.stem == "limits"]
+    assert files == ["aegis_cluster/limits.py"]
+
+
+def test_the_package_is_typed() -> None:
+    assert (PACKAGE / "py.typed").exists()
+
+
+# The checks themselves, on trees that break the rules
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("import aegis_cluster.raft.core", {"raft"}),
+        ("from aegis_cluster import limits, errors", {"limits", "errors"}),
+        ("from aegis_cluster.wire.frame import x", {"wire"}),
+        ("from aegis_cluster import StreamingEngine", {""}),
+        ("def f():\n    from aegis_cluster import broker", {"broker"}),
+        ("import os, aegis_clusters", set()),
+    ],
+)
+def test_imports_are_found(source: str, expected: set[str]) -> None:
+    assert rooms_imported(ast.parse(source)) == expected
+
+
+def test_what_only_types_see_does_not_run() -> None:
+    source = "if TYPE_CHECKING:\n    import random\nelse:\n    import time\nimport zlib"
+    assert set(imported_names(without_type_checking(ast.parse(source)))) == {"time", "zlib"}
