@@ -77,6 +77,8 @@ class LeaderChapter(FollowerChapter):
         self._voter_progress = ()
         self._replicate_due = False
         self._transfer_to = None
+        # The ranges they name may be replaced before the shell gets to fill them in.
+        self._send = [each for each in self._send if not isinstance(each.message, AppendRequest)]
 
     def _membership_changed(self) -> None:
         super()._membership_changed()
