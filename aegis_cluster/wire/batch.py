@@ -8,15 +8,17 @@ and a client never hands out records of a batch that fails its CRC (`decode_batc
 
 from __future__ import annotations
 
-import itertools
 import struct
-from typing import TYPE_CHECKING, Final
+from itertools import pairwise
+from operator import itemgetter
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from aegis_cluster import limits
 from aegis_cluster.errors import CorruptRecord, InvalidBatch, MessageTooLarge, Misuse, invariant
 from aegis_cluster.wire.compression import (
     CODEC_NONE,
     CODEC_NUMBERS,
+    DECOMPRESSED_BYTES_MAX,
     codec_number,
     compress,
     decompress,
@@ -44,6 +46,7 @@ __all__ = [
     "BatchHeader",
     "Bytes",
     "Record",
+    "Row",
     "batch_header",
     "check_client_batch",
     "decode_batch",
@@ -51,12 +54,17 @@ __all__ = [
     "stamp",
 ]
 
+Row: TypeAlias = "tuple[int, bytes | None, bytes | None, Sequence[tuple[str, bytes | None]]]"
+"""A record to be packed: timestamp_ms, key, value, headers."""
+
 _EPOCH_MAX: Final = 2**31 - 1
-_PRODUCER_STRUCT: Final = struct.Struct(">qhi")
+_UNCOVERED: Final = struct.Struct(">qiibI")
+_COVERED: Final = struct.Struct(">hiqqqhii")
 _BASE_OFFSET: Final = struct.Struct(">q")
 _LEADER_EPOCH: Final = struct.Struct(">i")
 _TIMESTAMP_MAX: Final = 2**62
 """Deltas between two timestamps fit 64 bits; far beyond any year that `datetime` knows."""
+_OFFSET: Final = itemgetter(0)
 _PADDING: Final = bytes(PADDING_BYTES)
 
 
@@ -139,18 +147,20 @@ class BatchBuilder:
         headers: Sequence[tuple[str, bytes | None]] = (),
     ) -> None:
         """Add a record; a refused one leaves the batch as it was."""
-        if not 0 <= timestamp_ms <= _TIMESTAMP_MAX:
-            raise Misuse("a record's time is before 1970 or beyond reason", have=timestamp_ms)
-        if len(headers) > limits.RECORD_HEADERS_MAX:
-            raise MessageTooLarge(
-                "a record has too many headers",
-                have=len(headers),
-                at_most=limits.RECORD_HEADERS_MAX,
-            )
-        if self.count >= limits.BATCH_RECORDS_MAX:
-            raise Misuse("a batch is full", at_most=limits.BATCH_RECORDS_MAX)
+        _check_row(self.count, timestamp_ms, headers)
         self._append(self.count, timestamp_ms, key, value, list(headers))
         self.count += 1
+
+    def extend(self, records: Iterable[Row]) -> None:
+        """Add many records; those before a refused one are in."""
+        append, count = self._append, self.count
+        try:
+            for timestamp_ms, key, value, headers in records:
+                _check_row(count, timestamp_ms, headers)
+                append(count, timestamp_ms, key, value, list(headers))
+                count += 1
+        finally:
+            self.count = count
 
     @property
     def size_bytes(self) -> int:
@@ -169,8 +179,23 @@ class BatchBuilder:
         )
 
 
+def _check_row(count: int, timestamp_ms: int, headers: Sequence[tuple[str, bytes | None]]) -> None:
+    if 0 <= timestamp_ms <= _TIMESTAMP_MAX and count < limits.BATCH_RECORDS_MAX:
+        if len(headers) <= limits.RECORD_HEADERS_MAX:
+            return
+        raise MessageTooLarge(
+            "a record has too many headers", have=len(headers), at_most=limits.RECORD_HEADERS_MAX
+        )
+    raise Misuse(
+        "a record's time is before 1970 or beyond reason, or the batch is full",
+        timestamp_ms=timestamp_ms,
+        count=count,
+        at_most=limits.BATCH_RECORDS_MAX,
+    )
+
+
 def encode_batch(
-    records: Iterable[tuple[int, bytes | None, bytes | None, Sequence[tuple[str, bytes | None]]]],
+    records: Iterable[Row],
     *,
     producer_id: int = -1,
     producer_epoch: int = -1,
@@ -180,9 +205,7 @@ def encode_batch(
 ) -> bytes:
     """One batch of `(timestamp_ms, key, value, headers)` tuples."""
     builder = BatchBuilder(compression=compression, codec=codec)
-    append = builder.append
-    for timestamp_ms, key, value, headers in records:
-        append(timestamp_ms, key, value, headers)
+    builder.extend(records)
     return builder.build(producer_id, producer_epoch, base_sequence)
 
 
@@ -192,38 +215,32 @@ def _finish(
     """Compress if that helps, and write the header that we vouch for."""
     if not count:
         raise Misuse("a batch holds at least one record")
-    timestamps = batch_header(built)
-    body: Bytes = memoryview(built)[BATCH_HEADER_BYTES:]
-    if compression != CODEC_NONE:
-        compressed = compress(compression, bytes(body))
-        if len(compressed) < len(body):
-            body = compressed
-        else:
-            compression = CODEC_NONE
-    covered = b"".join(
-        (
-            BATCH_STRUCT.pack(
-                0,
-                BATCH_HEADER_BYTES - BATCH_LENGTH_END + len(body),
-                -1,
-                MAGIC,
-                0,
-                compression,
-                count - 1,
-                timestamps.first_timestamp,
-                timestamps.max_timestamp,
-                *producer,
-                count,
-            )[BATCH_UNCOVERED_BYTES:],
-            body,
+    with memoryview(built) as view:
+        compression, body = _compressed(compression, view[BATCH_HEADER_BYTES:])
+        length = BATCH_HEADER_BYTES - BATCH_LENGTH_END + len(body)
+        if length + BATCH_LENGTH_END > limits.BATCH_BYTES_MAX:
+            raise MessageTooLarge(
+                "a batch is too large",
+                have=length + BATCH_LENGTH_END,
+                at_most=limits.BATCH_BYTES_MAX,
+            )
+        times = batch_header(built)
+        fields = (compression, count - 1, times.first_timestamp, times.max_timestamp)
+        covered = _COVERED.pack(*fields, *producer, count) + body
+    return _UNCOVERED.pack(0, length, -1, MAGIC, crc32c(covered)) + covered
+
+
+def _compressed(compression: int, body: memoryview) -> tuple[int, Bytes]:
+    """The codec really used: records that do not shrink are stored as they are."""
+    if len(body) > DECOMPRESSED_BYTES_MAX:
+        raise MessageTooLarge(
+            "a batch's records are too large", have=len(body), at_most=DECOMPRESSED_BYTES_MAX
         )
-    )
-    length = BATCH_HEADER_BYTES - BATCH_LENGTH_END + len(body)
-    head = _UNCOVERED.pack(0, length, -1, MAGIC, crc32c(covered))
-    return head + covered
-
-
-_UNCOVERED: Final = struct.Struct(">qiibI")
+    if compression != CODEC_NONE:
+        smaller = compress(compression, bytes(body))
+        if len(smaller) < len(body):
+            return compression, smaller
+    return CODEC_NONE, body
 
 
 def decode_batch(batch: Bytes, *, codec: RecordCodec | None = None) -> list[Record]:
@@ -247,7 +264,8 @@ def _check_stored(header: BatchHeader, batch: Bytes) -> None:
         raise CorruptRecord(
             "batch checksum", base_offset=header.base_offset, have=crc, want=header.crc
         )
-    if not 0 <= header.count <= limits.BATCH_RECORDS_MAX or header.base_offset < 0:
+    possible = 0 <= header.count <= limits.BATCH_RECORDS_MAX
+    if not possible or header.base_offset < 0 or header.last_offset_delta < 0:
         raise CorruptRecord(
             "impossible batch header", base_offset=header.base_offset, count=header.count
         )
@@ -267,9 +285,9 @@ def _uncompressed(header: BatchHeader, batch: Bytes) -> Bytes:
 def _check_offsets(header: BatchHeader, records: list[Record]) -> None:
     """Offsets rise and stay within what the batch claims (gaps come with compaction)."""
     first, last = header.base_offset, header.base_offset + header.last_offset_delta
-    offsets = [record[0] for record in records]
-    if offsets == list(range(first, last + 1)):
+    offsets = list(map(_OFFSET, records))
+    if len(offsets) == header.last_offset_delta + 1 and offsets == list(range(first, last + 1)):
         return
     bounded = not offsets or (first <= offsets[0] and offsets[-1] <= last)
-    if not bounded or any(a >= b for a, b in itertools.pairwise(offsets)):
+    if not bounded or any(a >= b for a, b in pairwise(offsets)):
         raise CorruptRecord("a batch's records are out of order", base_offset=first)

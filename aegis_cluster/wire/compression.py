@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, Final
 import cramjam
 
 from aegis_cluster import limits
-from aegis_cluster.errors import ConfigError, CorruptRecord
+from aegis_cluster.errors import ConfigError, CorruptRecord, invariant
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 DECOMPRESSED_BYTES_MAX: Final = 4 * limits.BATCH_BYTES_MAX
 """Clients fill a batch by its compressed size, so records may take some times that."""
@@ -32,8 +32,11 @@ _GZIP_LEVEL: Final = 6
 _GZIP_WINDOW: Final = 31  # zlib's way to ask for a gzip header
 _LZ4_LEVEL: Final = 1  # the fast one: level 9 is 12 times slower and saves a tenth of the bytes
 _ZSTD_LEVEL: Final = 3
-_GUESS_FACTOR: Final = 8
 _GUESS_BYTES_MIN: Final = 16 * limits.KIB
+_USUAL_BYTES_MAX: Final = 2 * limits.BATCH_BYTES_DEFAULT
+_GROWTH: Final = 8
+
+invariant(2 * limits.BATCH_BYTES_MAX <= DECOMPRESSED_BYTES_MAX, "the first guess has a limit")
 
 _XERIAL_MAGIC: Final = b"\x82SNAPPY\x00"
 _XERIAL_HEADER: Final = _XERIAL_MAGIC + b"\x00\x00\x00\x01\x00\x00\x00\x01"
@@ -67,23 +70,23 @@ def _decompress_growing(
     into: Callable[[bytes, memoryview], int], data: bytes, before: int, after: int
 ) -> bytearray:
     """Guess the size and grow until it fits or is over the limit (few formats tell the size)."""
-    room = min(max(len(data) * _GUESS_FACTOR, _GUESS_BYTES_MIN), DECOMPRESSED_BYTES_MAX)
+    room = _first_guess(len(data))
     while True:
         output = bytearray(before + room + after)
         try:
             with memoryview(output) as view, view[before : before + room] as target:
                 size = int(into(data, target))
-        except cramjam.DecompressionError as error:
-            if room == DECOMPRESSED_BYTES_MAX or not _is_out_of_room(error):
+            return _cut(output, before + size, after)
+        except cramjam.DecompressionError:
+            # Garbage and a full buffer raise the same, so garbage costs the few steps up, too.
+            if room == DECOMPRESSED_BYTES_MAX:
                 raise
-            room = min(room * _GUESS_FACTOR, DECOMPRESSED_BYTES_MAX)
-            continue
-        return _cut(output, before + size, after)
+            room = min(room * _GROWTH, DECOMPRESSED_BYTES_MAX)
 
 
-def _is_out_of_room(error: Exception) -> bool:
-    """The library has one exception type; the text is Rust's for a full output slice."""
-    return "failed to write whole buffer" in str(error)
+def _first_guess(size: int) -> int:
+    """Room for what a producer's batch usually holds; a large buffer costs time to clear."""
+    return max(2 * size, min(32 * size, _USUAL_BYTES_MAX), _GUESS_BYTES_MIN)
 
 
 def _cut(output: bytearray, end: int, after: int) -> bytearray:
@@ -95,32 +98,31 @@ def _cut(output: bytearray, end: int, after: int) -> bytearray:
 
 def _unsnappy(data: bytes, before: int, after: int) -> bytearray:
     """Every snappy block says its size, so the sum is known before anything is written."""
-    blocks = _xerial_blocks(data) if data.startswith(_XERIAL_MAGIC) else [data]
-    sizes = [int(cramjam.snappy.decompress_raw_len(block)) for block in blocks]
-    if sum(sizes) > DECOMPRESSED_BYTES_MAX:
-        raise CorruptRecord(
-            "records are too large", have=sum(sizes), at_most=DECOMPRESSED_BYTES_MAX
-        )
-    output = bytearray(before + sum(sizes) + after)
+    sizes = map(cramjam.snappy.decompress_raw_len, _snappy_blocks(data))
+    total = int(sum(sizes))
+    if total > DECOMPRESSED_BYTES_MAX:
+        raise CorruptRecord("records are too large", have=total, at_most=DECOMPRESSED_BYTES_MAX)
+    output = bytearray(before + total + after)
     position = before
     with memoryview(output) as view:
-        for block, size in zip(blocks, sizes, strict=True):
-            with view[position : position + size] as target:
-                cramjam.snappy.decompress_raw_into(block, target)
-            position += size
+        for block in _snappy_blocks(data):
+            with view[position : before + total] as target:
+                position += int(cramjam.snappy.decompress_raw_into(block, target))
     return output
 
 
-def _xerial_blocks(data: bytes) -> list[bytes]:
-    blocks: list[bytes] = []
+def _snappy_blocks(data: bytes) -> Iterator[bytes]:
+    """The blocks of xerial's framing, or the whole where there is none."""
+    if not data.startswith(_XERIAL_MAGIC):
+        yield data
+        return
     position = len(_XERIAL_HEADER)
     while position < len(data):
         start = position + 4
         position = start + int.from_bytes(data[position:start], "big")
         if start >= position or position > len(data):
             raise CorruptRecord("a snappy block does not fit", have=len(data), want=position)
-        blocks.append(data[start:position])
-    return blocks
+        yield data[start:position]
 
 
 def _gzip(data: bytes) -> bytes:

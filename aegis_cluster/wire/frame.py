@@ -50,6 +50,8 @@ _NO_BATCH_CRC: Final = bytes(4)
 _STAMP_OFFSET: Final = struct.Struct(">q")
 _STAMP_EPOCH: Final = struct.Struct(">i")
 _NUMBER_MAX: Final = 2**63 - 1
+TERM_MAX: Final = 2**31 - 1
+"""What fits the leader epoch of a batch; at an election a second, 68 years."""
 
 
 class FrameKind(IntEnum):
@@ -138,14 +140,16 @@ def _encode_header(
 ) -> bytes:
     """The 48 bytes; `head` is the part of the payload that the frame's CRC covers."""
     size = FRAME_HEADER_BYTES + len(annotation) + payload_size
-    invariant(size <= limits.FRAME_BYTES_MAX, "a frame fits its limit", size=size)
-    invariant(
-        len(annotation) <= limits.ANNOTATION_BYTES_MAX, "an annotation fits", have=len(annotation)
+    least = BATCH_HEADER_BYTES if kind is FrameKind.DATA else 0
+    possible = (
+        least <= payload_size
+        and size <= limits.FRAME_BYTES_MAX
+        and len(annotation) <= limits.ANNOTATION_BYTES_MAX
+        and len(previous_chain) == CHAIN_BYTES
+        and 0 < index <= _NUMBER_MAX
+        and 0 <= term <= TERM_MAX
     )
-    invariant(len(previous_chain) == CHAIN_BYTES, "a chain value has 8 bytes")
-    invariant(
-        kind is not FrameKind.DATA or payload_size >= BATCH_HEADER_BYTES, "data frames hold a batch"
-    )
+    invariant(possible, "a frame within its limits", size=size, index=index, term=term, kind=kind)
     covered = _COVERED.pack(
         group, size, FRAME_VERSION, kind, len(annotation), 0, term, index, time_ms
     )
@@ -181,7 +185,7 @@ def decode_header(buffer: Bytes, position: int = 0) -> FrameHeader:
         smallest += BATCH_HEADER_BYTES
     if not smallest <= size <= limits.FRAME_BYTES_MAX:
         raise CorruptRecord("impossible frame size", position=position, have=size, least=smallest)
-    if not (0 < index <= _NUMBER_MAX and term <= _NUMBER_MAX):
+    if not (0 < index <= _NUMBER_MAX and term <= TERM_MAX):
         raise CorruptRecord("impossible index or term", position=position, index=index, term=term)
     return FrameHeader(size, crc, kind, annotation_size, term, index, time_ms, chain)
 
