@@ -64,6 +64,7 @@ _BASE_OFFSET: Final = struct.Struct(">q")
 _LEADER_EPOCH: Final = struct.Struct(">i")
 _TIMESTAMP_MAX: Final = 2**62
 """Deltas between two timestamps fit 64 bits; far beyond any year that `datetime` knows."""
+_OFFSET_MAX: Final = 2**63 - 1
 _OFFSET: Final = itemgetter(0)
 _PADDING: Final = bytes(PADDING_BYTES)
 
@@ -264,8 +265,8 @@ def _check_stored(header: BatchHeader, batch: Bytes) -> None:
         raise CorruptRecord(
             "batch checksum", base_offset=header.base_offset, have=crc, want=header.crc
         )
-    possible = 0 <= header.count <= limits.BATCH_RECORDS_MAX
-    if not possible or header.base_offset < 0 or header.last_offset_delta < 0:
+    possible = 0 <= header.count <= limits.BATCH_RECORDS_MAX and header.last_offset_delta >= 0
+    if not possible or not 0 <= header.base_offset <= _OFFSET_MAX - header.last_offset_delta:
         raise CorruptRecord(
             "impossible batch header", base_offset=header.base_offset, count=header.count
         )

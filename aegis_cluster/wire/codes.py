@@ -10,7 +10,9 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Final
 
-from aegis_cluster import errors
+import msgpack
+
+from aegis_cluster import errors, limits
 from aegis_cluster.errors import AegisError, PeerViolation
 
 if TYPE_CHECKING:
@@ -18,8 +20,9 @@ if TYPE_CHECKING:
 
 MESSAGE_CHARS_MAX: Final = 2_000
 DETAILS_MAX: Final = 32
-DETAIL_DEPTH_MAX: Final = 4
-DETAIL_ITEMS_MAX: Final = 256
+DETAILS_BYTES_MAX: Final = 64 * limits.KIB
+DETAIL_DEPTH_MAX: Final = 3
+DETAIL_ITEMS_MAX: Final = 64
 
 
 class Code(IntEnum):
@@ -130,8 +133,10 @@ def code_of(error: AegisError) -> Code:
 
 def error_to_reply(error: AegisError) -> tuple[Code, list[Any]]:
     """Code and fields [message, details] of a reply that carries this error."""
-    details = dict(list(error.details.items())[:DETAILS_MAX])
-    return code_of(error), [_text(error.message), _plain(details, DETAIL_DEPTH_MAX)]
+    details = _plain(dict(list(error.details.items())[:DETAILS_MAX]), DETAIL_DEPTH_MAX)
+    if len(msgpack.packb(details)) > DETAILS_BYTES_MAX:
+        details = {"left_out": "details too large to send"}
+    return code_of(error), [_text(error.message), details]
 
 
 def error_from_reply(code: int, fields: Sequence[Any]) -> AegisError:

@@ -114,7 +114,7 @@ def _decode_json(value: bytes) -> Payload:
     # Counting brackets costs nothing, and only text with many of them can be nested too deep.
     suspect = value.count(b"[") + value.count(b"{") > limits.PAYLOAD_DEPTH_MAX
     decoded: Payload = _DECODER.decode(value.decode())
-    if suspect and _too_deep(decoded):
+    if suspect and type(decoded) in (list, dict) and _too_deep(decoded):
         raise ValueError("nested too deep")
     return decoded
 
@@ -128,16 +128,14 @@ _DECODER: Final = json.JSONDecoder(parse_constant=_no_constant)
 
 def _too_deep(value: Any) -> bool:
     level = [value]
-    for _ in range(limits.PAYLOAD_DEPTH_MAX + 1):
+    for _ in range(limits.PAYLOAD_DEPTH_MAX):
         level = [
             item
             for container in level
-            if type(container) in (list, dict)
             for item in (container.values() if type(container) is dict else container)
+            if type(item) in (list, dict)
         ]
-        if not level:
-            return False
-    return True
+    return bool(level)
 
 
 def _refuse_unequal(value: Any) -> None:
