@@ -30,7 +30,7 @@ CODEC_NUMBERS: Final = frozenset(CODEC_OF_NAME.values())
 
 _GZIP_LEVEL: Final = 6
 _GZIP_WINDOW: Final = 31  # zlib's way to ask for a gzip header
-_LZ4_LEVEL: Final = 1  # the fast one: level 9 is 12 times slower and saves a tenth of the bytes
+_LZ4_LEVEL: Final = 1  # the fast one: level 9 takes 9 times as long for a tenth fewer bytes
 _ZSTD_LEVEL: Final = 3
 _GUESS_BYTES_MIN: Final = 16 * limits.KIB
 _USUAL_BYTES_MAX: Final = 2 * limits.BATCH_BYTES_DEFAULT

@@ -27,7 +27,7 @@ PROTOCOL_VERSION: Final = 1
 REQUEST_CONTROL_BYTES_MAX: Final = 1 * limits.MIB
 """The msgpack part of a request, which comes from strangers; replies may carry all metadata."""
 ARRAY_ITEMS_MAX: Final = 16_384
-"""One list or map. msgpack allocates what a header announces, once per level of nesting."""
+"""One list or map. msgpack takes memory for items that a header only announces."""
 FIELDS_DEPTH_MAX: Final = 16
 TEXT_BYTES_MAX: Final = 64 * limits.KIB
 NUMBER_MAX: Final = 2**63 - 1

@@ -10,8 +10,8 @@ length integer without looking for the end, so every batch is given zero bytes b
 (`PADDING_BYTES`), in the same allocation, where such an integer ends. Whatever it raises on hostile
 bytes becomes CorruptRecord.
 
-aiokafka takes a tenth of a second to import, so it is imported on first use: a broker, which never
-looks at a record, never pays for it.
+aiokafka takes a tenth of a second to import, so it is imported on first use, and a process that
+handles whole batches only never pays for it.
 """
 
 from __future__ import annotations
