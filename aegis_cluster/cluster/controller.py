@@ -9,16 +9,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
-from aegis_cluster.cluster.metadata import (
-    CreateTopic,
-    DeleteTopic,
-    GrantProducerIds,
-    NodeInfo,
-    PartitionInfo,
-    RegisterNode,
-    TopicInfo,
-    TopicSettings,
-)
+from aegis_cluster.cluster.metadata import CreateTopic, DeleteTopic, GrantProducerIds, RegisterNode
 from aegis_cluster.cluster.placement import place
 from aegis_cluster.errors import InvalidTopic, TopicExists, TopicNotFound
 from aegis_cluster.ids import GroupId
@@ -29,6 +20,7 @@ from aegis_cluster.limits import (
     TOPIC_NAME_CHARS_MAX,
     TOPIC_PARTITIONS_MAX,
 )
+from aegis_cluster.wire.descriptions import NodeInfo, PartitionInfo, TopicInfo, TopicSettings
 
 if TYPE_CHECKING:
     from aegis_cluster.cluster.metadata_table import MetadataTable
@@ -52,6 +44,7 @@ def create_topic(
     partitions: int | None,
     replicas: int | None,
     settings: TopicSettings,
+    token: str = "",
 ) -> CreateTopic:
     """Choose groups and replicas for a new topic; `None` means the default.
 
@@ -82,7 +75,7 @@ def create_topic(
         PartitionInfo(number, GroupId(table.next_group + number), members)
         for number, members in enumerate(placed)
     )
-    return CreateTopic(TopicInfo(name, settings, infos))
+    return CreateTopic(TopicInfo(name, settings, infos, token))
 
 
 def delete_topic(table: MetadataTable, name: str) -> DeleteTopic:

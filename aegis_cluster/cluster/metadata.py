@@ -8,75 +8,23 @@ clock, no chance and no look at the world.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+from dataclasses import dataclass
+from typing import Any, Final
 
 import msgpack
 
-from aegis_cluster.errors import CorruptRecord, PeerViolation
-from aegis_cluster.ids import GroupId, Member, NodeId, ProducerId, ShardId
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-T = TypeVar("T")
+from aegis_cluster.errors import CorruptRecord
+from aegis_cluster.ids import ProducerId
+from aegis_cluster.wire.descriptions import (
+    NodeInfo,
+    TopicInfo,
+    node_from_fields,
+    node_to_fields,
+    topic_from_fields,
+    topic_to_fields,
+)
 
 COMMAND_VERSION: Final = 1
-
-
-@dataclass(frozen=True, slots=True)
-class NodeInfo:
-    """One node as it last registered.
-
-    base_port: first of its ports; every endpoint follows from it and the shard's number.
-    shards: how many shards it runs now; a group lives on shard `group % shards`.
-    """
-
-    node: NodeId
-    incarnation: str
-    name: str
-    host: str
-    base_port: int
-    shards: int
-    boot_id: str
-
-    @property
-    def member(self) -> Member:
-        return Member(self.node, self.incarnation)
-
-    def shard_of(self, group: GroupId) -> ShardId:
-        return ShardId(group % self.shards)
-
-
-@dataclass(frozen=True, slots=True)
-class TopicSettings:
-    """What a topic was created with; times in milliseconds, `None` = without limit."""
-
-    kind: str = "topic"
-    retention_ms: int | None = None
-    retention_bytes: int | None = None
-    cleanup: str = "delete"
-    compression: str = "none"
-    max_message_bytes: int = 1_000_000
-
-
-class PartitionInfo(NamedTuple):
-    """One partition: its Raft group and where its replicas were placed, preferred leader first."""
-
-    partition: int
-    group: GroupId
-    replicas: tuple[Member, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class TopicInfo:
-    name: str
-    settings: TopicSettings
-    partitions: tuple[PartitionInfo, ...]
-
-    @property
-    def replication_factor(self) -> int:
-        return len(self.partitions[0].replicas)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,48 +51,6 @@ class GrantProducerIds:
 
 
 Command = RegisterNode | CreateTopic | DeleteTopic | GrantProducerIds
-
-
-def node_to_fields(info: NodeInfo) -> list[Any]:
-    return [getattr(info, field.name) for field in fields(info)]
-
-
-def node_from_fields(values: Sequence[Any]) -> NodeInfo:
-    info = _build(NodeInfo, values)
-    return replace(info, node=NodeId(info.node))
-
-
-def topic_to_fields(info: TopicInfo) -> list[Any]:
-    settings = [getattr(info.settings, field.name) for field in fields(info.settings)]
-    return [
-        info.name,
-        settings,
-        [[p.group, [list(m) for m in p.replicas]] for p in info.partitions],
-    ]
-
-
-def topic_from_fields(values: Sequence[Any]) -> TopicInfo:
-    try:
-        name, settings, placed = values
-        partitions = tuple(
-            PartitionInfo(
-                number,
-                GroupId(group),
-                tuple(Member(NodeId(n), incarnation) for n, incarnation in on),
-            )
-            for number, (group, on) in enumerate(placed)
-        )
-        return TopicInfo(str(name), _build(TopicSettings, settings), partitions)
-    except (TypeError, ValueError) as error:
-        raise PeerViolation(f"A topic's description is malformed: {error}.") from error
-
-
-def _build(kind: type[T], values: Sequence[Any]) -> T:
-    """Make a dataclass from its fields in order; a wrong count is the sender's fault."""
-    try:
-        return kind(*values)
-    except TypeError as error:
-        raise PeerViolation(f"{kind.__name__} came with the wrong fields: {error}.") from error
 
 
 def encode_command(command: Command) -> bytes:

@@ -14,17 +14,19 @@ from aegis_cluster.cluster.metadata import (
     CreateTopic,
     DeleteTopic,
     GrantProducerIds,
+    RegisterNode,
+)
+from aegis_cluster.errors import invariant
+from aegis_cluster.ids import METADATA_GROUP, GroupId, LogIndex, NodeId, ProducerId
+from aegis_cluster.wire.descriptions import (
     NodeInfo,
     PartitionInfo,
-    RegisterNode,
     TopicInfo,
     node_from_fields,
     node_to_fields,
     topic_from_fields,
     topic_to_fields,
 )
-from aegis_cluster.errors import invariant
-from aegis_cluster.ids import METADATA_GROUP, GroupId, LogIndex, NodeId, ProducerId
 
 
 class MetadataTable:

@@ -15,8 +15,8 @@ from aegis_cluster.errors import NotEnoughReplicas
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from aegis_cluster.cluster.metadata import NodeInfo, TopicInfo
     from aegis_cluster.ids import Member
+    from aegis_cluster.wire.descriptions import NodeInfo, TopicInfo
 
 
 def place(

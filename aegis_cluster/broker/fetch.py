@@ -1,0 +1,186 @@
+"""The fetch request: whole stored frames below the high watermark, or a wait for them.
+
+request fields:  [wait_ms, [[group, offset, bytes_max], ...]]
+reply fields:    [[code, high_watermark, log_start, bytes] or [code, message, details], ...]
+                 and one raw part per entry, in the same order; empty where there is nothing new
+
+A fetch needs no quorum: what is committed stays committed. Hot frames come from memory, the rest
+is read in a helper thread.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from aegis_cluster.broker.produce import refusal
+from aegis_cluster.errors import AegisError, NotLeader, PeerViolation
+from aegis_cluster.ids import GroupId, LogIndex, RecordOffset
+from aegis_cluster.limits import FETCH_BYTES_MAX, FETCH_WAIT_MS_MAX, REQUEST_PARTS_MAX
+from aegis_cluster.wire.protocol import Part, Request, take_int, take_list
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from aegis_cluster.broker.partition import Partition
+    from aegis_cluster.broker.transport import Transport
+    from aegis_cluster.storage.types import ReadResult
+
+
+class FetchItem(NamedTuple):
+    group: GroupId
+    offset: RecordOffset
+    bytes_max: int
+
+
+@dataclass(slots=True, eq=False)
+class FetchCall:
+    """One request that waits; `reply` gets result fields and parts, once."""
+
+    items: list[FetchItem]
+    deadline_ms: int
+    strict: bool
+    reply: Callable[[list[list[Any]], list[Part]], None]
+    done: bool = False
+
+
+class _Found(NamedTuple):
+    """What one partition has for one item; `read` must still be done when data is None."""
+
+    fields: list[Any]
+    data: bytes | None
+    first: LogIndex = LogIndex(0)
+    last: LogIndex = LogIndex(0)
+
+
+def parse(request: Request) -> tuple[int, list[FetchItem]]:
+    """How long to wait, and for what. Raises `PeerViolation`."""
+    wait_ms = min(take_int(request.fields, 0, "wait_ms"), FETCH_WAIT_MS_MAX, request.ms_left)
+    items = []
+    for item in take_list(request.fields, 1, "partitions", items_max=REQUEST_PARTS_MAX):
+        if not isinstance(item, list):
+            raise PeerViolation("A fetch names partitions as [group, offset, bytes_max].")
+        group = GroupId(take_int(item, 0, "group"))
+        offset = RecordOffset(take_int(item, 1, "offset"))
+        bytes_max = take_int(item, 2, "bytes_max", high=FETCH_BYTES_MAX)
+        items.append(FetchItem(group, offset, bytes_max))
+    if not items:
+        raise PeerViolation("A fetch must name at least one partition.")
+    return wait_ms, items
+
+
+class Fetches:
+    """Fetches that wait for data, by the partitions that can wake them."""
+
+    def __init__(self, partitions: Mapping[GroupId, Partition], transport: Transport) -> None:
+        self._partitions = partitions
+        self._transport = transport
+        self._by_group: defaultdict[GroupId, dict[int, FetchCall]] = defaultdict(dict)
+        self._deadlines: list[tuple[int, int, FetchCall]] = []
+        self._count = 0
+
+    def start(self, call: FetchCall, now_ms: int) -> None:
+        """Answer at once where something is known, else wait for it or for the deadline."""
+        if self._try(call) or call.done:
+            return
+        if call.deadline_ms <= now_ms:
+            self._answer_empty(call)
+            return
+        self._count += 1
+        for item in call.items:
+            self._by_group[item.group][self._count] = call
+        heapq.heappush(self._deadlines, (call.deadline_ms, self._count, call))
+
+    def wake(self, group: GroupId) -> None:
+        """The partition has moved on, or has another role: look at its fetches again."""
+        waiting = self._by_group.get(group)
+        if not waiting:
+            return
+        for number, call in list(waiting.items()):
+            if call.done or self._try(call):
+                self._forget(number, call)
+
+    def expire(self, now_ms: int) -> None:
+        """Answer, empty-handed, the fetches whose time has come."""
+        while self._deadlines and self._deadlines[0][0] <= now_ms:
+            _, number, call = heapq.heappop(self._deadlines)
+            self._forget(number, call)
+            if not call.done:
+                self._answer_empty(call)
+
+    def _forget(self, number: int, call: FetchCall) -> None:
+        for item in call.items:
+            waiting = self._by_group.get(item.group)
+            if waiting is not None:
+                waiting.pop(number, None)
+                if not waiting:
+                    del self._by_group[item.group]
+
+    def _try(self, call: FetchCall) -> bool:
+        """Answer the call if any of its partitions has data or an error."""
+        budget = FETCH_BYTES_MAX
+        found: list[_Found] = []
+        ready = False
+        for item in call.items:
+            answer = self._look(item, min(item.bytes_max, budget), call.strict)
+            ready |= answer.fields[0] != 0 or answer.data != b""
+            budget -= len(answer.data) if answer.data is not None else item.bytes_max
+            budget = max(budget, 0)
+            found.append(answer)
+        if ready:
+            self._answer(call, found)
+        return ready
+
+    def _look(self, item: FetchItem, bytes_max: int, strict: bool) -> _Found:
+        try:
+            partition = self._partitions.get(item.group)
+            if partition is None:
+                raise NotLeader("This shard has no replica of the partition; ask for metadata.")
+            if strict and not partition.serving:
+                raise partition.not_leader()
+            partition.check_fetch(item.offset)
+        except AegisError as error:
+            return _Found(refusal(error), b"")
+        fields = [0, partition.high_watermark, partition.log_start_offset]
+        if item.offset >= partition.high_watermark or bytes_max == 0:
+            return _Found(fields, b"")
+        first = partition.log.index_of_offset(item.offset)
+        hot = partition.log.read_cached(first, partition.applied, bytes_max)
+        return _Found(fields, hot.data if hot else None, first, partition.applied)
+
+    def _answer(self, call: FetchCall, found: list[_Found]) -> None:
+        call.done = True
+        cold = [slot for slot, answer in enumerate(found) if answer.data is None]
+        if not cold:
+            call.reply([f.fields for f in found], [f.data or b"" for f in found])
+            return
+        logs = {slot: self._partitions[call.items[slot].group].log for slot in cold}
+
+        def read() -> dict[int, ReadResult | AegisError]:
+            results: dict[int, ReadResult | AegisError] = {}
+            for slot in cold:
+                answer, item = found[slot], call.items[slot]
+                try:
+                    results[slot] = logs[slot].read(answer.first, answer.last, item.bytes_max)
+                except AegisError as error:
+                    results[slot] = error
+            return results
+
+        def done(results: dict[int, ReadResult | AegisError]) -> None:
+            fields = [f.fields for f in found]
+            parts: list[Part] = [f.data or b"" for f in found]
+            for slot, result in results.items():
+                if isinstance(result, AegisError):
+                    fields[slot] = refusal(result)
+                else:
+                    parts[slot] = result.data
+            call.reply(fields, parts)
+
+        self._transport.read_later(read, done)
+
+    def _answer_empty(self, call: FetchCall) -> None:
+        found = [self._look(item, 0, call.strict) for item in call.items]
+        call.done = True
+        call.reply([f.fields for f in found], [b"" for _ in found])

@@ -1,0 +1,188 @@
+"""The loop of a shard process: plain, single, and in an order that is the design.
+
+    wait → finished disk work → peers → links → control → data → step → write → send
+
+Draining first makes batches by itself: the busier the shard, the fewer system calls and syncs a
+record costs. Peers come first, so that a flood of data never delays a heartbeat. While a round of
+writes is being synced in a helper thread, the next one gathers; only one is under way at a time.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from aegis_cluster.broker.shard import Shard
+from aegis_cluster.broker.transport import Listener
+from aegis_cluster.limits import SHARD_DRAIN_BYTES, SHARD_DRAIN_MESSAGES
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Callable, Sequence
+
+    from aegis_cluster.broker.context import ShardContext
+    from aegis_cluster.broker.sockets import Sockets
+    from aegis_cluster.broker.transport import PeerKey
+    from aegis_cluster.broker.workers import Workers
+    from aegis_cluster.storage.store import Round, ShardStore
+    from aegis_cluster.wire.protocol import Part
+
+T = TypeVar("T")
+
+SYNC: Final = "sync"
+CHECKPOINT: Final = "checkpoint"
+READ: Final = "read"
+
+log = logging.getLogger(__name__)
+
+
+def monotonic_ms() -> int:
+    return time.monotonic_ns() // 1_000_000
+
+
+def wall_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+class ShardLoop:
+    """Drives one `Shard` with real sockets, a real disk and the real clock."""
+
+    def __init__(
+        self,
+        *,
+        context: ShardContext,
+        store: ShardStore,
+        sockets: Sockets,
+        workers: Workers,
+        rng: random.Random,
+        fsync: bool,
+    ) -> None:
+        self._store = store
+        self._sockets = sockets
+        self._workers = workers
+        self._fsync = fsync
+        self._syncing = False
+        self._checkpointing = False
+        self._stopping = False
+        self.shard = Shard(
+            context=context,
+            store=store,
+            transport=self,
+            rng=rng,
+            wall_ms=wall_ms,
+            now_ms=monotonic_ms(),
+        )
+        sockets.register(workers.fd)
+
+    def stop(self) -> None:
+        """End after the present turn; may be called from a signal handler."""
+        self._stopping = True
+
+    def run(self) -> None:
+        """Turn until told to stop. Raises `StorageFailed` when the disk can't be trusted."""
+        while not self._stopping:
+            self._turn()
+
+    def _turn(self) -> None:
+        shard = self.shard
+        self._sockets.poll(max(0, shard.next_tick_ms - monotonic_ms()))
+        self._workers.drain()
+        self._drain(Listener.PEERS)
+        for key, message in self._sockets.peer_messages(SHARD_DRAIN_MESSAGES):
+            shard.link_message(key, message)
+        self._follow_links()
+        self._drain(Listener.CONTROL)
+        if shard.clients.has_room:
+            self._drain(Listener.DATA)
+        shard.turn(monotonic_ms())
+        self._write()
+        self._checkpoint()
+
+    def _drain(self, listener: Listener) -> None:
+        size = 0
+        for _ in range(SHARD_DRAIN_MESSAGES):
+            received = self._sockets.receive(listener)
+            if received is None:
+                return
+            origin, message = received
+            if listener is Listener.PEERS:
+                self.shard.peer_request(origin, message)
+            else:
+                self.shard.client_request(listener, origin, message)
+            size += sum(map(len, message))
+            if size >= SHARD_DRAIN_BYTES:
+                return
+
+    def _follow_links(self) -> None:
+        for key, is_up in list(self._sockets.link_events()):
+            if is_up:
+                self.shard.link_connected(key)
+            else:
+                self._sockets.renew_peer(key)
+                self.shard.link_disconnected(key)
+
+    # ---- disk
+
+    def _write(self) -> None:
+        """Begin a round with all that is staged, unless one is still under way."""
+        if self._syncing:
+            return
+        begun = self.shard.begin_round()
+        if begun is None:
+            return
+        number, written = begun
+        if written is None or not self._fsync:
+            self.shard.end_round(number, written)
+            self.shard.turn(monotonic_ms())
+            return
+        self._syncing = True
+        store = self._store
+        self._workers.submit(
+            SYNC, lambda: store.sync(written), lambda result: self._synced(number, written, result)
+        )
+
+    def _synced(self, number: int, written: Round, result: Any) -> None:
+        _raise_failure(result)
+        self._syncing = False
+        self.shard.end_round(number, written)
+
+    def _checkpoint(self) -> None:
+        if self._checkpointing or not self._store.checkpoint_due(monotonic_ms()):
+            return
+        self._checkpointing = True
+        store, begun = self._store, self._store.begin_checkpoint()
+
+        def done(result: Any) -> None:
+            _raise_failure(result)
+            store.end_checkpoint(begun)
+            self._checkpointing = False
+
+        self._workers.submit(CHECKPOINT, lambda: store.sync_checkpoint(begun), done)
+
+    # ---- Transport
+
+    def open_peer(self, key: PeerKey, endpoint: str) -> None:
+        self._sockets.open_peer(key, endpoint)
+
+    def close_peer(self, key: PeerKey) -> None:
+        self._sockets.close_peer(key)
+
+    def send_peer(self, key: PeerKey, message: Sequence[Part]) -> bool:
+        return self._sockets.send_peer(key, message)
+
+    def reply(self, listener: Listener, origin: bytes, message: Sequence[Part]) -> bool:
+        return self._sockets.reply(listener, origin, message)
+
+    def read_later(self, job: Callable[[], T], done: Callable[[T], None]) -> None:
+        def finish(result: Any) -> None:
+            _raise_failure(result)
+            done(result)
+
+        self._workers.submit(READ, job, finish)
+
+
+def _raise_failure(result: object) -> None:
+    """What went wrong in a helper thread goes wrong here, where it ends the process."""
+    if isinstance(result, Exception):
+        raise result

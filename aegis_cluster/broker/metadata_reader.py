@@ -1,0 +1,84 @@
+"""How a shard without a replica of `__cluster/0` follows it: as a consumer, never as a learner.
+
+It keeps one long fetch open at the first shard of some node that holds a replica, folds what
+comes, and asks the next node when one does not answer.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Final
+
+from aegis_cluster.broker.links import Call
+from aegis_cluster.broker.metadata_stm import apply_commands
+from aegis_cluster.cluster.metadata_table import MetadataTable
+from aegis_cluster.errors import AegisError, CorruptRecord
+from aegis_cluster.ids import METADATA_GROUP, RecordOffset
+from aegis_cluster.limits import FETCH_BYTES_DEFAULT
+from aegis_cluster.wire.batch import batch_header
+from aegis_cluster.wire.frame import FrameKind, check_frame, frame_payload, iter_frames
+from aegis_cluster.wire.protocol import Api, Reply, take_list, take_part
+
+if TYPE_CHECKING:
+    from aegis_cluster.broker.links import Links
+    from aegis_cluster.broker.shard import Shard
+
+WAIT_MS: Final = 2_000
+GIVE_UP_MS: Final = 4_000
+
+log = logging.getLogger(__name__)
+
+
+class MetadataReader:
+    """Keeps `table` as fresh as one long poll allows."""
+
+    def __init__(self, shard: Shard, links: Links) -> None:
+        self.table = MetadataTable()
+        self._shard = shard
+        self._links = links
+        self._offset = RecordOffset(0)
+        self._asking = False
+        self._turn = 0
+
+    def tick(self) -> None:
+        """Have one fetch under way whenever some node can be asked."""
+        if self._asking:
+            return
+        keys = [key for key in self._links.ups() if key.shard == 0]
+        if not keys:
+            return
+        key = keys[self._turn % len(keys)]
+        self._asking = True
+        now_ms = self._shard.now_ms
+        fields = [WAIT_MS, [[METADATA_GROUP, self._offset, FETCH_BYTES_DEFAULT]]]
+        call = Call(now_ms + GIVE_UP_MS, self._answered)
+        self._links.call(key, Api.FETCH, fields, now_ms=now_ms, call=call)
+
+    def _answered(self, reply: Reply | AegisError) -> None:
+        self._asking = False
+        try:
+            if isinstance(reply, AegisError):
+                raise reply
+            result = take_list(reply.fields, 0, "results")[0]
+            if result[0] != 0:
+                raise CorruptRecord(str(result))
+            moved = self._fold(bytes(take_part(reply.parts, 0, "frames")))
+        except (AegisError, IndexError, TypeError) as error:
+            log.debug("Reading the metadata failed: %s", error)
+            self._turn += 1
+            return
+        if moved:
+            self._shard.metadata_changed()
+        self.tick()
+
+    def _fold(self, frames: bytes) -> bool:
+        before = self.table.index
+        for position, _ in iter_frames(frames):
+            header = check_frame(METADATA_GROUP, frames, position, previous_chain=None)
+            if header.kind is not FrameKind.DATA or header.index <= self.table.index:
+                continue
+            payload = frame_payload(frames, header, position)
+            apply_commands(self.table, header.index, payload)
+            batch = batch_header(payload)
+            self._offset = RecordOffset(batch.base_offset + batch.last_offset_delta + 1)
+        return self.table.index != before

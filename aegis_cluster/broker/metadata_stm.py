@@ -1,0 +1,64 @@
+"""The fold of `__cluster/0`: the committed metadata table, and the controller's view ahead of it.
+
+`table` is what is committed, the same on every node. `ahead` is `table` plus the commands that
+this replica, as the controller, has appended and not committed yet; decisions are made on it, so
+requests need not wait for each other. It is thrown away with leadership.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from aegis_cluster.cluster.metadata import Command, decode_command
+from aegis_cluster.cluster.metadata_table import MetadataTable
+from aegis_cluster.errors import CorruptRecord, invariant
+from aegis_cluster.wire.batch import decode_batch
+
+if TYPE_CHECKING:
+    from aegis_cluster.ids import LogIndex
+    from aegis_cluster.wire.batch import BatchHeader
+    from aegis_cluster.wire.frame import FrameHeader
+
+
+class MetadataFold:
+    """Applies each command of a committed frame to the table."""
+
+    def __init__(self) -> None:
+        self.table = MetadataTable()
+        self._ahead: MetadataTable | None = None
+
+    @property
+    def ahead(self) -> MetadataTable:
+        """The table as it will be once everything under way has committed."""
+        if self._ahead is None:
+            self._ahead = MetadataTable.from_body(self.table.to_body())
+        return self._ahead
+
+    def appended(self, index: LogIndex, command: Command) -> None:
+        """Note a command that the controller has just put into its log."""
+        self.ahead.apply(index, command)
+
+    def apply(self, header: FrameHeader, batch: BatchHeader, payload: memoryview) -> None:
+        apply_commands(self.table, header.index, payload)
+        if self._ahead is not None and self._ahead.index < header.index:
+            self._ahead = None
+
+    def leadership_lost(self) -> None:
+        self._ahead = None
+
+    def to_body(self) -> list[Any]:
+        return self.table.to_body()
+
+    def load_body(self, body: list[Any]) -> None:
+        self.table = MetadataTable.from_body(body)
+        self._ahead = None
+
+
+def apply_commands(table: MetadataTable, index: LogIndex, payload: memoryview) -> None:
+    """Fold one batch of `__cluster/0`, which holds one command."""
+    records = decode_batch(payload)
+    invariant(len(records) == 1, "a metadata frame holds one command", index=index)
+    value = records[0].value
+    if value is None:
+        raise CorruptRecord(f"The metadata command at index {index} is empty.", index=index)
+    table.apply(index, decode_command(value))

@@ -1,0 +1,534 @@
+"""One replica of one partition: its Raft core, its log, and what is folded over it.
+
+This is the shell around the core (`raft.Replica`) and still does no I/O of its own: it stages
+writes with the shard's store, puts messages on the shard's outbox, and is told when a round of
+writes is on disk. The order is the core's order: what is `durable` before what reflects it leaves,
+promises (`reply`) only after the round that holds them was synced, effects finished in order.
+
+The rule it protects: a producer hears "done" for an index only when that index is committed and
+applied here, and hears "unknown" when this replica stopped leading before it knew.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+
+from aegis_cluster.errors import (
+    AegisError,
+    CorruptRecord,
+    InvariantBroken,
+    NotLeader,
+    OffsetOutOfRange,
+    OutcomeUnknown,
+    PeerViolation,
+    Refused,
+    invariant,
+)
+from aegis_cluster.ids import GroupId, LogIndex, Member, RecordOffset, Term, TopicPartition
+from aegis_cluster.limits import MIB, RAFT_APPEND_BYTES_MAX
+from aegis_cluster.raft import AppendRequest, Entry, Role
+from aegis_cluster.raft.codec import membership_from_fields, membership_to_fields
+from aegis_cluster.wire.batch import BatchHeader, batch_header
+from aegis_cluster.wire.frame import (
+    FrameKind,
+    check_frame,
+    decode_header,
+    encode_data_frame,
+    encode_frame,
+    frame_payload,
+    iter_frames,
+)
+from aegis_cluster.wire.protocol import decode_fields, encode_fields
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from aegis_cluster.broker.folds import PartitionState
+    from aegis_cluster.raft import Effects, Envelope, Replica
+    from aegis_cluster.raft import Message as RaftMessage
+    from aegis_cluster.storage.log import PartitionLog
+    from aegis_cluster.storage.types import ReadResult
+    from aegis_cluster.storage.store import ShardStore
+    from aegis_cluster.wire.frame import FrameHeader
+
+SNAPSHOT_FRAMES: Final = 100_000
+SNAPSHOT_BYTES: Final = 64 * MIB
+APPLY_READ_BYTES: Final = 1 * MIB
+
+
+class Waiter(Protocol):
+    """Someone who wants to hear what became of an index."""
+
+    def committed(self) -> None: ...
+
+    def lost(self, error: AegisError) -> None: ...
+
+
+class Rounds(Protocol):
+    """The shard's group commit, as a replica sees it."""
+
+    def wait_for_round(self, partition: Partition) -> int:
+        """Number of the round that will hold what is staged now; `round_done` follows."""
+
+    def due(self, partition: Partition) -> None:
+        """Have `step` called in this turn."""
+
+
+class ReadLater(Protocol):
+    """Run a blocking read in a helper thread; `done` gets its result in the shard's own."""
+
+    def __call__(
+        self, job: Callable[[], ReadResult], done: Callable[[ReadResult], None]
+    ) -> None: ...
+
+
+class Sender(Protocol):
+    """The shard's outbox, as a replica sees it."""
+
+    def __call__(
+        self, partition: Partition, recipient: Member, message: RaftMessage, frames: bytes | None
+    ) -> None: ...
+
+
+class _Proposal(NamedTuple):
+    """A batch of ours between `propose` and its frame: the core has given it an index."""
+
+    batch: bytes
+    base_offset: RecordOffset
+    time_ms: int
+    annotation: bytes
+
+
+@dataclass(slots=True)
+class Placed:
+    """Where an appended batch will stand once its index is committed."""
+
+    index: LogIndex
+    base_offset: RecordOffset
+    time_ms: int
+
+
+class Partition:
+    """One replica, owned by one shard. `step` moves it on; everything else is input or a question.
+
+    applied: last index folded here; high_watermark: offset after the last applied record.
+    """
+
+    def __init__(
+        self,
+        *,
+        group: GroupId,
+        name: TopicPartition,
+        replica: Replica,
+        log: PartitionLog,
+        store: ShardStore,
+        state: PartitionState,
+        rounds: Rounds,
+        wall_ms: Callable[[], int],
+        send: Sender,
+        read_later: ReadLater,
+    ) -> None:
+        self.group = group
+        self.name = name
+        self.replica = replica
+        self.log = log
+        self.state = state
+        self.applied = LogIndex(0)
+        self.high_watermark = RecordOffset(0)
+        self.on_advance: Callable[[Partition], None] = _ignore
+        self._store = store
+        self._rounds = rounds
+        self._wall_ms = wall_ms
+        self._send = send
+        self._read_later = read_later
+        self._proposals: dict[tuple[LogIndex, Term], _Proposal] = {}
+        self._received: dict[tuple[LogIndex, Term], bytes] = {}
+        self._unapplied: deque[tuple[LogIndex, bytes]] = deque()
+        self._waiters: defaultdict[LogIndex, list[Waiter]] = defaultdict(list)
+        self._read_waiters: dict[int, Waiter] = {}
+        self._next_read = 0
+        self._unfinished: deque[tuple[Effects, int | None]] = deque()
+        self._chain = log.last_chain
+        self._chain_is_unproved = False
+        self._next_offset = log.end_offset
+        self._time_ms = 0
+        self._led_term: Term | None = None
+        self._snapshot_index = LogIndex(0)
+        self._bytes_since_snapshot = 0
+
+    # ---- questions
+
+    @property
+    def leads(self) -> bool:
+        return self.replica.role is Role.LEADER
+
+    @property
+    def serving(self) -> bool:
+        """Leads, and has applied a frame of its own term (thesis §6.4)."""
+        return self.leads and self.replica.serving
+
+    @property
+    def log_start_offset(self) -> RecordOffset:
+        return self.log.log_start_offset
+
+    def not_leader(self) -> NotLeader:
+        leader = self.replica.leader
+        return NotLeader(
+            f"This node does not lead {self.name} (now); ask the leader.",
+            leader=None if leader is None or self.leads else leader.node,
+        )
+
+    def check_fetch(self, offset: RecordOffset) -> None:
+        """Raise `OffsetOutOfRange` for an offset that this log does not hold and will not get."""
+        if self.log_start_offset <= offset <= self.high_watermark:
+            return
+        raise OffsetOutOfRange(
+            f"Offset {offset} of {self.name} is outside what is kept: {self.log_start_offset} to"
+            f" {self.high_watermark}.",
+            have=offset,
+            log_start=self.log_start_offset,
+            high_watermark=self.high_watermark,
+        )
+
+    # ---- inputs
+
+    def load_snapshot(self, index: LogIndex, body: list[Any]) -> None:
+        """Start from a folded state instead of from the log's first frame."""
+        self.state.load_body(body)
+        self.applied = self._snapshot_index = index
+        self.high_watermark = self.log.end_offset_at(index)
+        self.replica.applied(index)
+
+    def receive(self, sender: Member, message: RaftMessage, frames: memoryview | None) -> None:
+        """One Raft message; `frames` are the bytes that came with an `AppendRequest`.
+
+        Raises `PeerViolation` when the frames fail their check or are not the request's.
+        """
+        if self._proposals:
+            self.step()  # our own frames are made in the term they were proposed in
+        if isinstance(message, AppendRequest) and frames is not None:
+            message = self._with_entries(message, frames)
+        self.replica.receive(sender, message)
+        self.step()
+        self._received.clear()
+
+    def tick(self) -> None:
+        """One tick of the shard's clock."""
+        if self._proposals:
+            self.step()
+        self.replica.tick()
+
+    def append(self, batch: bytes, header: BatchHeader) -> Placed:
+        """Put a checked client batch into the log, ahead of its commit.
+
+        Raises `NotLeader` (certainly not done).
+        """
+        if not self.serving:
+            raise self.not_leader()
+        try:
+            entry = self.replica.propose(FrameKind.DATA, len(batch))
+        except NotLeader:
+            raise self.not_leader() from None  # leadership is being handed over
+        placed = Placed(entry.index, self._next_offset, self._now())
+        self._proposals[entry.index, entry.term] = _Proposal(
+            batch, placed.base_offset, placed.time_ms, b""
+        )
+        self._next_offset = RecordOffset(placed.base_offset + header.last_offset_delta + 1)
+        self.state.producers.appended(
+            header, index=placed.index, offset=placed.base_offset, time_ms=placed.time_ms
+        )
+        self._rounds.due(self)
+        return placed
+
+    def wait_for(self, index: LogIndex, waiter: Waiter) -> None:
+        """Tell `waiter` when `index` is committed and applied here, or can no longer be known."""
+        if index <= self.applied:
+            waiter.committed()
+        else:
+            self._waiters[index].append(waiter)
+
+    def wait_for_read(self, waiter: Waiter) -> None:
+        """Tell `waiter` once this replica is known to have led after the call (Raft §8).
+
+        Raises `NotLeader`.
+        """
+        if not self.serving:
+            raise self.not_leader()
+        self._next_read += 1
+        self._read_waiters[self._next_read] = waiter
+        self.replica.read_index(self._next_read)
+        self._rounds.due(self)
+
+    def round_done(self, number: int) -> None:
+        """All rounds up to `number` are on disk: finish the effects that waited for them."""
+        while self._unfinished:
+            effects, needed = self._unfinished[0]
+            if needed is not None and needed > number:
+                return
+            self._unfinished.popleft()
+            self._finish(effects)
+
+    def step_aside(self) -> None:
+        """Hand leadership to the replica that is furthest along, unless that is under way."""
+        if self.leads and not self.replica.transferring:
+            with suppress(Refused):
+                self.replica.transfer_leadership()
+            self._rounds.due(self)
+
+    def close(self) -> None:
+        """The replica is going away: nobody waits for it any more."""
+        self._fail_waiters()
+
+    # ---- the core's effects
+
+    def step(self) -> None:
+        """Stage what the core wants done, and send what may leave already."""
+        self._note_role()
+        while self.replica.has_effects:
+            self._stage(self.replica.take_effects())
+
+    def _stage(self, effects: Effects) -> None:
+        if effects.durable is not None:
+            self._store.set_hard_state(self.group, effects.durable.term, effects.durable.vote)
+        if effects.truncate_from is not None:
+            self._truncate(effects.truncate_from)
+        if effects.append:
+            self._append(effects.append)
+        if effects.durable is None:
+            self._send_all(effects.send)
+        if effects.needs_disk:
+            self._unfinished.append((effects, self._rounds.wait_for_round(self)))
+        elif self._unfinished:
+            self._unfinished.append((effects, None))
+        else:
+            self._finish(effects)
+        self._advance(effects)
+
+    def _finish(self, effects: Effects) -> None:
+        """What may leave only now, and the news for the core that its writes are durable."""
+        if effects.durable is not None:
+            self._send_all(effects.send)
+        self._send_all(effects.reply)
+        self.replica.effects_done(effects)
+
+    def _note_role(self) -> None:
+        """Begin or end a term of our own leadership."""
+        term = self.replica.term if self.leads else None
+        if term == self._led_term:
+            return
+        self._led_term = term
+        self.state.leadership_lost()
+        self._proposals.clear()
+        self._next_offset = self.log.end_offset
+        self._fail_waiters()
+        self.on_advance(self)
+
+    def _fail_waiters(self) -> None:
+        waiting, self._waiters = self._waiters, defaultdict(list)
+        for index in sorted(waiting):
+            for waiter in waiting[index]:
+                waiter.lost(self._unknown())
+        reads, self._read_waiters = self._read_waiters, {}
+        for read in reads.values():
+            read.lost(self.not_leader())
+
+    def _unknown(self) -> OutcomeUnknown:
+        return OutcomeUnknown(
+            f"This node stopped leading {self.name} before the write was known to be committed;"
+            " a later leader may still commit it."
+        )
+
+    def _now(self) -> int:
+        """The wall clock, kept from falling within this partition (append time in frames)."""
+        self._time_ms = max(self._time_ms, self._wall_ms())
+        return self._time_ms
+
+    def _truncate(self, from_index: LogIndex) -> None:
+        invariant(from_index > self.applied, "an applied frame was cut", at=from_index)
+        self._store.truncate(self.group, from_index)
+        while self._unapplied and self._unapplied[-1][0] >= from_index:
+            self._unapplied.pop()
+        self._chain = self.log.last_chain
+        self._chain_is_unproved = True
+        self._next_offset = self.log.end_offset
+
+    def _append(self, entries: tuple[Entry, ...]) -> None:
+        frames = [self._frame_of(entry) for entry in entries]
+        self._store.append(self.group, frames)
+        invariant(self.log.last_chain == self._chain, "the log left its chain", group=self.group)
+        self._unapplied.extend(
+            (entry.index, frame) for entry, frame in zip(entries, frames, strict=True)
+        )
+        if not self.leads:
+            self._next_offset = self.log.end_offset
+
+    def _frame_of(self, entry: Entry) -> bytes:
+        """The bytes of an entry: received ones as they came, our own made here and now."""
+        place = (entry.index, entry.term)
+        frame = self._received.get(place)
+        if frame is None:
+            frame = self._make_frame(entry, self._proposals.pop(place, None))
+        elif self._chain_is_unproved:
+            self._prove_chain(frame)
+        self._chain = decode_header(frame).chain
+        return frame
+
+    def _prove_chain(self, frame: bytes) -> None:
+        """After a cut, the first new frame must continue from what was kept."""
+        self._chain_is_unproved = False
+        try:
+            check_frame(self.group, frame, previous_chain=self._chain)
+        except CorruptRecord as error:
+            raise InvariantBroken("a leader's log left the chain of ours", why=str(error)) from None
+
+    def _make_frame(self, entry: Entry, proposal: _Proposal | None) -> bytes:
+        invariant(entry.term == self.replica.term, "only frames of our own term are made")
+        if proposal is not None:
+            return encode_data_frame(
+                group=self.group,
+                index=entry.index,
+                term=entry.term,
+                time_ms=proposal.time_ms,
+                previous_chain=self._chain,
+                batch=proposal.batch,
+                base_offset=proposal.base_offset,
+                annotation=proposal.annotation,
+            )
+        kind = FrameKind(entry.kind)
+        invariant(kind in (FrameKind.NOOP, FrameKind.MEMBERSHIP), "a proposal was lost", kind=kind)
+        payload = b""
+        if entry.membership is not None:
+            payload = encode_fields(membership_to_fields(entry.membership))
+        return encode_frame(
+            group=self.group,
+            index=entry.index,
+            term=entry.term,
+            kind=kind,
+            time_ms=self._now(),
+            previous_chain=self._chain,
+            payload=payload,
+        )
+
+    def _with_entries(self, message: AppendRequest, frames: memoryview) -> AppendRequest:
+        """Check the frames that came with a request, keep them, and name them to the core."""
+        chain = self._chain if message.prev_index == self.log.last_index else None
+        entries = []
+        try:
+            for position, _ in iter_frames(frames):
+                header = check_frame(self.group, frames, position, previous_chain=chain)
+                chain = header.chain
+                frame = bytes(frames[position : position + header.size])
+                entry = entry_of(header, frame)
+                self._received[entry.index, entry.term] = frame
+                entries.append(entry)
+        except CorruptRecord as error:
+            raise PeerViolation(f"A leader sent damaged frames for {self.name}: {error}") from error
+        expected = message.prev_index
+        for entry in entries:
+            expected = LogIndex(expected + 1)
+            if entry.index != expected:
+                raise PeerViolation(f"A leader sent frame {entry.index} as {expected}.")
+        return message._replace(entries=tuple(entries), last_index=expected)
+
+    # ---- messages
+
+    def _send_all(self, envelopes: tuple[Envelope, ...]) -> None:
+        for to, message in envelopes:
+            if isinstance(message, AppendRequest) and message.last_index > message.prev_index:
+                self._send_append(to, message)
+            else:
+                self._send(self, to, message, None)
+
+    def _send_append(self, to: Member, message: AppendRequest) -> None:
+        """Fill in the frames that the request names, from memory or, later, from disk."""
+        first, last = LogIndex(message.prev_index + 1), message.last_index
+        found = self.log.read_cached(first, last, RAFT_APPEND_BYTES_MAX)
+        if found is not None:
+            self._send(self, to, message._replace(last_index=found.last), found.data)
+            return
+        log = self.log
+
+        def read() -> ReadResult:
+            return log.read(first, last, RAFT_APPEND_BYTES_MAX)
+
+        def done(result: ReadResult) -> None:
+            if self.leads and self.replica.term == message.term:
+                self._send(self, to, message._replace(last_index=result.last), result.data)
+
+        self._read_later(read, done)
+
+    # ---- applying
+
+    def _advance(self, effects: Effects) -> None:
+        if effects.commit_index > self.applied:
+            self._apply_to(effects.commit_index)
+        for context, index in effects.read_ready:
+            waiter = self._read_waiters.pop(context, None)
+            if waiter is not None:
+                self.wait_for(index, waiter)
+        for context in effects.read_failed:
+            waiter = self._read_waiters.pop(context, None)
+            if waiter is not None:
+                waiter.lost(self.not_leader())
+
+    def _apply_to(self, commit_index: LogIndex) -> None:
+        while self.applied < commit_index:
+            index, frame = self._next_unapplied(commit_index)
+            invariant(index == self.applied + 1, "apply left a gap", at=index, have=self.applied)
+            self._apply(frame)
+            self.applied = index
+            for waiter in self._waiters.pop(index, ()):
+                waiter.committed()
+        self.replica.applied(self.applied)
+        self._store.note_commit(self.group, commit_index)
+        if self._snapshot_is_due():
+            self._save_snapshot()
+        self.on_advance(self)
+
+    def _next_unapplied(self, commit_index: LogIndex) -> tuple[LogIndex, bytes]:
+        """The frame to apply next; after a restart it is not in memory and comes from the log."""
+        while self._unapplied and self._unapplied[0][0] <= self.applied:
+            self._unapplied.popleft()
+        first = LogIndex(self.applied + 1)
+        if not self._unapplied or self._unapplied[0][0] > first:
+            last = self._unapplied[0][0] - 1 if self._unapplied else commit_index
+            result = self.log.read(first, LogIndex(last), APPLY_READ_BYTES)
+            for position, header in reversed(list(iter_frames(result.data))):
+                frame = result.data[position : position + header.size]
+                self._unapplied.appendleft((header.index, frame))
+        return self._unapplied.popleft()
+
+    def _apply(self, frame: bytes) -> None:
+        header = decode_header(frame)
+        self._time_ms = max(self._time_ms, header.time_ms)
+        self._bytes_since_snapshot += header.size
+        if header.kind is not FrameKind.DATA:
+            return
+        payload = frame_payload(frame, header)
+        batch = batch_header(payload)
+        self.state.apply(header, batch, payload)
+        self.high_watermark = RecordOffset(batch.base_offset + batch.last_offset_delta + 1)
+
+    def _snapshot_is_due(self) -> bool:
+        frames = self.applied - self._snapshot_index
+        return frames >= SNAPSHOT_FRAMES or self._bytes_since_snapshot >= SNAPSHOT_BYTES
+
+    def _save_snapshot(self) -> None:
+        self._store.save_snapshot(self.group, self.applied, self.state.to_body())
+        self._snapshot_index = self.applied
+        self._bytes_since_snapshot = 0
+
+
+def _ignore(_: Partition) -> None:
+    """Nobody waits for news of this partition."""
+
+
+def entry_of(header: FrameHeader, frame: bytes) -> Entry:
+    """A frame as the core knows it."""
+    membership = None
+    if header.kind is FrameKind.MEMBERSHIP:
+        membership = membership_from_fields(decode_fields(frame_payload(frame, header)))
+    return Entry(header.index, header.term, header.kind, header.size, membership)

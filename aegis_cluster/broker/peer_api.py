@@ -1,0 +1,199 @@
+"""What other shards may ask of this one: greeting, Raft, registration, producer ids, metadata.
+
+The rule it protects: nothing is believed of a connection before its hello, and a Raft message
+counts as coming from the incarnation that said hello on that connection.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from aegis_cluster.broker import fetch
+from aegis_cluster.broker.transport import Listener
+from aegis_cluster.cluster import controller
+from aegis_cluster.cluster.metadata import GrantProducerIds
+from aegis_cluster.errors import AegisError, NotLeader, NotReady, PeerViolation, WrongCluster
+from aegis_cluster.ids import GroupId, Member, NodeId
+from aegis_cluster.raft.codec import message_from_fields
+from aegis_cluster.wire.codes import error_to_reply
+from aegis_cluster.wire.descriptions import node_from_fields
+from aegis_cluster.wire.protocol import (
+    Api,
+    Hello,
+    Part,
+    Reply,
+    Request,
+    check_protocol,
+    check_version,
+    decode_request,
+    encode_reply,
+    take_int,
+    take_list,
+    take_part,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from aegis_cluster.broker.shard import Shard
+    from aegis_cluster.broker.transport import Transport
+    from aegis_cluster.cluster.metadata import Command
+    from aegis_cluster.ids import LogIndex
+
+    Done = Callable[[Reply | AegisError], None]
+
+log = logging.getLogger(__name__)
+
+
+class PeerApi:
+    """The peers listener of one shard."""
+
+    def __init__(self, shard: Shard, transport: Transport) -> None:
+        self._shard = shard
+        self._transport = transport
+        self._peers: dict[bytes, Hello] = {}
+        self.violations = 0
+
+    def handle(self, origin: bytes, message: Sequence[Part]) -> None:
+        """One message of a peer; a broken one costs its sender the connection's standing."""
+        try:
+            request = decode_request(message)
+        except PeerViolation as error:
+            self._violated(origin, error)
+            return
+        try:
+            self._dispatch(origin, request)
+        except PeerViolation as error:
+            self._violated(origin, error)
+        except AegisError as error:
+            self._refuse(origin, request, error)
+
+    def _violated(self, origin: bytes, error: PeerViolation) -> None:
+        self.violations += 1
+        known = self._peers.pop(origin, None)
+        log.warning("Dropped a link (from node %s): %s", known.node if known else "?", error)
+
+    def _dispatch(self, origin: bytes, request: Request) -> None:
+        api = check_version(request)
+        if api is Api.HELLO:
+            self._hello(origin, request)
+            return
+        peer = self._peers.get(origin)
+        if peer is None:
+            raise NotReady("Say hello first: this process does not know the link.")
+        match api:
+            case Api.RAFT:
+                self._raft(peer, request)
+            case Api.REGISTER_NODE:
+                self.register_node(request.fields, self._answer(origin, request))
+            case Api.PRODUCER_IDS:
+                self.grant_producer_ids(self._answer(origin, request))
+            case Api.FETCH:
+                self._fetch(origin, request)
+            case _:
+                raise PeerViolation(f"Api {api.name} is not for the peers listener.")
+
+    def _hello(self, origin: bytes, request: Request) -> None:
+        hello = Hello.from_fields(request.fields)
+        check_protocol(hello)
+        if hello.role != "peer":
+            raise PeerViolation("Clients use the control and data listeners.")
+        if hello.cluster_id != self._shard.context.cluster_id:
+            raise WrongCluster(
+                f"This node belongs to cluster {self._shard.context.cluster_id}, the caller to"
+                f" {hello.cluster_id}. Check the peers in the node files.",
+            )
+        older = [
+            key
+            for key, other in self._peers.items()
+            if (other.node, other.shard) == (hello.node, hello.shard)
+        ]
+        for key in older:
+            del self._peers[key]
+        self._peers[origin] = hello
+        self._reply(origin, request, self._shard.context.hello.to_fields())
+
+    # ---- Raft
+
+    def _raft(self, peer: Hello, request: Request) -> None:
+        sender = Member(NodeId(peer.node), peer.incarnation)
+        for item in take_list(request.fields, 0, "messages"):
+            if not isinstance(item, list):
+                raise PeerViolation("A Raft message travels as [group, part, fields].")
+            group = GroupId(take_int(item, 0, "group"))
+            part = take_int(item, 1, "part", low=-1)
+            frames = None if part < 0 else memoryview(take_part(request.parts, part, "frames"))
+            partition = self._shard.manager.partitions.get(group)
+            if partition is not None:
+                partition.receive(
+                    sender, message_from_fields(take_list(item, 2, "message")), frames
+                )
+                self._shard.manager.due(partition)
+
+    # ---- the controller's calls
+
+    def register_node(self, fields: Sequence[Any], done: Done) -> None:
+        """Put a node into the metadata; `done` hears when that is committed."""
+        info = node_from_fields(take_list(fields, 0, "node"))
+
+        def answer(result: Command | AegisError | None, index: LogIndex) -> None:
+            done(result if isinstance(result, AegisError) else _reply([index]))
+
+        self._controller().submit(lambda table: controller.register_node(table, info), answer)
+
+    def grant_producer_ids(self, done: Done) -> None:
+        """Give away a block of producer ids; `done` hears [first, count] once committed."""
+
+        def answer(result: Command | AegisError | None, _: LogIndex) -> None:
+            if isinstance(result, GrantProducerIds):
+                done(_reply([result.first, result.count]))
+            elif isinstance(result, AegisError):
+                done(result)
+
+        self._controller().submit(controller.grant_producer_ids, answer)
+
+    def _controller(self) -> Any:
+        frontend = self._shard.controller
+        if frontend is None:
+            raise NotLeader("This shard holds no replica of the cluster's metadata.")
+        return frontend
+
+    # ---- metadata for shards without a replica of it
+
+    def _fetch(self, origin: bytes, request: Request) -> None:
+        wait_ms, items = fetch.parse(request)
+
+        def reply(results: list[list[Any]], parts: list[Part]) -> None:
+            self._reply(origin, request, [results], parts)
+
+        deadline_ms = self._shard.now_ms + wait_ms
+        call = fetch.FetchCall(items, deadline_ms, strict=False, reply=reply)
+        self._shard.fetches.start(call, self._shard.now_ms)
+
+    # ---- answers
+
+    def _answer(self, origin: bytes, request: Request) -> Done:
+        def done(result: Reply | AegisError) -> None:
+            if isinstance(result, AegisError):
+                self._refuse(origin, request, result)
+            else:
+                self._reply(origin, request, result.fields)
+
+        return done
+
+    def _reply(
+        self, origin: bytes, request: Request, fields: Sequence[Any], parts: Sequence[Part] = ()
+    ) -> None:
+        message = encode_reply(request.api, fields, parts, correlation=request.correlation)
+        self._transport.reply(Listener.PEERS, origin, message)
+
+    def _refuse(self, origin: bytes, request: Request, error: AegisError) -> None:
+        code, fields = error_to_reply(error)
+        message = encode_reply(request.api, fields, correlation=request.correlation, code=code)
+        self._transport.reply(Listener.PEERS, origin, message)
+
+
+def _reply(fields: Sequence[Any]) -> Reply:
+    """The answer to a call that never left this process."""
+    return Reply(0, 0, 0, 0, list(fields), [])

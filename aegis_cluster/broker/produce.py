@@ -1,0 +1,154 @@
+"""The produce request: batches in, one answer for each of them once its index is committed.
+
+request fields:  [[group, topic, partition], ...], and one batch per entry as a raw part
+reply fields:    [[code, base_offset, time_ms] or [code, message, details], ...] in the same order
+
+The broker never decodes a record; it checks what it trusts (`check_client_batch`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from aegis_cluster.errors import AegisError, MessageTooLarge, NotLeader, PeerViolation
+from aegis_cluster.ids import GroupId, RecordOffset
+from aegis_cluster.limits import BATCH_BYTES_MAX, REQUEST_PARTS_MAX
+from aegis_cluster.wire.batch import BATCH_HEADER_BYTES, BatchHeader, check_client_batch
+from aegis_cluster.wire.codes import error_to_reply
+from aegis_cluster.wire.protocol import Part, Request, take_int, take_list
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from aegis_cluster.broker.partition import Partition
+
+RECORD_OVERHEAD_BYTES: Final = 4_096
+"""What key, headers and framing of one record may add to the largest message."""
+
+
+class ProduceCall:
+    """One request; `reply` is called once, when every batch has its answer."""
+
+    def __init__(self, count: int, size: int, reply: Callable[[ProduceCall], None]) -> None:
+        self.size = size
+        self.results: list[list[Any]] = [[] for _ in range(count)]
+        self._open = count
+        self._reply = reply
+
+    def settle(self, slot: int, result: list[Any]) -> None:
+        """Note one batch's answer."""
+        self.results[slot] = result
+        self._open -= 1
+        if self._open == 0:
+            self._reply(self)
+
+
+class _Commit:
+    """Waits for one index on behalf of one batch; says `error` instead of success if it has one.
+
+    own: this request appended the frame itself, so losing it leaves the outcome unknown; a repeat
+    or a refusal that rested on an uncommitted frame has appended nothing.
+    """
+
+    __slots__ = ("_call", "_not_leader", "_own", "_result", "_slot")
+
+    def __init__(
+        self,
+        call: ProduceCall,
+        slot: int,
+        result: list[Any],
+        *,
+        own: bool,
+        not_leader: Callable[[], NotLeader],
+    ) -> None:
+        self._call = call
+        self._slot = slot
+        self._result = result
+        self._own = own
+        self._not_leader = not_leader
+
+    def committed(self) -> None:
+        self._call.settle(self._slot, self._result)
+
+    def lost(self, error: AegisError) -> None:
+        self._call.settle(self._slot, refusal(error if self._own else self._not_leader()))
+
+
+def accepted(offset: RecordOffset, time_ms: int) -> list[Any]:
+    return [0, offset, time_ms]
+
+
+def refusal(error: AegisError) -> list[Any]:
+    code, fields = error_to_reply(error)
+    return [int(code), *fields]
+
+
+def parse(request: Request) -> list[tuple[GroupId, Part]]:
+    """The groups and batches of a request. Raises `PeerViolation`."""
+    items = take_list(request.fields, 0, "batches", items_max=REQUEST_PARTS_MAX)
+    if len(items) != len(request.parts) or not items:
+        raise PeerViolation("A produce request needs one raw part for each batch it names.")
+    return [
+        (GroupId(take_int(item if isinstance(item, list) else [], 0, "group")), part)
+        for item, part in zip(items, request.parts, strict=True)
+    ]
+
+
+def produce(
+    call: ProduceCall,
+    batches: list[tuple[GroupId, Part]],
+    partitions: Mapping[GroupId, Partition],
+    max_message_bytes: Callable[[GroupId], int],
+) -> None:
+    """Give every batch to its partition, in order; answers come as they are known."""
+    for slot, (group, part) in enumerate(batches):
+        try:
+            partition = partitions.get(group)
+            if partition is None:
+                raise NotLeader("This shard has no replica of the partition; ask for metadata.")
+            batch = bytes(part)
+            header = check_batch(batch, max_message_bytes(group))
+            _place(call, slot, partition, batch, header)
+        except PeerViolation:
+            raise
+        except AegisError as error:
+            call.settle(slot, refusal(error))
+
+
+def check_batch(batch: bytes, max_message_bytes: int) -> BatchHeader:
+    """What must hold of a client's batch before it may enter a log."""
+    if len(batch) > BATCH_BYTES_MAX:
+        raise MessageTooLarge(
+            f"A batch of {len(batch)} bytes is over the limit of {BATCH_BYTES_MAX}.",
+            have=len(batch),
+            at_most=BATCH_BYTES_MAX,
+        )
+    header = check_client_batch(batch)
+    single = header.last_offset_delta == 0
+    allowed = max_message_bytes + BATCH_HEADER_BYTES + RECORD_OVERHEAD_BYTES
+    if single and len(batch) > allowed:
+        raise MessageTooLarge(
+            f"A message of about {len(batch)} bytes is over the topic's limit of"
+            f" {max_message_bytes}.",
+            have=len(batch),
+            at_most=max_message_bytes,
+        )
+    return header
+
+
+def _place(
+    call: ProduceCall, slot: int, partition: Partition, batch: bytes, header: BatchHeader
+) -> None:
+    if not partition.serving:
+        raise partition.not_leader()
+    decision = partition.state.producers.decide(header)
+    if decision.error is not None:
+        result, index, own = refusal(decision.error), decision.wait_for, False
+    elif decision.known is not None:
+        known = decision.known
+        result, index, own = accepted(known.offset, known.time_ms), decision.wait_for, False
+    else:
+        placed = partition.append(batch, header)
+        result, index, own = accepted(placed.base_offset, placed.time_ms), placed.index, True
+    waiter = _Commit(call, slot, result, own=own, not_leader=partition.not_leader)
+    partition.wait_for(index, waiter)

@@ -1,0 +1,392 @@
+"""What clients may ask of a shard, and how each request becomes a call of the room it is for.
+
+Control and data listeners take the same requests; they are two sockets so that a flood of data
+never delays a question about the cluster. Every request ends in exactly one reply, or in none when
+the client has gone.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, Final
+
+from aegis_cluster.broker import fetch, produce, status
+from aegis_cluster.cluster import controller
+from aegis_cluster.errors import (
+    AegisError,
+    NotLeader,
+    NotReady,
+    PeerViolation,
+    WrongCluster,
+)
+from aegis_cluster.ids import GroupId, LogIndex
+from aegis_cluster.wire.codes import error_to_reply
+from aegis_cluster.wire.descriptions import (
+    TopicSettings,
+    node_to_fields,
+    settings_from_fields,
+    topic_to_fields,
+)
+from aegis_cluster.wire.protocol import (
+    Api,
+    Hello,
+    Part,
+    Request,
+    check_protocol,
+    check_version,
+    decode_request,
+    encode_reply,
+    is_none,
+    take_int,
+    take_list,
+    take_str,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from aegis_cluster.broker.clients import Client
+    from aegis_cluster.broker.controller_frontend import ControllerFrontend
+    from aegis_cluster.broker.partition import Partition
+    from aegis_cluster.broker.shard import Shard
+    from aegis_cluster.broker.transport import Listener, Transport
+    from aegis_cluster.cluster.metadata import Command, CreateTopic
+    from aegis_cluster.cluster.metadata_table import MetadataTable
+    from aegis_cluster.ids import ProducerId
+
+STEP_DOWN_MS: Final = 3_000
+
+log = logging.getLogger(__name__)
+
+
+class _Exchange:
+    """One request of one client, and the way back."""
+
+    def __init__(
+        self, listener: Listener, origin: bytes, request: Request, transport: Transport
+    ) -> None:
+        self.listener = listener
+        self.origin = origin
+        self.request = request
+        self._transport = transport
+
+    def reply(self, fields: Sequence[Any], parts: Sequence[Part] = ()) -> None:
+        self._send(encode_reply(self.request.api, fields, parts, correlation=self._number))
+
+    def refuse(self, error: AegisError) -> None:
+        code, fields = error_to_reply(error)
+        self._send(encode_reply(self.request.api, fields, correlation=self._number, code=code))
+
+    @property
+    def _number(self) -> int:
+        return self.request.correlation
+
+    def _send(self, message: list[Part]) -> None:
+        self._transport.reply(self.listener, self.origin, message)
+
+
+class RequestApi:
+    """Both client listeners of one shard."""
+
+    def __init__(self, shard: Shard, transport: Transport) -> None:
+        self._shard = shard
+        self._transport = transport
+        self._awaiting_metadata: list[tuple[int, LogIndex, _Exchange]] = []
+        self._stepping_down: list[tuple[int, _Exchange]] = []
+        self.violations = 0
+
+    # ---- inputs
+
+    def handle(self, listener: Listener, origin: bytes, message: Sequence[Part]) -> None:
+        """One message of a client: answered with a reply, or with the reason why there is none."""
+        try:
+            request = decode_request(message)
+        except PeerViolation as error:
+            self._violated(listener, origin, error)
+            return
+        exchange = _Exchange(listener, origin, request, self._transport)
+        try:
+            self._dispatch(exchange)
+        except PeerViolation as error:
+            self._violated(listener, origin, error)
+            exchange.refuse(error)
+        except AegisError as error:
+            exchange.refuse(error)
+
+    def expire(self, now_ms: int) -> None:
+        """Answer those who have waited as long as they wanted to."""
+        late = [e for deadline_ms, _, e in self._awaiting_metadata if deadline_ms <= now_ms]
+        self._awaiting_metadata = [w for w in self._awaiting_metadata if w[0] > now_ms]
+        for exchange in late:
+            exchange.refuse(NotReady("This node has not caught up with the cluster's metadata."))
+        self._finish_step_downs(now_ms)
+
+    def metadata_changed(self) -> None:
+        """Answer those who waited for this state of the metadata."""
+        index = self._shard.table.index
+        ready = [e for _, wanted, e in self._awaiting_metadata if wanted <= index]
+        self._awaiting_metadata = [w for w in self._awaiting_metadata if w[1] > index]
+        for exchange in ready:
+            self._reply_metadata(exchange)
+
+    def _violated(self, listener: Listener, origin: bytes, error: PeerViolation) -> None:
+        self.violations += 1
+        self._shard.clients.gone(listener, origin)
+        log.warning("A client broke the protocol: %s", error)
+
+    def _dispatch(self, exchange: _Exchange) -> None:
+        api = check_version(exchange.request)
+        if api is Api.HELLO:
+            self._hello(exchange)
+            return
+        client = self._shard.clients.known(exchange.listener, exchange.origin)
+        match api:
+            case Api.PRODUCE:
+                self._produce(exchange, client)
+            case Api.FETCH:
+                self._fetch(exchange, client)
+            case Api.METADATA:
+                self._metadata(exchange)
+            case Api.LIST_OFFSETS:
+                self._list_offsets(exchange)
+            case Api.INIT_PRODUCER:
+                self._init_producer(exchange)
+            case Api.CREATE_TOPIC:
+                self._create_topic(exchange)
+            case Api.DELETE_TOPIC:
+                self._delete_topic(exchange)
+            case Api.STATUS:
+                exchange.reply(status.shard_status(self._shard))
+            case Api.STEP_DOWN:
+                self._step_down(exchange)
+            case _:
+                raise PeerViolation(f"Api {api.name} is not for clients.")
+
+    def _hello(self, exchange: _Exchange) -> None:
+        hello = Hello.from_fields(exchange.request.fields)
+        check_protocol(hello)
+        context = self._shard.context
+        if hello.cluster_id not in ("", context.cluster_id):
+            raise WrongCluster(
+                f"This node belongs to cluster {context.cluster_id}, not to {hello.cluster_id}."
+                " Check the addresses that the client connects to.",
+            )
+        self._shard.clients.greet(exchange.listener, exchange.origin)
+        exchange.reply(context.hello.to_fields())
+
+    # ---- data
+
+    def _produce(self, exchange: _Exchange, client: Client) -> None:
+        batches = produce.parse(exchange.request)
+        size = sum(len(part) for part in exchange.request.parts)
+        clients = self._shard.clients
+        clients.take(client, size)
+
+        def reply(call: produce.ProduceCall) -> None:
+            clients.give_back(client, call.size)
+            exchange.reply([call.results])
+
+        call = produce.ProduceCall(len(batches), size, reply)
+        produce.produce(call, batches, self._shard.manager.partitions, self._max_message_bytes)
+
+    def _max_message_bytes(self, group: GroupId) -> int:
+        found = self._shard.table.partition_of(group)
+        if found is None:
+            raise NotLeader("No topic (any more) has this partition; ask for metadata.")
+        return found[0].settings.max_message_bytes
+
+    def _fetch(self, exchange: _Exchange, client: Client) -> None:
+        wait_ms, items = fetch.parse(exchange.request)
+        self._shard.clients.take_fetch(client)
+
+        def reply(results: list[list[Any]], parts: list[Part]) -> None:
+            client.fetches_waiting -= 1
+            exchange.reply([results], parts)
+
+        call = fetch.FetchCall(items, self._shard.now_ms + wait_ms, strict=True, reply=reply)
+        self._shard.fetches.start(call, self._shard.now_ms)
+
+    def _list_offsets(self, exchange: _Exchange) -> None:
+        """[[group, ...]] -> [[code, log_start, high_watermark, last_stable] or error, ...]."""
+        groups = [GroupId(number) for number in take_list(exchange.request.fields, 0, "groups")]
+        _OffsetsCall(groups, self._shard, exchange)
+
+    def _init_producer(self, exchange: _Exchange) -> None:
+        def done(result: ProducerId | AegisError) -> None:
+            if isinstance(result, AegisError):
+                exchange.refuse(result)
+            else:
+                exchange.reply([result, 0])
+
+        deadline_ms = self._shard.now_ms + exchange.request.ms_left
+        self._shard.producer_ids.take(deadline_ms, done)
+
+    # ---- metadata and topics
+
+    def _metadata(self, exchange: _Exchange) -> None:
+        """[least index, topic names or None] -> what `_reply_metadata` says."""
+        wanted = LogIndex(take_int(exchange.request.fields, 0, "least_index"))
+        if wanted <= self._shard.table.index:
+            self._reply_metadata(exchange)
+            return
+        deadline_ms = self._shard.now_ms + exchange.request.ms_left
+        self._awaiting_metadata.append((deadline_ms, wanted, exchange))
+
+    def _reply_metadata(self, exchange: _Exchange) -> None:
+        """[cluster id, index, controller node, [node, ...], [[topic, [leader, ...]], ...]].
+
+        Leaders are node ids, 0 where this shard does not know.
+        """
+        table = self._shard.table
+        if not is_none(exchange.request.fields, 1, "topics"):
+            names = [
+                n for n in take_list(exchange.request.fields, 1, "topics") if n in table.topics
+            ]
+        else:
+            names = sorted(table.topics)
+        key = self._shard.controller_key()
+        exchange.reply(
+            [
+                self._shard.context.cluster_id,
+                table.index,
+                key.node if key else 0,
+                [node_to_fields(info) for _, info in sorted(table.nodes.items())],
+                [self._topic_fields(table, name) for name in names],
+            ]
+        )
+
+    def _topic_fields(self, table: MetadataTable, name: str) -> list[Any]:
+        info = table.topics[name]
+        leaders = [self._leader_of(partition.group) for partition in info.partitions]
+        return [topic_to_fields(info), leaders]
+
+    def _leader_of(self, group: GroupId) -> int:
+        partition = self._shard.manager.partitions.get(group)
+        leader = partition.replica.leader if partition else None
+        return leader.node if leader else 0
+
+    def _create_topic(self, exchange: _Exchange) -> None:
+        """[name, partitions, replicas, settings, token] -> [index].
+
+        The token is the caller's: a repeat of a call that was already carried out is recognised by
+        it and succeeds again.
+        """
+        fields = exchange.request.fields
+        name = take_str(fields, 0, "name")
+        partitions = None if is_none(fields, 1, "partitions") else take_int(fields, 1, "partitions")
+        replicas = None if is_none(fields, 2, "replicas") else take_int(fields, 2, "replicas")
+        settings: TopicSettings = settings_from_fields(take_list(fields, 3, "settings"))
+        token = take_str(fields, 4, "token", chars_max=64)
+
+        def decide(table: MetadataTable) -> CreateTopic | None:
+            existing = table.topics.get(name)
+            if existing is not None and token and existing.token == token:
+                return None
+            return controller.create_topic(
+                table,
+                name=name,
+                partitions=partitions,
+                replicas=replicas,
+                settings=settings,
+                token=token,
+            )
+
+        self._frontend().submit(decide, self._command_answer(exchange))
+
+    def _delete_topic(self, exchange: _Exchange) -> None:
+        """[name] -> [index]."""
+        name = take_str(exchange.request.fields, 0, "name")
+        self._frontend().submit(
+            lambda table: controller.delete_topic(table, name), self._command_answer(exchange)
+        )
+
+    def _frontend(self) -> ControllerFrontend:
+        frontend = self._shard.controller
+        if frontend is None:
+            raise NotLeader("This shard is not the controller.", leader=None)
+        return frontend
+
+    def _command_answer(
+        self, exchange: _Exchange
+    ) -> Callable[[Command | AegisError | None, LogIndex], None]:
+        def answer(result: Command | AegisError | None, index: LogIndex) -> None:
+            if isinstance(result, AegisError):
+                exchange.refuse(result)
+            else:
+                exchange.reply([index])
+
+        return answer
+
+    # ---- stepping aside
+
+    def _step_down(self, exchange: _Exchange) -> None:
+        """Hand every leadership to another replica; answers [how many are left] when done."""
+        deadline_ms = self._shard.now_ms + min(exchange.request.ms_left, STEP_DOWN_MS)
+        self._stepping_down.append((deadline_ms, exchange))
+        for partition in self._leading_with_others():
+            partition.step_aside()
+
+    def _finish_step_downs(self, now_ms: int) -> None:
+        if not self._stepping_down:
+            return
+        left = self._leading_with_others()
+        waiting = []
+        for deadline_ms, exchange in self._stepping_down:
+            if left and deadline_ms > now_ms:
+                waiting.append((deadline_ms, exchange))
+            else:
+                exchange.reply([len(left)])
+        self._stepping_down = waiting
+        if waiting:
+            for partition in left:
+                partition.step_aside()
+
+    def _leading_with_others(self) -> list[Partition]:
+        return [
+            partition
+            for partition in self._shard.manager.partitions.values()
+            if partition.leads and len(partition.replica.membership.voters) > 1
+        ]
+
+
+class _OffsetsCall:
+    """Offsets of several partitions, each as of a moment after the request came (read index)."""
+
+    def __init__(self, groups: list[GroupId], shard: Shard, exchange: _Exchange) -> None:
+        self._exchange = exchange
+        self._results: list[list[Any]] = [[] for _ in groups]
+        self._open = len(groups)
+        if not groups:
+            exchange.reply([[]])
+        for slot, group in enumerate(groups):
+            partition = shard.manager.partitions.get(group)
+            waiter = _OffsetsWaiter(self, slot, partition)
+            if partition is None:
+                waiter.lost(NotLeader("This shard has no replica of the partition."))
+                continue
+            try:
+                partition.wait_for_read(waiter)
+            except AegisError as error:
+                waiter.lost(error)
+
+    def settle(self, slot: int, result: list[Any]) -> None:
+        self._results[slot] = result
+        self._open -= 1
+        if self._open == 0:
+            self._exchange.reply([self._results])
+
+
+class _OffsetsWaiter:
+    def __init__(self, call: _OffsetsCall, slot: int, partition: Partition | None) -> None:
+        self._call = call
+        self._slot = slot
+        self._partition = partition
+
+    def committed(self) -> None:
+        partition = self._partition
+        if partition is not None:
+            end = partition.high_watermark
+            self._call.settle(self._slot, [0, partition.log_start_offset, end, end])
+
+    def lost(self, error: AegisError) -> None:
+        self._call.settle(self._slot, produce.refusal(error))

@@ -1,0 +1,237 @@
+"""One shard: the replicas it owns, the requests it answers, the messages it sends.
+
+The idea: everything that happens to a shard is a call of one of its methods, and everything it
+wants done leaves through its `Transport` or is asked for by its driver (`begin_round`). It holds
+no socket, thread or clock of its own, so the same object runs in a process under ZeroMQ
+(`loop.py`) and, many at a time, in a simulation.
+
+One turn: inputs, then `turn(now)`, then `begin_round` when no round is being synced.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, Final
+
+from aegis_cluster.broker.addresses import AddressBook
+from aegis_cluster.broker.clients import Clients
+from aegis_cluster.broker.controller_frontend import ControllerFrontend
+from aegis_cluster.broker.fetch import Fetches
+from aegis_cluster.broker.links import Links
+from aegis_cluster.broker.metadata_reader import MetadataReader
+from aegis_cluster.broker.peer_api import PeerApi
+from aegis_cluster.broker.producer_ids import ProducerIds
+from aegis_cluster.broker.replica_backend import ReplicaBackend
+from aegis_cluster.broker.replica_manager import ReplicaManager
+from aegis_cluster.broker.requests import RequestApi
+from aegis_cluster.broker.transport import Listener, PeerKey
+from aegis_cluster.errors import AegisError
+from aegis_cluster.ids import METADATA_GROUP, METADATA_TOPIC, Member, ShardId, TopicPartition
+from aegis_cluster.limits import RAFT_TICK_MS
+from aegis_cluster.raft.codec import message_to_fields
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Callable, Sequence
+
+    from aegis_cluster.broker.context import ShardContext
+    from aegis_cluster.broker.partition import Partition
+    from aegis_cluster.broker.transport import Transport
+    from aegis_cluster.cluster.metadata_table import MetadataTable
+    from aegis_cluster.raft import Message as RaftMessage
+    from aegis_cluster.storage.store import Round, ShardStore
+    from aegis_cluster.wire.protocol import Part
+
+FOUNDING_VOTERS: Final = 3
+"""`__cluster/0` lives on the first shards of the first three nodes."""
+
+log = logging.getLogger(__name__)
+
+
+class Shard:
+    """Wires the rooms of one shard together and hands every input to the one it is for."""
+
+    def __init__(
+        self,
+        *,
+        context: ShardContext,
+        store: ShardStore,
+        transport: Transport,
+        rng: random.Random,
+        wall_ms: Callable[[], int],
+        now_ms: int,
+    ) -> None:
+        self.context = context
+        self.store = store
+        self.now_ms = now_ms
+        self._next_tick_ms = now_ms + RAFT_TICK_MS
+        self.addresses = AddressBook(context)
+        self.links = Links(
+            me=context.hello,
+            transport=transport,
+            on_up=self._link_up,
+            on_lost=self._link_lost,
+            on_refused=self._link_refused,
+        )
+        self.manager = ReplicaManager(
+            me=context.me,
+            store=store,
+            rng=rng,
+            wall_ms=wall_ms,
+            send=self._send_raft,
+            read_later=transport.read_later,
+            on_advance=self._advanced,
+        )
+        self.clients = Clients()
+        self.fetches = Fetches(self.manager.partitions, transport)
+        self.damaged = self.manager.recover()
+        self._found_cluster()
+        self.controller = self._controller(wall_ms)
+        self.reader = None if self.controller else MetadataReader(self, self.links)
+        self.backend = ReplicaBackend(self)
+        self.producer_ids = ProducerIds(self)
+        self.requests = RequestApi(self, transport)
+        self.peer_api = PeerApi(self, transport)
+        for key in self.addresses.seeds():
+            self._ensure_link(key)
+        self.backend.reconcile()
+
+    # ---- what it knows
+
+    @property
+    def table(self) -> MetadataTable:
+        """The committed metadata, as far as this shard has it."""
+        if self.manager.metadata is not None:
+            return self.manager.metadata.table
+        if self.reader is None:
+            raise AssertionError("a shard reads the metadata or holds a replica of it")
+        return self.reader.table
+
+    def _found_cluster(self) -> None:
+        """Start our replica of `__cluster/0`, on a founder that has not done so yet."""
+        voters = self.context.founders[:FOUNDING_VOTERS]
+        is_founder = self.context.me in voters and self.context.shard == 0
+        if is_founder and METADATA_GROUP not in self.manager.partitions:
+            self.manager.create(METADATA_GROUP, TopicPartition(METADATA_TOPIC, 0), voters)
+
+    def _controller(self, wall_ms: Callable[[], int]) -> ControllerFrontend | None:
+        partition = self.manager.partitions.get(METADATA_GROUP)
+        fold = self.manager.metadata
+        if partition is None or fold is None:
+            return None
+        return ControllerFrontend(partition, fold, wall_ms)
+
+    # ---- inputs
+
+    def peer_request(self, origin: bytes, message: Sequence[Part]) -> None:
+        self.peer_api.handle(origin, message)
+
+    def client_request(self, listener: Listener, origin: bytes, message: Sequence[Part]) -> None:
+        self.requests.handle(listener, origin, message)
+
+    def link_connected(self, key: PeerKey) -> None:
+        self.links.connected(key)
+
+    def link_disconnected(self, key: PeerKey) -> None:
+        self.links.disconnected(key)
+
+    def link_message(self, key: PeerKey, message: Sequence[Part]) -> None:
+        try:
+            self.links.received(key, message)
+        except AegisError as error:
+            log.warning("Node %s sent something that is no reply: %s", key.node, error)
+
+    def turn(self, now_ms: int) -> None:
+        """Let time pass, move everything on that is due, and send what the turn has queued."""
+        self.now_ms = now_ms
+        if now_ms >= self._next_tick_ms:
+            # One tick however long we stood still: the inbox was read first, and time that we
+            # slept through says nothing about others.
+            self._next_tick_ms = now_ms + RAFT_TICK_MS
+            self._tick()
+        self.manager.turn()
+        self.links.flush()
+
+    @property
+    def next_tick_ms(self) -> int:
+        return self._next_tick_ms
+
+    def _tick(self) -> None:
+        self.manager.tick()
+        self.links.expire(self.now_ms)
+        self.fetches.expire(self.now_ms)
+        self.requests.expire(self.now_ms)
+        self.producer_ids.tick()
+        self.backend.tick()
+        if self.reader is not None:
+            self.reader.tick()
+
+    # ---- rounds of writes, driven from outside
+
+    def begin_round(self) -> tuple[int, Round | None] | None:
+        return self.manager.begin_round()
+
+    def end_round(self, number: int, written: Round | None) -> None:
+        self.manager.end_round(number, written)
+
+    # ---- news from the rooms below
+
+    def metadata_changed(self) -> None:
+        """The committed table has moved on."""
+        self.backend.reconcile()
+        self.requests.metadata_changed()
+
+    def _advanced(self, partition: Partition) -> None:
+        self.fetches.wake(partition.group)
+        if partition.group == METADATA_GROUP:
+            self.metadata_changed()
+
+    def _send_raft(
+        self, partition: Partition, recipient: Member, message: RaftMessage, frames: bytes | None
+    ) -> None:
+        key = self.addresses.key_of(self.table, recipient.node, partition.group)
+        self._ensure_link(key)
+        fields = message_to_fields(message)
+        self.links.queue_raft(key, recipient, group=partition.group, fields=fields, frames=frames)
+
+    def _ensure_link(self, key: PeerKey) -> None:
+        endpoint = self.addresses.endpoint(self.table, key)
+        if endpoint is not None:
+            self.links.ensure(key, endpoint)
+
+    def _link_up(self, key: PeerKey, member: Member) -> None:
+        log.info("Linked to node %s, shard %s.", key.node, key.shard)
+        for partition in self._shared_with(key, member):
+            partition.replica.link_up(member)
+            if partition.replica.leader is None and self.backend.prefers_us(partition):
+                partition.replica.campaign()
+            self.manager.due(partition)
+
+    def _link_lost(self, key: PeerKey, member: Member) -> None:
+        log.info("Lost the link to node %s, shard %s.", key.node, key.shard)
+        for partition in self._shared_with(key, member):
+            partition.replica.link_lost(member)
+            self.manager.due(partition)
+
+    def _link_refused(self, key: PeerKey, error: AegisError) -> None:
+        log.warning("Node %s, shard %s refuses us: %s", key.node, key.shard, error)
+
+    def _shared_with(self, key: PeerKey, member: Member) -> list[Partition]:
+        """Our replicas that have another one in that shard."""
+        return [
+            partition
+            for partition in self.manager.partitions.values()
+            if member in partition.replica.membership.members
+            and self.addresses.key_of(self.table, member.node, partition.group) == key
+        ]
+
+    def controller_key(self) -> PeerKey | None:
+        """The shard that leads `__cluster/0`, where we know it from our own replica."""
+        partition = self.manager.partitions.get(METADATA_GROUP)
+        leader = partition.replica.leader if partition else None
+        return PeerKey(leader.node, ShardId(0)) if leader else None
+
+    def describe(self) -> dict[str, Any]:
+        """Who this shard is, for a status answer."""
+        context = self.context
+        return {"node": context.me.node, "name": context.name, "shard": context.shard}

@@ -1,0 +1,48 @@
+"""What a shard asks of whoever carries its messages: ZeroMQ in a process, a queue in a simulation.
+
+The idea: a `Shard` decides and a `Transport` moves bytes. Every call returns at once; nothing is
+retried below, so every link is lossy and the state machines above expect that.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from aegis_cluster.ids import NodeId, ShardId
+    from aegis_cluster.wire.protocol import Part
+
+T = TypeVar("T")
+
+
+class PeerKey(NamedTuple):
+    """One shard of one node, as an address to send to."""
+
+    node: NodeId
+    shard: ShardId
+
+
+class Listener(Enum):
+    """The sockets that a shard binds; apart, so that data never delays heartbeats."""
+
+    PEERS = "peers"
+    CONTROL = "control"
+    DATA = "data"
+
+
+class Transport(Protocol):
+    """Fire and forget; False = it did not leave and never will."""
+
+    def open_peer(self, key: PeerKey, endpoint: str) -> None: ...
+
+    def close_peer(self, key: PeerKey) -> None: ...
+
+    def send_peer(self, key: PeerKey, message: Sequence[Part]) -> bool: ...
+
+    def reply(self, listener: Listener, origin: bytes, message: Sequence[Part]) -> bool: ...
+
+    def read_later(self, job: Callable[[], T], done: Callable[[T], None]) -> None:
+        """Run a blocking read elsewhere and hand back its result as one more input."""

@@ -1,0 +1,123 @@
+"""Nodes and topics as values, and as the fields in which requests, replies and metadata carry them.
+
+Fields are only ever appended; both the cluster and its clients read them here, so there is one
+description of each thing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from aegis_cluster.errors import PeerViolation
+from aegis_cluster.ids import GroupId, Member, NodeId, ShardId
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class NodeInfo:
+    """One node as it last registered.
+
+    base_port: first of its ports; every endpoint follows from it and the shard's number.
+    shards: how many shards it runs now; a group lives on shard `group % shards`.
+    """
+
+    node: NodeId
+    incarnation: str
+    name: str
+    host: str
+    base_port: int
+    shards: int
+    boot_id: str
+
+    @property
+    def member(self) -> Member:
+        return Member(self.node, self.incarnation)
+
+    def shard_of(self, group: GroupId) -> ShardId:
+        return ShardId(group % self.shards)
+
+
+@dataclass(frozen=True, slots=True)
+class TopicSettings:
+    """What a topic was created with; times in milliseconds, `None` = without limit."""
+
+    kind: str = "topic"
+    retention_ms: int | None = None
+    retention_bytes: int | None = None
+    cleanup: str = "delete"
+    compression: str = "none"
+    max_message_bytes: int = 1_000_000
+
+
+class PartitionInfo(NamedTuple):
+    """One partition: its Raft group and where its replicas were placed, preferred leader first."""
+
+    partition: int
+    group: GroupId
+    replicas: tuple[Member, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TopicInfo:
+    """A topic; token: whatever its creator marked the request with, so that a repeat is known."""
+
+    name: str
+    settings: TopicSettings
+    partitions: tuple[PartitionInfo, ...]
+    token: str = ""
+
+    @property
+    def replication_factor(self) -> int:
+        return len(self.partitions[0].replicas)
+
+
+def node_to_fields(info: NodeInfo) -> list[Any]:
+    return [getattr(info, field.name) for field in fields(info)]
+
+
+def node_from_fields(values: Sequence[Any]) -> NodeInfo:
+    info = _build(NodeInfo, values)
+    return replace(info, node=NodeId(info.node))
+
+
+def settings_to_fields(settings: TopicSettings) -> list[Any]:
+    return [getattr(settings, field.name) for field in fields(settings)]
+
+
+def settings_from_fields(values: Sequence[Any]) -> TopicSettings:
+    return _build(TopicSettings, values)
+
+
+def topic_to_fields(info: TopicInfo) -> list[Any]:
+    settings = settings_to_fields(info.settings)
+    placed = [[p.group, [list(m) for m in p.replicas]] for p in info.partitions]
+    return [info.name, settings, placed, info.token]
+
+
+def topic_from_fields(values: Sequence[Any]) -> TopicInfo:
+    try:
+        name, settings, placed, token = values[:4]
+        partitions = tuple(
+            PartitionInfo(
+                number,
+                GroupId(group),
+                tuple(Member(NodeId(n), incarnation) for n, incarnation in on),
+            )
+            for number, (group, on) in enumerate(placed)
+        )
+        return TopicInfo(str(name), settings_from_fields(settings), partitions, str(token))
+    except (TypeError, ValueError) as error:
+        raise PeerViolation(f"A topic's description is malformed: {error}.") from error
+
+
+def _build(kind: type[T], values: Sequence[Any]) -> T:
+    """Make a dataclass from its fields in order; a newer sender may know more of them."""
+    try:
+        return kind(*values[: len(fields(kind))])  # type: ignore[arg-type]
+    except TypeError as error:
+        raise PeerViolation(f"{kind.__name__} came with the wrong fields: {error}.") from error
