@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "aegis_cluster"
 
-BELOW_ALL = {"errors", "ids", "limits", "config", "lifeline"}
+BELOW_ALL = {"errors", "ids", "limits", "config"}
 MACHINE = {"wire", "raft", "storage", "cluster", "broker"}
 FRONT = {
     "engine", "channel", "subscriber", "sync", "cdc", "event", "stream", "gateway",
@@ -29,7 +29,6 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "ids": set(),
     "limits": set(),
-    "lifeline": set(),
     "config": set(),
     "wire": set(),
     "storage": {"wire"},  # storage and raft do not know each other

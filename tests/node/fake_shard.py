@@ -7,13 +7,13 @@ import signal
 import sys
 import threading
 
-from aegis_cluster.lifeline import bind_to_parent
+from aegis_cluster.node.orphans import die_with_parent
 
 
 def main() -> None:
     """`MODE PARENT`"""
     mode, parent = sys.argv[1], int(sys.argv[2])
-    bind_to_parent(parent)
+    die_with_parent(parent)
     ended = threading.Event()
     if mode == "stubborn":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

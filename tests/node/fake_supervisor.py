@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from aegis_cluster import limits
 from aegis_cluster.node.log import NodeLog
 from aegis_cluster.node.supervisor import Supervisor
 
@@ -21,6 +22,7 @@ def main() -> None:
     def command(_shard: ShardId, _boot_id: str) -> list[str]:
         return [sys.executable, "-m", "tests.node.fake_shard", mode, str(os.getpid())]
 
+    vars(limits)["SHARD_STOP_MS"] = 300  # so that a test of a stubborn shard is short
     log = NodeLog(directory)
     supervisor = Supervisor(
         shards=2,

@@ -12,7 +12,7 @@ import pytest
 from aegis_cluster.config import NodeAddress, NodeConfig
 from aegis_cluster.errors import ConfigError, CorruptLog, NotReady
 from aegis_cluster.node.identity import (
-    NodeIdentity,
+    Identity,
     check_identity,
     format_joining,
     format_nodes,
@@ -68,7 +68,7 @@ def plan_in(directory: Path) -> str:
     return str(directory / "format-plan")
 
 
-def check_founded(identities: list[NodeIdentity]) -> None:
+def check_founded(identities: list[Identity]) -> None:
     """All are founders of one cluster, each with an incarnation of its own."""
     assert len({identity.cluster_id for identity in identities}) == 1
     assert len({identity.incarnation for identity in identities}) == len(identities)

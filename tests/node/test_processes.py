@@ -88,7 +88,7 @@ def test_a_kill_inside_a_group_of_others_spares_the_others() -> None:
     with parent_of_one(own_group=False) as (mark, child):
         assert kill(mark, 0)
         assert wait_for_death([mark], 10_000) == []
-        assert child.is_running()  # a real shard would have followed through its lifeline
+        assert child.is_running()  # a real shard would have followed as an orphan
 
 
 def test_terminate_asks_and_death_is_waited_for() -> None:

@@ -7,7 +7,7 @@ import pytest
 from aegis_cluster import limits
 from aegis_cluster.errors import InvariantBroken
 from aegis_cluster.ids import ShardId
-from aegis_cluster.lifeline import EXIT_CONFIG, EXIT_STORAGE
+from aegis_cluster.node.exit_codes import EXIT_CONFIG, EXIT_STORAGE
 from aegis_cluster.node.supervision import (
     Action,
     Kill,

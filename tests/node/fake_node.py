@@ -1,0 +1,46 @@
+"""`aegis node run` without a shard: takes the lock, writes its run file, and waits for its end.
+
+A file `mode` in its data directory changes what it does: `die` says why and ends at once, `silent`
+writes no run file for a while, `stubborn` does not listen to SIGTERM.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+from aegis_cluster.config import load_node_config
+from aegis_cluster.node.identity import lock_directory
+from aegis_cluster.node.run_file import remove_run_file, write_run_file
+from aegis_cluster.storage.disk import RealDisk
+
+
+def main() -> None:
+    """`--config FILE`"""
+    file = Path(sys.argv[2])
+    data = load_node_config(file).data
+    mode_file = data.parent / f"{data.name}.mode"
+    mode = mode_file.read_text() if mode_file.exists() else ""
+    if mode == "die":
+        sys.stderr.write("port 7101 is in use\n")
+        sys.exit(1)
+    ended = threading.Event()
+    if mode == "stubborn":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    else:
+        signal.signal(signal.SIGTERM, lambda *_: ended.set())
+    lock = lock_directory(RealDisk(), str(data))
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    write_run_file(data, config_file=file, boot_id=str(child.pid))
+    ended.wait()
+    child.kill()
+    child.wait()
+    remove_run_file(data)
+    lock.release()
+
+
+if __name__ == "__main__":
+    main()
