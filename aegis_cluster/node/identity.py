@@ -21,7 +21,7 @@ import uuid
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from aegis_cluster.errors import ConfigError, CorruptLog, NotReady
-from aegis_cluster.ids import NodeId
+from aegis_cluster.ids import Member, NodeId
 from aegis_cluster.node.log import LOG_NAME, OLD_LOG_NAME
 from aegis_cluster.node.run_file import RUN_NAME, holder_of
 from aegis_cluster.storage.checked_file import TEMPORARY_SUFFIX, read_checked, write_checked
@@ -49,8 +49,13 @@ class Founder(NamedTuple):
     host: str
     base_port: int
 
+    @property
+    def member(self) -> Member:
+        """As it is counted in votes."""
+        return Member(self.node, self.incarnation)
 
-class NodeIdentity(NamedTuple):
+
+class Identity(NamedTuple):
     """What the file `identity` of a data directory says."""
 
     cluster_id: str
@@ -59,6 +64,11 @@ class NodeIdentity(NamedTuple):
     founders: tuple[Founder, ...]
     """Every founder, this node included; empty: this node joins and never founds."""
 
+    @property
+    def member(self) -> Member:
+        """As it is counted in votes."""
+        return Member(self.node, self.incarnation)
+
 
 class FormatPlan(NamedTuple):
     """What is going to be written into the empty directories of a new cluster."""
@@ -66,15 +76,15 @@ class FormatPlan(NamedTuple):
     cluster_id: str
     founders: tuple[Founder, ...]
 
-    def identity_of(self, founder: Founder) -> NodeIdentity:
+    def identity_of(self, founder: Founder) -> Identity:
         """What this founder's directory gets."""
-        return NodeIdentity(self.cluster_id, founder.node, founder.incarnation, self.founders)
+        return Identity(self.cluster_id, founder.node, founder.incarnation, self.founders)
 
 
 # One directory
 
 
-def read_identity(disk: Disk, directory: str) -> NodeIdentity | None:
+def read_identity(disk: Disk, directory: str) -> Identity | None:
     """The identity of a data directory, None when it is empty.
 
     Raises CorruptLog where there is data without an identity: such a directory has lost a file,
@@ -91,6 +101,19 @@ def read_identity(disk: Disk, directory: str) -> NodeIdentity | None:
     return _identity_from_body(body, path)
 
 
+def load_identity(disk: Disk, config: NodeConfig) -> Identity:
+    """The identity of a formatted node; ConfigError when its directory is empty or another's."""
+    identity = read_identity(disk, str(config.data))
+    if identity is None:
+        raise ConfigError(
+            f"{config.data} is not formatted; `aegis cluster up` does it for all nodes of this "
+            "machine, `aegis node format` for the nodes it is given",
+            path=str(config.data),
+        )
+    check_identity(config, identity)
+    return identity
+
+
 def _require_empty(disk: Disk, directory: str) -> None:
     names = disk.list_dir(directory) if disk.exists(directory) else []
     data = [n for n in names if n not in _NO_DATA and not n.endswith(TEMPORARY_SUFFIX)]
@@ -103,7 +126,7 @@ def _require_empty(disk: Disk, directory: str) -> None:
         )
 
 
-def write_identity(disk: Disk, directory: str, identity: NodeIdentity) -> None:
+def write_identity(disk: Disk, directory: str, identity: Identity) -> None:
     """Make the directory and its identity; both survive a power loss when this returns."""
     _make_dirs_durable(disk, directory)
     body = {
@@ -116,7 +139,7 @@ def write_identity(disk: Disk, directory: str, identity: NodeIdentity) -> None:
     write_checked(disk, path, kind=IDENTITY_NAME, version=_VERSION, body=body)
 
 
-def _identity_from_body(body: Any, path: str) -> NodeIdentity:
+def _identity_from_body(body: Any, path: str) -> Identity:
     match body:
         case {
             "cluster": str(cluster),
@@ -125,7 +148,7 @@ def _identity_from_body(body: Any, path: str) -> NodeIdentity:
             "founders": list(founders),
         }:
             found = _founders_from_body(founders, path)
-            return NodeIdentity(cluster, NodeId(node), incarnation, found)
+            return Identity(cluster, NodeId(node), incarnation, found)
     raise CorruptLog(f"{path}: its fields are not those of an identity", path=path)
 
 
@@ -164,7 +187,7 @@ def lock_directory(disk: Disk, directory: str) -> Lock:
 # All directories of a cluster
 
 
-def format_nodes(disk: Disk, configs: Sequence[NodeConfig], plan_path: str) -> list[NodeIdentity]:
+def format_nodes(disk: Disk, configs: Sequence[NodeConfig], plan_path: str) -> list[Identity]:
     """Give every data directory that is empty its identity; return all of them.
 
     configs: all nodes of the cluster, in the order of their ids.
@@ -205,9 +228,9 @@ def _new_plan(configs: Sequence[NodeConfig]) -> FormatPlan:
 def _carry_out(
     disk: Disk,
     configs: Sequence[NodeConfig],
-    found: Sequence[NodeIdentity | None],
+    found: Sequence[Identity | None],
     plan: FormatPlan,
-) -> list[NodeIdentity]:
+) -> list[Identity]:
     """Write what is missing of the plan."""
     places = [(config.node_id, config.host, config.base_port) for config in configs]
     if places != [(founder.node, founder.host, founder.base_port) for founder in plan.founders]:
@@ -223,15 +246,15 @@ def _carry_out(
 
 def _plan_differs(how: str) -> ConfigError:
     return ConfigError(
-        f"the file `{PLAN_NAME}` beside the node files, left by a formatting that did not "
-        f"finish, {how}. Undo the change "
-        "of the node files; or, if nothing is to be kept, remove it and the data directories"
+        f"the file `{PLAN_NAME}` beside the node files, left by a formatting that did not finish, "
+        f"{how}. Undo the change of the node files; or, if nothing is to be kept, remove it and "
+        "the data directories"
     )
 
 
 def _format_joining(
-    disk: Disk, configs: Sequence[NodeConfig], found: Sequence[NodeIdentity | None]
-) -> list[NodeIdentity]:
+    disk: Disk, configs: Sequence[NodeConfig], found: Sequence[Identity | None]
+) -> list[Identity]:
     """Directories that are empty beside others that are not: new members, without founders."""
     cluster_id = _common_cluster_id(configs, found)
     return [
@@ -240,7 +263,7 @@ def _format_joining(
     ]
 
 
-def _common_cluster_id(configs: Sequence[NodeConfig], found: Sequence[NodeIdentity | None]) -> str:
+def _common_cluster_id(configs: Sequence[NodeConfig], found: Sequence[Identity | None]) -> str:
     places: dict[str, str] = {}
     for config, identity in zip(configs, found, strict=True):
         if identity is not None:
@@ -252,14 +275,14 @@ def _common_cluster_id(configs: Sequence[NodeConfig], found: Sequence[NodeIdenti
     return cluster_id
 
 
-def format_joining(disk: Disk, config: NodeConfig, cluster_id: str) -> NodeIdentity:
+def format_joining(disk: Disk, config: NodeConfig, cluster_id: str) -> Identity:
     """Give an empty directory the identity of a new member of a cluster that exists."""
-    identity = NodeIdentity(cluster_id, config.node_id, _new_id(), ())
+    identity = Identity(cluster_id, config.node_id, _new_id(), ())
     write_identity(disk, str(config.data), identity)
     return identity
 
 
-def check_identity(config: NodeConfig, identity: NodeIdentity) -> None:
+def check_identity(config: NodeConfig, identity: Identity) -> None:
     """A directory belongs to the node that its file names, or nothing may start."""
     if identity.node != config.node_id:
         raise ConfigError(

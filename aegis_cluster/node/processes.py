@@ -75,7 +75,7 @@ def kill(mark: ProcessMark, timeout_ms: int) -> bool:
     if _leads_its_group(mark):
         os.killpg(mark.group, signal.SIGKILL)
     else:
-        # Started by hand inside a group of others: its shards follow it through their lifeline.
+        # Started by hand inside a group of others: its shards follow it as orphans do (`orphans`).
         process.kill()
     wait_for_end(family, timeout_ms)
     return True

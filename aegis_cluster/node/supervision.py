@@ -21,7 +21,7 @@ from enum import Enum, auto
 from aegis_cluster import limits
 from aegis_cluster.errors import invariant
 from aegis_cluster.ids import ShardId
-from aegis_cluster.lifeline import EXIT_CONFIG, EXIT_STORAGE
+from aegis_cluster.node.exit_codes import EXIT_CONFIG, EXIT_STORAGE
 
 
 class Phase(Enum):

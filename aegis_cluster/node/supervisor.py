@@ -6,7 +6,7 @@ waits for it to exit; both arrive in the main thread as events, in that order, s
 crash stands in the log before the crash.
 
 The rule it protects: no orphans. Shards are started from the main thread alone and are bound to it
-(`lifeline`), so they end with this process in whichever way it ends.
+(`orphans`), so they end with this process in whichever way it ends.
 """
 
 from __future__ import annotations

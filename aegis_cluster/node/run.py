@@ -1,0 +1,82 @@
+"""`aegis node run`: what one node does from its start to its end.
+
+The idea: in the order in which a mistake costs least. The settings are read, the directory is
+locked, its identity is checked, and only then is anything in it touched: journals of the last run
+are replayed into segments (so the number of shards may change between runs), then the shards start.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import uuid
+from typing import TYPE_CHECKING
+
+from aegis_cluster.config import load_node_config
+from aegis_cluster.node.identity import load_identity, lock_directory
+from aegis_cluster.node.log import NodeLog
+from aegis_cluster.node.run_file import remove_run_file, write_run_file
+from aegis_cluster.node.supervisor import Supervisor
+from aegis_cluster.storage.disk import RealDisk
+from aegis_cluster.storage.recovery import prepare_node_dir
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from aegis_cluster.config import NodeConfig
+    from aegis_cluster.ids import ShardId
+
+
+def run_node(config_file: Path, *, step_down: Callable[[str, float], None]) -> bool:
+    """Run the node until it is told to stop; return whether that was why it ended.
+
+    step_down: asks the shard at a control endpoint to hand over what it leads, within so many
+    seconds. Handed in, because this room knows no client.
+    """
+    config = load_node_config(config_file)
+    disk = RealDisk()
+    load_identity(disk, config)
+    lock = lock_directory(disk, str(config.data))
+    log = NodeLog(config.data)
+    try:
+        return _run_locked(config, config_file, log, step_down)
+    except BaseException as error:
+        log.write("supervisor", f"ends: {error}")
+        raise
+    finally:
+        log.close()
+        lock.release()
+
+
+def _run_locked(
+    config: NodeConfig,
+    config_file: Path,
+    log: NodeLog,
+    step_down: Callable[[str, float], None],
+) -> bool:
+    boot_id = uuid.uuid4().hex
+    log.write("supervisor", f"{config.name} starts: pid {os.getpid()}, boot {boot_id}")
+    write_run_file(config.data, config_file=config_file, boot_id=boot_id)
+    prepare_node_dir(RealDisk(), str(config.data), config.shards)
+    supervisor = Supervisor(
+        shards=config.shards,
+        command=lambda shard, shard_boot_id: shard_command(config_file, shard, shard_boot_id),
+        step_aside=lambda shard, seconds: step_down(config.control_endpoint(shard), seconds),
+        log=log,
+    )
+    wished = supervisor.run()
+    remove_run_file(config.data)
+    log.write("supervisor", f"{config.name} has ended")
+    return wished
+
+
+def shard_command(config_file: Path, shard: ShardId, boot_id: str) -> list[str]:
+    """The command line of a shard's process; a boot id names one start of one process."""
+    return [
+        sys.executable, "-m", "aegis_cluster.node.shard_main",
+        "--config", str(config_file),
+        "--shard", str(shard),
+        "--boot-id", boot_id,
+        "--parent-pid", str(os.getpid()),
+    ]  # fmt: skip
