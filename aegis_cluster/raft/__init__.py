@@ -30,11 +30,12 @@ top to bottom:
    counts itself and how a candidate votes for itself, so it is called for every effects, even
    with one replica; it can make new effects.
 5. Apply entries up to `commit_index`, then call `applied(index)`. The index may lie beyond what
-   is durable *here* (a majority of others has it), so after a crash it may be higher than the log
-   is long; the constructor cuts it. Serve a read of `read_ready` once its index is applied;
-   answer `read_failed` with NotLeader. `snapshots`: send a snapshot to that member by your own
-   means; when the receiving shell has all of it, it passes `InstallSnapshot` to its replica.
-   Call `snapshot_failed(member)` if you give up.
+   is durable *here* (a majority of others has it): what is written down for the next start is
+   `replica.commit_hint`, never `commit_index`, and `compact(upto)` goes no further either. Serve
+   a read of `read_ready` once its index is applied; answer `read_failed` with NotLeader.
+   `snapshots`: send a snapshot to that member by your own means; when the receiving shell has all
+   of it, it passes `InstallSnapshot` to its replica. Call `snapshot_failed(member)` when a
+   transfer is lost or given up; nothing else repeats it, but a lost link.
 
 AppendRequest leaves the core as a range, `prev_index + 1 .. last_index`, with `entries=()`. The
 sender's shell fills entries and bytes when it sends, that is, in the same round. It may shorten

@@ -35,7 +35,7 @@ class ChangeChapter(ReadChapter):
         if self.role is not Role.LEADER or self._transfer_to is not None:
             raise self._not_leader()
         if not self._may_change_membership():
-            raise NotReady("an earlier membership is not committed yet", at=self.membership_index)
+            raise NotReady("a change waits until the leader's no-op and the last change committed")
         if membership == self.membership or not is_single_step(self.membership, membership):
             raise Misuse("one voter at a time", have=self.membership, want=membership)
         self._check_promotions(membership)

@@ -58,7 +58,7 @@ class Core:
         """Start as a follower from what was on disk.
 
         membership: the one in effect at the start of the log; membership_entries: those found in
-        the log, upward. commit_index: a hint; it may be too low, and is cut to the log's end.
+        the log, upward. commit_index: a `commit_hint` of an earlier run, or anything lower.
         """
         self.config = config
         self.me = me
@@ -72,7 +72,9 @@ class Core:
         """Acknowledged data is missing here: no vote, no campaign, no acknowledgement (C3)."""
         self.quiet = False
         """Nothing is expected to happen: ticks do nothing until something wakes the replica."""
-        hint = LogIndex(min(commit_index, log.last_index))
+        # Committed, durable and yet not there: that is a loss, not a stale hint.
+        self.damaged |= commit_index > log.last_index
+        hint = min(commit_index, log.last_index)
         self.commit_index: LogIndex = LogIndex(max(hint, log.first_index - 1))
         self.applied_index: LogIndex = LogIndex(log.first_index - 1)
         """Told by the shell; only `serving` depends on it."""
@@ -296,9 +298,18 @@ class Core:
         )
         self.applied_index = index
 
+    @property
+    def commit_hint(self) -> LogIndex:
+        """The highest commit index that may be written down for the next start.
+
+        Not `commit_index`: should the process die before the entries up to there are on disk,
+        others of an older term may still stand in their place.
+        """
+        return min(self.commit_index, self.durable_index)
+
     def compact(self, upto: LogIndex) -> None:
         """The shell no longer keeps entries up to and including `upto`."""
-        invariant(upto <= self.commit_index, "only what is committed may go", upto=upto)
+        invariant(upto <= self.commit_hint, "only what is durable and committed may go", upto=upto)
         if upto >= self.log.first_index:
             self.log.compact(upto)
             self._history.compact(upto)

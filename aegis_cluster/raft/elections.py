@@ -45,7 +45,14 @@ class ElectionChapter(ChangeChapter):
             self._ask_pre_votes()
 
     def _may_campaign(self) -> bool:
-        return self._is_voter and not self.damaged
+        """Whether this replica may be needed as a leader.
+
+        One that appended its own removal may hold the newest log until that is committed, so it
+        still campaigns, without counting itself (thesis §4.2.2).
+        """
+        if self.damaged:
+            return False
+        return self._is_voter or self.me in self.membership_at(self.commit_index).voters
 
     def _tick_election(self) -> None:
         self._elapsed += 1

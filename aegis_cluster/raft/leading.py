@@ -213,6 +213,10 @@ class LeaderChapter(FollowerChapter):
         return self.log.fit(progress.next_index, self.config.probe_bytes_max)
 
     def _send_append(self, progress: Progress, last_index: LogIndex) -> None:
+        self._request_append(progress, last_index)
+        progress.sent(last_index, self._now)
+
+    def _request_append(self, progress: Progress, last_index: LogIndex) -> None:
         prev_index = LogIndex(progress.next_index - 1)
         request = AppendRequest(
             self.term,
@@ -224,7 +228,6 @@ class LeaderChapter(FollowerChapter):
         )
         # A leader's term and vote are durable: its election counted on them.
         self._send.append(Envelope(progress.member, request))
-        progress.sent(last_index, self._now)
 
     def _need_snapshot(self, progress: Progress) -> None:
         progress.become(Following.SNAPSHOT)
@@ -436,11 +439,15 @@ class LeaderChapter(FollowerChapter):
 
     def _ask_again(self, progress: Progress) -> None:
         """Repeat the one append; of a pipeline, only ask where the member stands."""
-        progress.waiting = False
+        prev_index = LogIndex(progress.next_index - 1)
+        if progress.state is Following.REPLICATE and self.log.can_follow(prev_index):
+            self._request_append(progress, prev_index)
+            progress.sent_at = self._now
+            return
         if progress.state is Following.REPLICATE:
-            self._send_append(progress, LogIndex(progress.next_index - 1))
-        else:
-            self._replicate(progress)
+            progress.probe(progress.next_index)  # the log was cut beyond what it holds
+        progress.waiting = False
+        self._replicate(progress)
 
     def _on_heartbeat_reply(self, sender: Member, reply: HeartbeatReply) -> None:
         progress = self._hear_member(sender)

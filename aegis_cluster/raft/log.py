@@ -163,6 +163,7 @@ class RaftLog:
         while len(self._run_starts) > 1 and self._run_starts[1] <= upto + 1:
             del self._run_starts[0], self._run_terms[0]
         self.first_index = LogIndex(upto + 1)
+        self._run_starts[0] = max(self._run_starts[0], self.first_index)
         if upto == self.last_index:
             self._run_starts.clear()
             self._run_terms.clear()

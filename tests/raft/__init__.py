@@ -1,0 +1,1 @@
+"""The Raft core: clause by clause, as conversations, against slow twins, and under chance."""
