@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from aegis_cluster.errors import PeerViolation
 from aegis_cluster.raft.core import Role
 from aegis_cluster.raft.elections import ElectionChapter
 from aegis_cluster.raft.messages import (
@@ -84,8 +85,7 @@ class Replica(ElectionChapter):
             case TimeoutNow():
                 self._on_timeout_now(sender, message)
             case _:
-                # The messages of the hot path do not come here.
-                pass
+                raise PeerViolation("not a Raft message", have=type(message).__name__)
 
     def _settle_term(self, sender: Member, message: Message) -> bool:
         """Deal with a message of another term; return whether its content still matters."""

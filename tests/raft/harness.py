@@ -38,6 +38,11 @@ def membership(*voters: int, learners: tuple[int, ...] = ()) -> Membership:
     return Membership.of(map(member, voters), map(member, learners))
 
 
+def role_of(replica: Replica) -> Role:
+    """The role now; asked through a function, the type checker believes that it may change."""
+    return replica.role
+
+
 def log_of(*terms: int) -> tuple[Entry, ...]:
     """Entries 1, 2, 3... with these terms."""
     return tuple(Entry(LogIndex(at), Term(term), DATA, at) for at, term in enumerate(terms, 1))
@@ -248,10 +253,11 @@ class Cluster:
         spare: tuple[int, ...] = (),
         config: RaftConfig | None = None,
         replica_type: type[Replica] = Replica,
+        seed: str = "",
     ) -> None:
         group = membership(*voters, learners=learners)
         self.hosts = {
-            node: Host(member(node), group, config=config, replica_type=replica_type)
+            node: Host(member(node), group, config=config, seed=seed, replica_type=replica_type)
             for node in (*voters, *learners, *spare)
         }
         self.letters: deque[Letter] = deque()
