@@ -1,0 +1,821 @@
+"""One shard's store: appends of many groups become durable with few syncs.
+
+The idea: `append`, `truncate` and `set_hard_state` stage work, visible to reads at once.
+`begin_round` writes all of it: into the journal, and into the segments from the same buffers; or
+into the segments alone where that is cheaper (`sync_plan`). `sync` makes a round durable and
+`end_round` says what is durable now. Checkpoints sync the segments, so that the journal can be
+used again.
+
+Threads: one loop owns the store. Only `sync` and `sync_checkpoint` run elsewhere, and they touch
+nothing but what their ticket captured.
+
+The rules it protects: an index is durable only after the sync of its round came back; a failed
+write or sync ends the use of these files for ever, and says so in a marker (C1); a truncation
+reaches a segment only after it is durable in the journal.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final
+
+from aegis_cluster.errors import Misuse, StorageFailed, invariant
+from aegis_cluster.ids import GroupId, LogIndex, Member, RecordOffset, Term
+from aegis_cluster.storage.checkpoint import (
+    CheckpointSlots,
+    CheckpointState,
+    GroupState,
+    join_checkpoint,
+    pack_group,
+)
+from aegis_cluster.storage.disk import make_dir_durable
+from aegis_cluster.storage.handles import HandleCache
+from aegis_cluster.storage.journal import (
+    Claim,
+    Journal,
+    RoundBuilder,
+    item_bytes,
+    round_bytes,
+)
+from aegis_cluster.storage.layout import (
+    finish_change,
+    make_node_dirs,
+    read_layout,
+    shard_dir,
+    write_layout,
+)
+from aegis_cluster.storage.log import FramesOp, LogOp, PartitionLog, ResetOp, TruncateOp
+from aegis_cluster.storage.manifest import (
+    PARTITIONS_DIR,
+    ManifestEntry,
+    partition_dir,
+    write_manifest,
+)
+from aegis_cluster.storage.marker import Marker, write_marker
+from aegis_cluster.storage.rounds import Checkpoint, Round
+from aegis_cluster.storage.shard_recovery import (
+    FoundGroup,
+    ShardRecovery,
+    finish_removal,
+    group_state,
+    move_to_removed,
+    open_journal,
+    quarantine,
+    remove_marker,
+)
+from aegis_cluster.storage.snapshot import read_snapshot, write_snapshot
+from aegis_cluster.storage.sync_plan import GroupWork, sync_plan
+from aegis_cluster.storage.tail_cache import TailCache
+from aegis_cluster.storage.types import (
+    NO_HARD_STATE,
+    HardState,
+    LogPoint,
+    RecoveredGroup,
+    Snapshot,
+    StoreLimits,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from aegis_cluster.storage.disk import Disk
+
+_ROUND_ITEM_BYTES_MAX: Final = 256
+"""Room for any item that carries no frames: hard state, truncation, new start."""
+
+
+@dataclass(slots=True, eq=False)
+class _Group:
+    """One group in the running store."""
+
+    entry: ManifestEntry
+    log: PartitionLog
+    hard_state: HardState
+    """The newest that was written to the journal or found there."""
+    packed: bytes
+    """Its part of the next checkpoint; b"" when that must be made anew."""
+    frozen: GroupState | None = None
+    """Its state in checkpoints while its log is damaged, or about to be replaced."""
+    staged: list[LogOp] = field(default_factory=list)
+    staged_hard_state: HardState | None = None
+    held: deque[tuple[int, LogOp]] = field(default_factory=deque)
+    """(round, operation) that wait for a truncation to become durable in the journal."""
+    cut_round: int = 0
+    """Journal round of the newest truncation that no checkpoint covers; 0 for none."""
+
+
+class ShardStore:
+    """See the module's first lines."""
+
+    def __init__(
+        self,
+        disk: Disk,
+        node_dir: str,
+        shard: int,
+        *,
+        clock_ms: Callable[[], int],
+        limits: StoreLimits | None = None,
+    ) -> None:
+        self._disk = disk
+        self._node_dir = node_dir
+        self._shard = shard
+        self._shards = 0
+        self._clock_ms = clock_ms
+        self._limits = limits or StoreLimits()
+        self._handles = HandleCache(self._limits.open_segments)
+        self._cache = TailCache(self._limits.tail_cache_bytes)
+        self._groups: dict[GroupId, _Group] = {}
+        self._touched: dict[GroupId, _Group] = {}
+        """Groups with staged work."""
+        self._held: dict[GroupId, _Group] = {}
+        """Groups whose segments wait for a truncation's round."""
+        self._changed: dict[GroupId, _Group] = {}
+        """Groups that differ from the last checkpoint begun."""
+        self._claims: dict[GroupId, LogIndex] = {}
+        """Directly synced segments that no journal round has told of yet."""
+        self._open_rounds: list[Round] = []
+        self._rounds = 0
+        self._synced_round = 0
+        """Last journal round known as durable."""
+        self._checkpoint: Checkpoint | None = None
+        self._checkpoint_ms = 0
+        self._sequence = 0
+        self._removed: list[ManifestEntry] = []
+        self._blocked = False
+        """The journal is full: a round waits for a checkpoint to begin."""
+        self._failure: StorageFailed | None = None
+        self._slots: CheckpointSlots | None = None
+        self._journal_files: Journal | None = None
+        self._free_bytes = 0
+
+    # Life
+
+    def recover(self) -> list[RecoveredGroup]:
+        """Bring the files to one state and return every group of this shard; call it first."""
+        with self._guard("recover"):
+            found = self._recover()
+        return [self._recovered(one) for one in found]
+
+    def _recover(self) -> tuple[FoundGroup, ...]:
+        shards = read_layout(self._disk, self._node_dir)
+        if shards is None or not 0 <= self._shard < shards:
+            raise Misuse(
+                f"{self._node_dir} has no shard {self._shard}: prepare_node_dir comes first",
+                have=shards,
+            )
+        self._shards = shards
+        recovery = ShardRecovery(
+            disk=self._disk,
+            node_dir=self._node_dir,
+            shard=self._shard,
+            shards=shards,
+            limits=self._limits,
+            handles=self._handles,
+            cache=self._cache,
+        )
+        found = recovery.run()
+        self._sequence = found.sequence
+        self._synced_round = found.round
+        self._slots = found.slots
+        self._slots.prepare()
+        self._journal_files = open_journal(
+            self._disk, self._node_dir, self._shard, self._limits, found
+        )
+        for one in found.groups:
+            self._adopt(one)
+        self._first_checkpoint()
+        remove_marker(self._disk, self._node_dir, self._shard)
+        return found.groups
+
+    def _adopt(self, found: FoundGroup) -> None:
+        packed = pack_group(found.state)
+        frozen = found.state if found.log.damage is not None else None
+        group = _Group(found.entry, found.log, found.hard_state, packed, frozen)
+        self._groups[found.entry.group] = group
+
+    def _recovered(self, found: FoundGroup) -> RecoveredGroup:
+        entry, snapshot = found.entry, found.snapshot
+        return RecoveredGroup(
+            entry.group,
+            entry.topic,
+            entry.partition,
+            entry.voters,
+            found.hard_state,
+            found.log,
+            found.log.commit_index,
+            (snapshot.at, snapshot.body) if snapshot else None,
+            found.log.damage,
+        )
+
+    def _first_checkpoint(self) -> None:
+        """Close the past: from here on the new generation of the journal counts."""
+        checkpoint = self._capture()
+        self._sync_captured(checkpoint)
+        self._checkpoint_done(checkpoint)
+
+    def close(self) -> None:
+        """Drop every handle. What was not synced may be lost, as in a crash."""
+        self._groups.clear()
+        self._touched.clear()
+        self._held.clear()
+        self._failure = self._failure or StorageFailed("the store is closed")
+
+    @property
+    def failed(self) -> bool:
+        """The disk refused something: this store answers no more calls."""
+        return self._failure is not None
+
+    @property
+    def disk_full(self) -> bool:
+        """Less than the reserve is free; as of the last checkpoint."""
+        return self._free_bytes < self._limits.reserve_bytes
+
+    @property
+    def free_bytes(self) -> int:
+        """Free space as of the last checkpoint."""
+        return self._free_bytes
+
+    def log(self, group: GroupId) -> PartitionLog:
+        """The log of a group that was created or recovered here."""
+        return self._get(group).log
+
+    def hard_state(self, group: GroupId) -> HardState:
+        """The newest term and vote that were handed in."""
+        found = self._get(group)
+        return found.staged_hard_state or found.hard_state
+
+    def group_states(self) -> list[GroupState]:
+        """Every group as a checkpoint describes it; for a change of layout."""
+        return [self._state(group) for group in self._groups.values()]
+
+    def _get(self, group: GroupId) -> _Group:
+        self._check()
+        found = self._groups.get(group)
+        if found is None:
+            raise Misuse(f"group {group} is not in shard {self._shard}", group=group)
+        return found
+
+    # Failure is final
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise StorageFailed(self._failure.message, **self._failure.details)
+
+    @contextmanager
+    def _guard(self, doing: str) -> Iterator[None]:
+        """Any refusal of the disk in here is the end of this store."""
+        self._check()
+        try:
+            yield
+        except OSError as error:
+            raise self._fail(doing, error) from error
+
+    def _fail(self, doing: str, error: OSError) -> StorageFailed:
+        failure = StorageFailed(
+            f"shard {self._shard} stops using its files: {doing}: {error}",
+            shard=self._shard,
+            errno=error.errno,
+        )
+        if self._failure is None:
+            self._failure = failure
+            self._leave_marker(failure.message)
+        return failure
+
+    def _leave_marker(self, reason: str) -> None:
+        """Say what was durable. A helper thread may come here, so the groups are copied first."""
+        groups = list(self._groups.copy().values())
+        durable = {
+            one.entry.group: one.log.durable_index for one in groups if one.log.damage is None
+        }
+        marker = Marker(self._synced_round, durable, reason)
+        try:
+            write_marker(self._disk, shard_dir(self._node_dir, self._shard), marker)
+        except OSError:
+            return  # the disk takes nothing any more; recovery then goes by its ordinary rules
+
+    # Groups
+
+    def create_group(
+        self, group: GroupId, topic: str, partition: int, voters: tuple[Member, ...]
+    ) -> PartitionLog:
+        """Start a group on this node; manifest and directory are durable when it returns."""
+        self._check()
+        if group in self._groups or group % max(self._shards, 1) != self._shard:
+            raise Misuse(f"group {group} cannot be created in shard {self._shard}", group=group)
+        entry = ManifestEntry(group, topic, partition, voters)
+        with self._guard(f"create group {group}"):
+            self._make_log_dir(entry)
+            log = self._new_log(entry)
+            log.create()
+            write_manifest(self._disk, self._node_dir, entry)
+        created = _Group(entry, log, NO_HARD_STATE, b"")
+        self._groups[group] = self._changed[group] = created
+        return log
+
+    def _make_log_dir(self, entry: ManifestEntry) -> None:
+        directory = partition_dir(self._node_dir, entry)
+        if self._disk.exists(directory):
+            quarantine(self._disk, self._node_dir, entry.directory_name)
+        make_dir_durable(self._disk, directory)
+
+    def _new_log(self, entry: ManifestEntry) -> PartitionLog:
+        return PartitionLog(
+            group=entry.group,
+            disk=self._disk,
+            directory=partition_dir(self._node_dir, entry),
+            limits=self._limits,
+            handles=self._handles,
+            cache=self._cache,
+        )
+
+    def remove_group(self, group: GroupId) -> None:
+        """Forget a group for good: durable when it returns, deleted with the next checkpoint."""
+        found = self._get(group)
+        entry = ManifestEntry(
+            group, found.entry.topic, found.entry.partition, found.entry.voters, removing=True
+        )
+        with self._guard(f"remove group {group}"):
+            write_manifest(self._disk, self._node_dir, entry)
+            move_to_removed(self._disk, self._node_dir, entry)
+        for table in (self._groups, self._touched, self._held, self._changed):
+            table.pop(group, None)
+        self._claims.pop(group, None)
+        for one in self._open_rounds:
+            one.ends.pop(group, None)
+            one.hard_states.discard(group)
+        found.log.forget()
+        self._removed.append(entry)
+
+    # Staging
+
+    def append(self, group: GroupId, frames: Sequence[bytes]) -> None:
+        """Stage frames that follow the log's end; readable at once, durable after a round."""
+        found = self._get(group)
+        for part in _parts(frames, self._limits.journal_bytes // 4):
+            found.staged.append(found.log.stage_frames(part))
+            self._touch(found)
+
+    def truncate(self, group: GroupId, from_index: LogIndex) -> None:
+        """Stage the removal of every frame at or above `from_index`."""
+        found = self._get(group)
+        with self._guard(f"truncate group {group}"):
+            found.staged.append(found.log.stage_truncate(from_index))
+        self._lower(group, LogIndex(from_index - 1))
+        self._touch(found)
+
+    def _lower(self, group: GroupId, index: LogIndex) -> None:
+        """Rounds under way prove nothing above `index` any more."""
+        for one in self._open_rounds:
+            if group in one.ends:
+                one.ends[group] = min(one.ends[group], index)
+        if group in self._claims:
+            self._claims[group] = min(self._claims[group], index)
+
+    def set_hard_state(self, group: GroupId, state: HardState) -> None:
+        """Stage a group's term and vote; nothing that reflects them may leave before the round."""
+        found = self._get(group)
+        now = found.staged_hard_state or found.hard_state
+        invariant(state.term >= now.term, "a term only rises", have=now.term, want=state.term)
+        invariant(
+            state.term > now.term or now.vote in (None, state.vote),
+            "one vote per term",
+            have=now.vote,
+            want=state.vote,
+        )
+        found.staged_hard_state = state
+        self._touch(found)
+
+    def note_commit(self, group: GroupId, index: LogIndex) -> None:
+        """A hint for the next start; goes into checkpoints."""
+        found = self._get(group)
+        found.log.note_commit(index)
+        self._change(found)
+
+    def drop_before(self, group: GroupId, index: LogIndex) -> LogIndex:
+        """Drop whole segments below `index`; return the first index kept."""
+        found = self._get(group)
+        if not found.held:
+            found.log.drop_before(index)
+            self._change(found)
+        return found.log.first_index
+
+    def save_snapshot(self, group: GroupId, index: LogIndex, body: Any) -> None:
+        """Replace the group's snapshot by its folded state after `index`; durable on return.
+
+        Blocks, and touches only the snapshot's own file and committed frames, so a helper thread
+        may do it as long as the group is not removed meanwhile.
+        """
+        found = self._get(group)
+        with self._guard(f"snapshot of group {group}"):
+            point = found.log.point_at(index)._replace(term=found.log.term_at(index))
+            self._write_snapshot(found, Snapshot(point, body))
+
+    def load_snapshot(self, group: GroupId) -> tuple[LogIndex, Any] | None:
+        """(index, body) of the group's snapshot."""
+        found = self._get(group)
+        with self._guard(f"snapshot of group {group}"):
+            snapshot = read_snapshot(self._disk, found.log.directory, group)
+        return (snapshot.at, snapshot.body) if snapshot else None
+
+    def _write_snapshot(self, found: _Group, snapshot: Snapshot) -> None:
+        write_snapshot(self._disk, found.log.directory, found.entry.group, snapshot)
+
+    def install(
+        self,
+        group: GroupId,
+        *,
+        index: LogIndex,
+        term: Term,
+        chain: bytes,
+        next_offset: RecordOffset,
+        body: Any,
+    ) -> None:
+        """Replace the whole log by a snapshot: the next frame is `index` + 1.
+
+        The snapshot is durable when this returns, and recovery restarts the log after it even if
+        nothing else is; so `durable_index` is `index` at once. It also heals a damaged log.
+        """
+        found = self._get(group)
+        begin = LogPoint(index, term, chain, next_offset)
+        with self._guard(f"install group {group}"):
+            make_dir_durable(self._disk, found.log.directory)
+            self._write_snapshot(found, Snapshot(begin, body))
+        found.frozen = self._state(found)
+        found.staged.append(found.log.stage_reset(begin))
+        found.log.commit_index = index
+        for one in self._open_rounds:
+            one.ends.pop(group, None)
+        self._claims.pop(group, None)
+        self._touch(found)
+
+    def _touch(self, found: _Group) -> None:
+        self._touched[found.entry.group] = found
+        self._change(found)
+
+    def _change(self, found: _Group) -> None:
+        self._changed[found.entry.group] = found
+        found.packed = b""
+
+    # Rounds
+
+    def begin_round(self) -> Round | None:
+        """Write what is staged. None: nothing is staged, or the journal is full until a
+        checkpoint begins (`checkpoint_due` says so); the work then stays staged.
+        """
+        self._check()
+        if not self._touched:
+            return None
+        with self._guard("write a round"):
+            return self._write_round()
+
+    def _write_round(self) -> Round | None:
+        work = [self._work(one) for one in self._touched.values()]
+        direct = sync_plan(work, self._limits)
+        current = Round(self._rounds + 1)
+        builder = RoundBuilder([Claim(*claim) for claim in self._claims.items()])
+        taken = [
+            (group, ops)
+            for group, one in zip(list(self._touched.values()), work, strict=True)
+            if (ops := self._take(group, one, direct, builder, current)) is not None
+        ]
+        if not taken:
+            return None
+        if builder.items:
+            self._write_journal(builder, current)
+        for group, ops in taken:
+            self._write_segments(group, ops, current)
+        self._open(current)
+        return current
+
+    def _work(self, found: _Group) -> GroupWork:
+        size = sum(op.size for op in found.staged if isinstance(op, FramesOp))
+        cut = any(not isinstance(op, FramesOp) for op in found.staged)
+        return GroupWork(found.entry.group, size, cut or bool(found.held or found.cut_round))
+
+    def _take(
+        self,
+        found: _Group,
+        work: GroupWork,
+        direct: frozenset[GroupId],
+        builder: RoundBuilder,
+        current: Round,
+    ) -> list[LogOp] | None:
+        """Move staged work of one group into the round; None if there is no room for any."""
+        room = self._journal.room - _ROUND_ITEM_BYTES_MAX
+        needed = item_bytes(_ROUND_ITEM_BYTES_MAX) if found.staged_hard_state else 0
+        if self._size_with(builder, needed) > room:
+            self._blocked = True
+            return None
+        whole = needed + work.size + len(found.staged) * item_bytes(_ROUND_ITEM_BYTES_MAX)
+        fits = self._size_with(builder, whole) <= room
+        journaled = work.forced or (work.group not in direct and fits)
+        if found.staged_hard_state is not None:
+            self._take_hard_state(found, builder, current)
+        ops = self._take_journaled(found, builder, room) if journaled else found.staged
+        found.staged = found.staged[len(ops) :]
+        if found.staged:
+            self._blocked = True
+        else:
+            del self._touched[work.group]
+        if ops and not journaled:
+            current.direct.add(work.group)
+        _note_end(current, work.group, ops, found.staged)
+        self._change(found)
+        return ops
+
+    def _size_with(self, builder: RoundBuilder, more: int) -> int:
+        return round_bytes(builder.size + more, len(builder.claims))
+
+    def _take_hard_state(self, found: _Group, builder: RoundBuilder, current: Round) -> None:
+        state = found.staged_hard_state
+        invariant(state is not None, "a hard state is staged")
+        found.hard_state, found.staged_hard_state = state or found.hard_state, None
+        builder.add_hard_state(found.entry.group, found.hard_state)
+        current.hard_states.add(found.entry.group)
+
+    def _take_journaled(self, found: _Group, builder: RoundBuilder, room: int) -> list[LogOp]:
+        taken: list[LogOp] = []
+        for op in found.staged:
+            needed = op.size if isinstance(op, FramesOp) else 0
+            if self._size_with(builder, item_bytes(needed + _ROUND_ITEM_BYTES_MAX)) > room:
+                break
+            _add(builder, found.entry.group, op)
+            taken.append(op)
+        return taken
+
+    @property
+    def _journal(self) -> Journal:
+        if self._journal_files is None:
+            raise Misuse("recover() comes first")
+        return self._journal_files
+
+    def _write_journal(self, builder: RoundBuilder, current: Round) -> None:
+        number = self._journal.write(builder, synced_up_to=self._synced_round)
+        current.journal_round = number
+        current.files[id(self._journal.file)] = self._journal.file
+        self._claims.clear()
+
+    def _write_segments(self, found: _Group, ops: Sequence[LogOp], current: Round) -> None:
+        if any(not isinstance(op, FramesOp) for op in ops):
+            found.cut_round = current.journal_round
+            self._held[found.entry.group] = found
+        if found.entry.group in self._held:
+            found.held.extend((current.number, op) for op in ops)
+            return
+        for op in ops:
+            found.log.write(op)
+        if found.entry.group in current.direct:
+            files, directory = found.log.take_data_files()
+            current.files.update((id(file), file) for file in files)
+            if directory:
+                current.directories.add(found.log.directory)
+
+    def _open(self, current: Round) -> None:
+        current.cover(self._open_rounds)
+        self._rounds = current.number
+        self._open_rounds.append(current)
+        self._cache.trim()
+
+    def sync(self, ticket: Round) -> None:
+        """Make a round durable, and every round before it whose sync has not begun. Blocks."""
+        self._check()
+        ticket.started = True
+        try:
+            for file in ticket.files.values():
+                file.fdatasync()
+            self._sync_dirs(ticket.directories)
+        except OSError as error:
+            raise self._fail("sync a round", error) from error
+        ticket.synced = True
+
+    def _sync_dirs(self, directories: set[str]) -> None:
+        for directory in sorted(directories):
+            with suppress(FileNotFoundError):  # its group was removed meanwhile
+                self._disk.sync_dir(directory)
+
+    def end_round(self, ticket: Round) -> dict[GroupId, LogIndex]:
+        """Note a synced round, and those before it: the durable index of every group in them."""
+        self._check()
+        ended = [one for one in self._open_rounds if one.number <= ticket.number]
+        proved = set[int]().union(*(one.finished() for one in ended))
+        invariant(
+            proved.issuperset(one.number for one in ended),
+            "a round ends after its sync",
+            rounds=[one.number for one in ended],
+            proved=sorted(proved),
+        )
+        self._open_rounds = self._open_rounds[len(ended) :]
+        durable: dict[GroupId, LogIndex] = {}
+        for one in ended:
+            self._note_durable(one, durable)
+        with self._guard("write what waited for a truncation"):
+            self._release_held(ticket.number)
+        return durable
+
+    def _note_durable(self, ended: Round, durable: dict[GroupId, LogIndex]) -> None:
+        self._synced_round = max(self._synced_round, ended.journal_round)
+        for group, index in ended.ends.items():
+            log = self._groups[group].log
+            log.durable_index = max(log.durable_index, index)
+            durable[group] = log.durable_index
+            if group in ended.direct:
+                self._claims[group] = log.durable_index
+        for group in ended.hard_states:
+            durable[group] = self._groups[group].log.durable_index
+
+    def _release_held(self, ended: int) -> None:
+        """Carry out in the segments what waited for a truncation to be durable."""
+        for group, found in list(self._held.items()):
+            while found.held and (
+                found.held[0][0] <= ended or isinstance(found.held[0][1], FramesOp)
+            ):
+                found.log.write(found.held.popleft()[1])
+            self._change(found)
+            if not found.held:
+                del self._held[group]
+
+    # Checkpoints
+
+    def checkpoint_due(self, now_ms: int) -> bool:
+        """A checkpoint should begin: the journal fills up, or the last one is a while ago."""
+        if self._checkpoint is not None or self._held or self._failure is not None:
+            return False
+        if self._blocked or self._journal.used * 2 > self._limits.journal_bytes:
+            return True
+        waited = now_ms - self._checkpoint_ms >= self._limits.checkpoint_interval_ms
+        return waited and bool(self._changed or self._claims or self._removed)
+
+    def begin_checkpoint(self) -> Checkpoint:
+        """Capture what the segments hold, and go on in the other journal file."""
+        self._check()
+        if self._checkpoint is not None or self._held:
+            raise Misuse("a checkpoint begins when checkpoint_due says so")
+        with self._guard("begin a checkpoint"):
+            self._journal.start_generation(self._journal.generation + 1)
+            self._checkpoint = self._capture()
+        self._blocked = False
+        return self._checkpoint
+
+    def _capture(self) -> Checkpoint:
+        sequence = self._sequence + 1
+        head = CheckpointState(
+            sequence,
+            self._shard,
+            self._shards,
+            self._journal.generation,
+            self._journal.last_round,
+            (),
+        )
+        checkpoint = Checkpoint(
+            sequence=sequence,
+            round=self._journal.last_round,
+            data=b"",
+            slot=self._checkpoint_slots.file(sequence),
+            files=[],
+            directories=set(),
+            sealed={},
+            doomed=[],
+            removed=self._removed,
+        )
+        for found in self._changed.values():
+            self._capture_log(found.log, checkpoint)
+        for one in self._open_rounds:  # written and taken, but not yet synced
+            checkpoint.files += one.files.values()
+            checkpoint.directories |= one.directories
+        checkpoint.data = join_checkpoint(
+            head, [self._packed(found) for found in self._groups.values()]
+        )
+        self._removed = []
+        self._changed = {}
+        return checkpoint
+
+    @property
+    def _checkpoint_slots(self) -> CheckpointSlots:
+        if self._slots is None:
+            raise Misuse("recover() comes first")
+        return self._slots
+
+    def _capture_log(self, log: PartitionLog, checkpoint: Checkpoint) -> None:
+        taken = log.take_everything()
+        checkpoint.files += taken.files.values()
+        checkpoint.files += taken.indexes
+        checkpoint.doomed += taken.doomed
+        if taken.directory:
+            checkpoint.directories.add(log.directory)
+        if taken.sealed:
+            checkpoint.sealed[log.group] = taken.sealed
+
+    def _packed(self, found: _Group) -> bytes:
+        if not found.packed:
+            found.packed = pack_group(self._state(found))
+        return found.packed
+
+    def _state(self, found: _Group) -> GroupState:
+        settled = found.log.damage is None and not found.log.resetting
+        if settled or found.frozen is None:
+            return group_state(found.log, found.hard_state)
+        return replace(found.frozen, hard_state=found.hard_state)
+
+    def sync_checkpoint(self, ticket: Checkpoint) -> None:
+        """Make a checkpoint durable, then delete what it says is gone. Blocks."""
+        self._check()
+        try:
+            self._sync_captured(ticket)
+        except OSError as error:
+            raise self._fail("sync a checkpoint", error) from error
+
+    def _sync_captured(self, ticket: Checkpoint) -> None:
+        for file in {id(file): file for file in ticket.files}.values():
+            file.fdatasync()
+        self._sync_dirs(ticket.directories)
+        ticket.slot.pwrite(ticket.data, 0)
+        ticket.slot.fdatasync()
+        for segment in ticket.doomed:
+            segment.remove()
+        for entry in ticket.removed:
+            finish_removal(self._disk, self._node_dir, entry)
+        ticket.synced = True
+
+    def end_checkpoint(self, ticket: Checkpoint) -> None:
+        """The checkpoint is durable: the other journal file is free."""
+        self._check()
+        invariant(ticket is self._checkpoint and ticket.synced, "a checkpoint ends after its sync")
+        self._checkpoint = None
+        self._checkpoint_done(ticket)
+
+    def _checkpoint_done(self, ticket: Checkpoint) -> None:
+        self._sequence = ticket.sequence
+        self._checkpoint_ms = self._clock_ms()
+        for found in self._groups.values():
+            if found.cut_round <= ticket.round:
+                found.cut_round = 0
+        for group, sealed in ticket.sealed.items():
+            if group in self._groups:
+                self._groups[group].log.release_sealed(sealed)
+        with self._guard("look at the free space"):
+            self._free_bytes = self._disk.free_bytes(f"{self._node_dir}/{PARTITIONS_DIR}")
+
+
+def _parts(frames: Sequence[bytes], bytes_max: int) -> Iterator[Sequence[bytes]]:
+    """Frames in parts that fit the journal; nearly always one part."""
+    start = size = 0
+    for place, frame in enumerate(frames):
+        if size and size + len(frame) > bytes_max:
+            yield frames[start:place]
+            start, size = place, 0
+        size += len(frame)
+    if start < len(frames):
+        yield frames[start:]
+
+
+def _note_end(
+    current: Round, group: GroupId, taken: Sequence[LogOp], left: Sequence[LogOp]
+) -> None:
+    """Which index this round makes durable for a group; what is cut already does not count."""
+    for op in taken:
+        match op:
+            case FramesOp():
+                current.ends[group] = op.last
+            case TruncateOp():
+                current.ends[group] = LogIndex(op.from_index - 1)
+            case ResetOp():
+                current.ends[group] = op.begin.index
+    for op in left:
+        if isinstance(op, TruncateOp) and group in current.ends:
+            current.ends[group] = min(current.ends[group], LogIndex(op.from_index - 1))
+        elif isinstance(op, ResetOp):
+            current.ends.pop(group, None)
+
+
+def _add(builder: RoundBuilder, group: GroupId, op: LogOp) -> None:
+    match op:
+        case FramesOp():
+            builder.add_frames(group, op.metas[0].at, op.frames)
+        case TruncateOp():
+            builder.add_truncate(group, op.from_index)
+        case ResetOp():
+            builder.add_reset(group, op.begin)
+
+
+def prepare_node_dir(
+    disk: Disk, node_dir: str, shards: int, *, limits: StoreLimits | None = None
+) -> None:
+    """Lay a node's directory out for this many shards; the supervisor calls it before any starts.
+
+    Cheap when nothing changed. After a change, every old shard is recovered first, so no journal
+    holds anything when the groups are divided anew. A crash at any step means doing it again.
+    """
+    make_node_dirs(disk, node_dir)
+    finish_change(disk, node_dir)
+    old = read_layout(disk, node_dir)
+    if old == shards:
+        return
+    states: list[GroupState] = []
+    for shard in range(old or 0):
+        store = ShardStore(disk, node_dir, shard, clock_ms=lambda: 0, limits=limits)
+        store.recover()
+        states += store.group_states()
+        store.close()
+    write_layout(disk, node_dir, shards, states)
