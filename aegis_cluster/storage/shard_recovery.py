@@ -32,7 +32,7 @@ from aegis_cluster.storage.manifest import (
     partition_dir,
 )
 from aegis_cluster.storage.marker import Marker, marker_path, read_marker
-from aegis_cluster.storage.recovery import LogFiles, LogRecovery, salvage_frames
+from aegis_cluster.storage.log_recovery import LogFiles, LogRecovery, salvage_frames
 from aegis_cluster.storage.replay import GroupReplay, JournalFindings, choose_rounds, replay
 from aegis_cluster.storage.snapshot import SNAPSHOT_NAME, read_snapshot
 from aegis_cluster.storage.types import LOG_BEGIN, Damage, HardState, LogPoint, Snapshot

@@ -39,13 +39,7 @@ from aegis_cluster.storage.journal import (
     item_bytes,
     round_bytes,
 )
-from aegis_cluster.storage.layout import (
-    finish_change,
-    make_node_dirs,
-    read_layout,
-    shard_dir,
-    write_layout,
-)
+from aegis_cluster.storage.layout import read_layout, shard_dir
 from aegis_cluster.storage.log import FramesOp, LogOp, PartitionLog, ResetOp, TruncateOp
 from aegis_cluster.storage.manifest import (
     PARTITIONS_DIR,
@@ -797,25 +791,3 @@ def _add(builder: RoundBuilder, group: GroupId, op: LogOp) -> None:
             builder.add_truncate(group, op.from_index)
         case ResetOp():
             builder.add_reset(group, op.begin)
-
-
-def prepare_node_dir(
-    disk: Disk, node_dir: str, shards: int, *, limits: StoreLimits | None = None
-) -> None:
-    """Lay a node's directory out for this many shards; the supervisor calls it before any starts.
-
-    Cheap when nothing changed. After a change, every old shard is recovered first, so no journal
-    holds anything when the groups are divided anew. A crash at any step means doing it again.
-    """
-    make_node_dirs(disk, node_dir)
-    finish_change(disk, node_dir)
-    old = read_layout(disk, node_dir)
-    if old == shards:
-        return
-    states: list[GroupState] = []
-    for shard in range(old or 0):
-        store = ShardStore(disk, node_dir, shard, clock_ms=lambda: 0, limits=limits)
-        store.recover()
-        states += store.group_states()
-        store.close()
-    write_layout(disk, node_dir, shards, states)
