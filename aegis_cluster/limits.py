@@ -96,6 +96,12 @@ CLIENT_BUFFER_BYTES_DEFAULT: Final = 64 * MIB
 REQUEST_TIMEOUT_MS_DEFAULT: Final = 30_000
 LINKS_PER_CLIENT_MAX: Final = 4_096
 
+# The command line
+PUBLISH_ROWS_MAX: Final = 4_000
+"""Rows that `aegis publish` has read and not yet published."""
+PUBLISH_CHUNK_ROWS: Final = 2_000
+"""Rows of one `publish_many`; the next ones are read meanwhile."""
+
 invariant(MESSAGE_BYTES_DEFAULT <= MESSAGE_BYTES_MAX, "the default message fits the largest")
 invariant(MESSAGE_BYTES_MAX < BATCH_BYTES_MAX < FRAME_BYTES_MAX, "message < batch < frame")
 invariant(FRAME_BYTES_MAX <= FETCH_BYTES_MAX, "a fetch can carry the largest frame")

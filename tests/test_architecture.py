@@ -20,7 +20,7 @@ PACKAGE = ROOT / "aegis_cluster"
 BELOW_ALL = {"errors", "ids", "limits", "config"}
 MACHINE = {"wire", "raft", "storage", "cluster", "broker"}
 FRONT = {
-    "engine", "channel", "subscriber", "sync", "cdc", "event", "stream", "gateway",
+    "engine", "message", "channel", "subscriber", "sync", "cdc", "event", "stream", "gateway",
     "integrations", "testing",
 }  # fmt: skip
 

@@ -15,7 +15,6 @@ import csv
 import gzip
 import io
 import json
-import sys
 import zlib
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,7 +54,7 @@ class Row(NamedTuple):
 class Source:
     """An open input: its bytes, unpacked, and how far it has been read."""
 
-    def __init__(self, raw: BinaryIO, name: str, size: int | None) -> None:
+    def __init__(self, raw: BinaryIO | io.RawIOBase, name: str, size: int | None) -> None:
         self.name = name
         self.size = size
         """Bytes on disk; None when that is not known beforehand."""
@@ -73,7 +72,7 @@ class Source:
 class _Counted(io.RawIOBase):
     """Counts what is read; unlike `tell`, it works for pipes."""
 
-    def __init__(self, raw: BinaryIO) -> None:
+    def __init__(self, raw: BinaryIO | io.RawIOBase) -> None:
         super().__init__()
         self._source = raw
         self.count = 0
@@ -94,7 +93,8 @@ class _Counted(io.RawIOBase):
 def open_source(name: str) -> Iterator[Source]:
     """A file, or standard input for "-"."""
     if name == STANDARD_INPUT:
-        yield Source(sys.stdin.buffer, "standard input", None)
+        # Not `sys.stdin`: its lock would be held by a read that never ends when the program does.
+        yield Source(io.FileIO(0, closefd=False), "standard input", None)
         return
     try:
         file = Path(name).open("rb")  # noqa: SIM115 - closed below, after the error is named

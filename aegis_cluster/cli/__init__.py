@@ -1,0 +1,19 @@
+"""The command line: `aegis cluster`, `node`, `topic`, `publish`, `consume`.
+
+In: words that a person or a script typed. Out: what was asked for on standard output, errors as
+sentences on standard error, exit code 0, 1 (failed) or 2 (wrong usage). It stands on the public
+engine like any user's program and on `node` for the processes of this machine; it decides nothing
+about the cluster itself.
+"""
+
+from __future__ import annotations
+
+
+def main() -> None:
+    """The `aegis` program."""
+    # Imported late: a node's supervisor starts through here too, and should stay small.
+    import sys
+
+    from aegis_cluster.cli.app import run
+
+    sys.exit(run(sys.argv[1:]))

@@ -1,0 +1,141 @@
+"""`aegis cluster up | down | status | kill | restart`: the cluster of this directory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from aegis_cluster import limits
+from aegis_cluster.cli.connection import (
+    bootstrap_option,
+    cluster_address,
+    cluster_status,
+    json_option,
+    timeout_option,
+)
+from aegis_cluster.node.local import LocalCluster
+from aegis_cluster.node.node_files import Wanted, bootstrap_of
+
+if TYPE_CHECKING:
+    from aegis_cluster.node.node_files import LocalNode
+
+
+@click.group()
+def cluster() -> None:
+    """Start, stop and look at the cluster of this directory: ./nodes and ./data."""
+
+
+def _local() -> LocalCluster:
+    return LocalCluster(
+        Path.cwd(), probe=cluster_status, tell=lambda text: click.echo(text, err=True)
+    )
+
+
+@cluster.command()
+@click.option(
+    "--nodes",
+    type=click.IntRange(1, limits.NODES_LOCAL_MAX),
+    help="How many.  [default: what is in ./nodes, or 3]",
+)
+@click.option(
+    "--shards",
+    type=click.IntRange(1, limits.SHARDS_PER_NODE_MAX),
+    help="Processes of each node.  [default: what the files say, or 1]",
+)
+@click.option(
+    "--base-port",
+    type=int,
+    help="Node n listens from this + 100 n on.  [default: what the files say, or 7000]",
+)
+@timeout_option("60s")
+@json_option
+def up(
+    nodes: int | None, shards: int | None, base_port: int | None, timeout_ms: int, as_json: bool
+) -> None:
+    """Start the nodes of ./nodes (written when missing); return when all of them serve.
+
+    Called again, it starts what is dead.
+
+    \b
+    Examples:
+      aegis cluster up --nodes 3
+      aegis cluster up --nodes 3 --base-port 8000     (a second cluster, in another directory)
+    """
+    wanted = Wanted(nodes, shards, base_port)
+    running = _local().up(wanted, seconds=timeout_ms / 1000)
+    if as_json:
+        click.echo(json.dumps({"bootstrap": bootstrap_of(running), "nodes": _listed(running)}))
+    else:
+        click.echo(f"{len(running)} nodes serve: {bootstrap_of(running)}")
+
+
+def _listed(nodes: list[LocalNode]) -> list[dict[str, Any]]:
+    return [
+        {"name": node.name, "endpoint": node.config.endpoint, "data": str(node.config.data)}
+        for node in nodes
+    ]
+
+
+@cluster.command()
+def down() -> None:
+    """Stop all nodes: leaders hand over, shards end; what does not end by itself is killed.
+
+    \b
+    Example:
+      aegis cluster down
+    """
+    stopped = _local().down()
+    click.echo(f"{len(stopped)} nodes stopped")
+
+
+@cluster.command()
+@click.argument("node")
+def kill(node: str) -> None:
+    """SIGKILL to NODE's supervisor and shards in one instant, as if it had crashed.
+
+    \b
+    Example:
+      aegis cluster kill node-2
+    """
+    _local().kill(node)
+    click.echo(f"{node} is killed")
+
+
+@cluster.command()
+@click.argument("node")
+@timeout_option("60s")
+def restart(node: str, timeout_ms: int) -> None:
+    """Stop NODE in order if it runs, start it, and return when it serves.
+
+    \b
+    Example:
+      aegis cluster restart node-2
+    """
+    _local().restart(node, seconds=timeout_ms / 1000)
+    click.echo(f"{node} serves")
+
+
+@cluster.command()
+@bootstrap_option
+@timeout_option("5s")
+@json_option
+def status(bootstrap: str | None, timeout_ms: int, as_json: bool) -> None:
+    """Show nodes, topics, leaders and replicas.
+
+    \b
+    Example:
+      aegis cluster status --json
+    """
+    view = cluster_status(cluster_address(bootstrap), timeout_ms / 1000)
+    if as_json:
+        click.echo(json.dumps(view))
+        return
+    from aegis_cluster.cli.tables import node_table, topic_table
+
+    node_table(view["nodes"])
+    if view["topics"]:
+        click.echo()
+        topic_table(view["topics"])

@@ -1,0 +1,134 @@
+"""`aegis topic create | list | describe | delete`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from aegis_cluster.cli.connection import (
+    bootstrap_option,
+    cluster_address,
+    cluster_status,
+    connect,
+    json_option,
+    run_async,
+    timeout_option,
+)
+from aegis_cluster.cli.tables import topic_table
+from aegis_cluster.errors import TopicNotFound
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from aegis_cluster import StreamingEngine
+
+
+@click.group()
+def topic() -> None:
+    """Create, list, describe and delete topics."""
+
+
+@topic.command()
+@click.argument("name")
+@click.option("--partitions", type=click.IntRange(min=1), help="[default: 1]")
+@click.option("--replication-factor", type=click.IntRange(min=1), help="[default: min(3, nodes)]")
+@click.option("--retention", metavar="DURATION", help='How long messages are kept, as "7d".')
+@click.option("--retention-bytes", metavar="SIZE", help='How much a partition keeps, as "10GB".')
+@click.option("--compression", type=click.Choice(["none", "lz4", "zstd"]), help="[default: none]")
+@click.option("--max-message-size", metavar="SIZE", help='The largest message, as "1MB".')
+@click.option("--if-not-exists", is_flag=True, help="A topic of that name is no failure.")
+@bootstrap_option
+@timeout_option()
+def create(
+    name: str, if_not_exists: bool, bootstrap: str | None, timeout_ms: int, **settings: Any
+) -> None:
+    """Create the topic NAME.
+
+    \b
+    Example:
+      aegis topic create flights --partitions 6 --replication-factor 3
+    """
+    from aegis_cluster import TopicConfig
+
+    config = TopicConfig(**settings)
+
+    async def work(engine: StreamingEngine) -> None:
+        timeout = timeout_ms / 1000
+        await engine.create_topic(name, config, exist_ok=if_not_exists, timeout=timeout)
+
+    _with_engine(bootstrap, work)
+    click.echo(f"created {name}" if not if_not_exists else f"{name} exists")
+
+
+@topic.command("list")
+@bootstrap_option
+@timeout_option()
+@json_option
+def list_command(bootstrap: str | None, timeout_ms: int, as_json: bool) -> None:
+    """List the names of all topics.
+
+    \b
+    Example:
+      aegis topic list --json
+    """
+
+    async def work(engine: StreamingEngine) -> list[str]:
+        return await engine.list_topics(timeout=timeout_ms / 1000)
+
+    names = _with_engine(bootstrap, work)
+    click.echo(json.dumps(names) if as_json else "\n".join(names), nl=bool(names) or as_json)
+
+
+@topic.command()
+@click.argument("name")
+@bootstrap_option
+@timeout_option()
+@json_option
+def describe(name: str, bootstrap: str | None, timeout_ms: int, as_json: bool) -> None:
+    """Show the partitions of the topic NAME: leaders, replicas, offsets.
+
+    \b
+    Example:
+      aegis topic describe flights
+    """
+    view = cluster_status(cluster_address(bootstrap), timeout_ms / 1000)
+    found = next((topic for topic in view["topics"] if topic["name"] == name), None)
+    if found is None:
+        raise TopicNotFound(f"there is no topic {name}", topic=name)
+    if as_json:
+        click.echo(json.dumps(found))
+    else:
+        topic_table([found])
+
+
+@topic.command()
+@click.argument("name")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@bootstrap_option
+@timeout_option()
+def delete(name: str, yes: bool, bootstrap: str | None, timeout_ms: int) -> None:
+    """Delete the topic NAME and all of its messages; asks first when a person types it.
+
+    \b
+    Example:
+      aegis topic delete flights --yes
+    """
+    if not yes and sys.stdin.isatty():
+        click.confirm(f"Delete {name} and all of its messages?", abort=True)
+
+    async def work(engine: StreamingEngine) -> None:
+        await engine.delete_topic(name, timeout=timeout_ms / 1000)
+
+    _with_engine(bootstrap, work)
+    click.echo(f"deleted {name}")
+
+
+def _with_engine(bootstrap: str | None, work: Callable[[StreamingEngine], Awaitable[Any]]) -> Any:
+    async def connected() -> Any:
+        async with connect(bootstrap) as engine:
+            return await work(engine)
+
+    return run_async(connected())
