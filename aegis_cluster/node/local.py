@@ -30,7 +30,7 @@ from aegis_cluster.node.node_files import (
     ensure_nodes,
     load_nodes,
 )
-from aegis_cluster.node.run_file import remove_run_file, running_mark
+from aegis_cluster.node.run_file import remove_run_file, running_mark, write_run_file
 from aegis_cluster.storage.disk import RealDisk
 
 if TYPE_CHECKING:
@@ -172,6 +172,7 @@ class LocalCluster:
             ],
             setsid=True,
         )
+        write_run_file(node.config.data, processes.mark_of(pid, str(node.file)), boot_id="")
         return _Started(pid, said)
 
     def _wait_until_serving(
@@ -181,8 +182,7 @@ class LocalCluster:
         reason = "nothing was asked yet"
         while waiting:
             if time.monotonic() > deadline:
-                names = ", ".join(node.name for node in waiting)
-                raise Unavailable(f"{names} did not serve in time: {reason}", nodes=names)
+                raise _too_late(waiting, reason)
             for node in waiting:
                 _check_alive(node, started.get(node.name))
             node = waiting[0]
@@ -206,13 +206,18 @@ class LocalCluster:
     # Stopping
 
     def _stop(self, nodes: list[LocalNode]) -> None:
-        marks = {node.name: running_mark(node.config.data) for node in nodes}
-        running = {name: mark for name, mark in marks.items() if mark is not None}
-        for name, mark in running.items():
-            self._tell(f"stopping {name}")
-            processes.terminate(mark)
-        for mark in processes.wait_for_death(running.values(), limits.NODE_STOP_MS):
-            (name,) = (name for name, other in running.items() if other == mark)
+        """SIGTERM to all at once; SIGKILL to those that have not ended by the deadline."""
+        ending = {}
+        for node in nodes:
+            mark = running_mark(node.config.data)
+            process = processes.find(mark) if mark else None
+            if mark is not None and process is not None:
+                self._tell(f"stopping {node.name}")
+                ending[process] = (node.name, mark)
+        for process in ending:
+            processes.terminate(process)
+        for process in processes.wait_for_end(list(ending), limits.NODE_STOP_MS):
+            name, mark = ending[process]
             self._tell(f"{name} does not end by itself; it is killed")
             processes.kill(mark, _KILL_MS)
         for node in nodes:
@@ -239,6 +244,12 @@ def _check_alive(node: LocalNode, started: _Started | None) -> None:
     if code is not None:
         lines = started.last_words() or last_lines(node.config.data, _LOG_LINES)
         raise Unavailable(f"{node.name} ended while starting, with code {code}{_said(lines)}")
+
+
+def _too_late(waiting: list[LocalNode], reason: str) -> Unavailable:
+    names = ", ".join(node.name for node in waiting)
+    said = _said(last_lines(waiting[0].config.data, _LOG_LINES))
+    return Unavailable(f"{names} did not serve in time: {reason}{said}", nodes=names)
 
 
 def _said(lines: list[str]) -> str:

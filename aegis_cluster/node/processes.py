@@ -8,17 +8,15 @@ The rule it protects: no signal is ever sent to a process that we did not start.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import psutil
 
 from aegis_cluster.errors import Misuse
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 CREATED_TOLERANCE_SECONDS: Final = 2.0
 """The creation time is counted from the boot time, which moves when the clock is set."""
@@ -38,27 +36,37 @@ class ProcessMark(NamedTuple):
     """A word of its command line that no other kind of process has: its node's file."""
 
 
-def mark_of_this_process(marker: str) -> ProcessMark:
-    """The mark of the process that calls."""
-    pid = os.getpid()
-    return ProcessMark(pid, psutil.Process(pid).create_time(), os.getpgrp(), marker)
+def mark_of(pid: int, marker: str) -> ProcessMark:
+    """The mark of a process that certainly runs: ourselves, or a child that we have not reaped."""
+    return ProcessMark(pid, psutil.Process(pid).create_time(), os.getpgid(pid), marker)
+
+
+def find(mark: ProcessMark) -> psutil.Process | None:
+    """That very process, None when it has ended (a zombie has) or the number is another's now.
+
+    Take it before a signal is sent: a process that is about to end has no command line any more.
+    """
+    try:
+        process = psutil.Process(mark.pid)
+        same = (
+            abs(process.create_time() - mark.created) <= CREATED_TOLERANCE_SECONDS
+            and mark.marker in process.cmdline()
+        )
+    except psutil.Error:
+        # Gone, or somebody else's: either way not ours.
+        return None
+    return process if same and _runs(process) else None
 
 
 def is_alive(mark: ProcessMark) -> bool:
-    """Whether that very process still runs; a zombie does not."""
-    return _find(mark) is not None
+    """Whether that very process still runs."""
+    return find(mark) is not None
 
 
-def terminate(mark: ProcessMark) -> bool:
-    """Ask the process to end itself; return whether it was there to be asked."""
-    process = _find(mark)
-    if process is None:
-        return False
-    try:
+def terminate(process: psutil.Process) -> None:
+    """Ask a process to end itself; nothing happens when it has ended meanwhile."""
+    with contextlib.suppress(psutil.NoSuchProcess):
         process.send_signal(signal.SIGTERM)
-    except psutil.NoSuchProcess:
-        return False
-    return True
 
 
 def kill(mark: ProcessMark, timeout_ms: int) -> bool:
@@ -66,7 +74,7 @@ def kill(mark: ProcessMark, timeout_ms: int) -> bool:
 
     Returns when all of them are gone, so that their ports and files are free.
     """
-    process = _find(mark)
+    process = find(mark)
     if process is None:
         return False
     if mark.pid == os.getpid():
@@ -81,12 +89,6 @@ def kill(mark: ProcessMark, timeout_ms: int) -> bool:
     return True
 
 
-def wait_for_death(marks: Iterable[ProcessMark], timeout_ms: int) -> list[ProcessMark]:
-    """Wait until all have ended; return those that still run at the deadline."""
-    found = {process: mark for mark in marks if (process := _find(mark)) is not None}
-    return [found[process] for process in wait_for_end(list(found), timeout_ms)]
-
-
 def wait_for_end(processes: list[psutil.Process], timeout_ms: int) -> list[psutil.Process]:
     """Wait until none of them runs; return those that still do at the deadline."""
     deadline = time.monotonic() + timeout_ms / 1000
@@ -95,19 +97,6 @@ def wait_for_end(processes: list[psutil.Process], timeout_ms: int) -> list[psuti
         time.sleep(_POLL_SECONDS)
         left = [process for process in left if _runs(process)]
     return left
-
-
-def _find(mark: ProcessMark) -> psutil.Process | None:
-    try:
-        process = psutil.Process(mark.pid)
-        same = (
-            abs(process.create_time() - mark.created) <= CREATED_TOLERANCE_SECONDS
-            and mark.marker in process.cmdline()
-        )
-    except psutil.Error:
-        # Gone, or somebody else's: either way not ours.
-        return None
-    return process if same and _runs(process) else None
 
 
 def _runs(process: psutil.Process) -> bool:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from aegis_cluster.config import load_node_config
 from aegis_cluster.node.identity import load_identity, lock_directory
 from aegis_cluster.node.log import NodeLog
+from aegis_cluster.node.processes import mark_of
 from aegis_cluster.node.run_file import remove_run_file, write_run_file
 from aegis_cluster.node.supervisor import Supervisor
 from aegis_cluster.storage.disk import RealDisk
@@ -57,7 +58,7 @@ def _run_locked(
 ) -> bool:
     boot_id = uuid.uuid4().hex
     log.write("supervisor", f"{config.name} starts: pid {os.getpid()}, boot {boot_id}")
-    write_run_file(config.data, config_file=config_file, boot_id=boot_id)
+    write_run_file(config.data, mark_of(os.getpid(), str(config_file)), boot_id=boot_id)
     prepare_node_dir(RealDisk(), str(config.data), config.shards)
     supervisor = Supervisor(
         shards=config.shards,

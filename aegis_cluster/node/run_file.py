@@ -1,4 +1,7 @@
-"""`node.run`: which process runs a node, written by that process for those who want to end it.
+"""`node.run`: which process runs a node, for those who want to end it.
+
+It is written by whoever starts the process, so that one which has not got far yet can be ended
+too, and then by the process itself.
 
 The idea: soft state. The lock on the directory decides who may run a node; this file only says
 whom to signal, and is believed as far as the process itself agrees (`processes`).
@@ -13,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from aegis_cluster.node.processes import ProcessMark, is_alive, mark_of_this_process
+from aegis_cluster.node.processes import ProcessMark, is_alive
 
 RUN_NAME: Final = "node.run"
 
@@ -23,14 +26,13 @@ class RunFile(NamedTuple):
 
     mark: ProcessMark
     boot_id: str
-    """Of this start of the supervisor."""
+    """Of this start of the supervisor; empty until it has written the file itself."""
     started: str
     """ISO 8601, UTC."""
 
 
-def write_run_file(directory: Path, *, config_file: Path, boot_id: str) -> None:
-    """Say that this process runs the node; readers find the old file or the new one, whole."""
-    mark = mark_of_this_process(str(config_file))
+def write_run_file(directory: Path, mark: ProcessMark, *, boot_id: str) -> None:
+    """Say which process runs the node; readers find the old file or the new one, whole."""
     content = {
         "pid": mark.pid,
         "created": mark.created,

@@ -1,11 +1,12 @@
 """`aegis node run` without a shard: takes the lock, writes its run file, and waits for its end.
 
-A file `mode` in its data directory changes what it does: `die` says why and ends at once, `silent`
-writes no run file for a while, `stubborn` does not listen to SIGTERM.
+A file `mode` in its data directory changes what it does: `die` says why and ends at once,
+`slow` gets nowhere, `stubborn` does not listen to SIGTERM.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from aegis_cluster.config import load_node_config
 from aegis_cluster.node.identity import lock_directory
+from aegis_cluster.node.processes import mark_of
 from aegis_cluster.node.run_file import remove_run_file, write_run_file
 from aegis_cluster.storage.disk import RealDisk
 
@@ -28,13 +30,15 @@ def main() -> None:
         sys.stderr.write("port 7101 is in use\n")
         sys.exit(1)
     ended = threading.Event()
+    if mode == "slow":
+        ended.wait()
     if mode == "stubborn":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     else:
         signal.signal(signal.SIGTERM, lambda *_: ended.set())
     lock = lock_directory(RealDisk(), str(data))
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    write_run_file(data, config_file=file, boot_id=str(child.pid))
+    write_run_file(data, mark_of(os.getpid(), str(file)), boot_id=str(child.pid))
     ended.wait()
     child.kill()
     child.wait()

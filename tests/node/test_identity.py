@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 import pytest
@@ -19,8 +19,12 @@ from aegis_cluster.node.identity import (
     lock_directory,
     read_identity,
 )
+from aegis_cluster.node.processes import mark_of
 from aegis_cluster.node.run_file import write_run_file
 from aegis_cluster.storage.disk import RealDisk, RealFile, remove_tree
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 class StoppingDisk(RealDisk):
@@ -206,7 +210,7 @@ def test_a_directory_is_held_by_one_process(tmp_path: Path) -> None:
 def test_the_holder_of_a_directory_is_named(tmp_path: Path) -> None:
     disk = RealDisk()
     some_word = psutil.Process().cmdline()[0]
-    write_run_file(tmp_path, config_file=Path(some_word), boot_id="b")
+    write_run_file(tmp_path, mark_of(os.getpid(), some_word), boot_id="b")
     lock = lock_directory(disk, str(tmp_path))
     with pytest.raises(NotReady, match=rf"process {os.getpid()} \(`aegis node run`, since 20"):
         lock_directory(disk, str(tmp_path))

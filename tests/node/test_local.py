@@ -49,10 +49,15 @@ class Cluster(LocalCluster):
     def probe(self, endpoint: str, timeout: float) -> dict[str, Any]:
         assert timeout > 0
         node = next(n for n in self.nodes() if n.config.endpoint == endpoint)
-        if not self.serving or running_mark(node.config.data) is None:
+        if not self.serving or not self.serves(node):
             raise Unavailable(f"{endpoint} does not answer")
-        seen = [{"name": n.name, "alive": n.name in self.running()} for n in self.nodes()]
+        seen = [{"name": n.name, "alive": self.serves(n)} for n in self.nodes()]
         return {"nodes": seen, "topics": []}
+
+    def serves(self, node: LocalNode) -> bool:
+        """It has written its run file itself, and is still there."""
+        found = read_run_file(node.config.data)
+        return found is not None and found.boot_id != "" and node.name in self.running()
 
     def running(self) -> list[str]:
         return [node.name for node in self.nodes() if running_mark(node.config.data) is not None]
@@ -86,6 +91,16 @@ def test_up_writes_formats_starts_and_waits(cluster: Cluster) -> None:
     assert all(identity and len(identity.founders) == 3 for identity in identities)
     assert cluster.told[:3] == [f"starting {name}" for name in ALL]
     assert cluster.told[3:] == [f"{name} serves" for name in ALL]
+
+
+def test_a_node_that_has_just_been_started_can_be_ended(cluster: Cluster) -> None:
+    cluster.serving = False
+    cluster.set_mode("node-1", "slow")
+    with pytest.raises(Unavailable, match="did not serve in time"):
+        cluster.up(Wanted(nodes=1), seconds=0.1)
+    (pid,) = cluster.pids()
+    assert [node.name for node in cluster.down()] == ["node-1"]
+    assert not is_running(pid)
 
 
 def test_nodes_lead_groups_of_their_own(cluster: Cluster) -> None:

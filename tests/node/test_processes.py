@@ -14,11 +14,12 @@ import pytest
 from aegis_cluster.errors import Misuse
 from aegis_cluster.node.processes import (
     ProcessMark,
+    find,
     is_alive,
     kill,
-    mark_of_this_process,
+    mark_of,
     terminate,
-    wait_for_death,
+    wait_for_end,
 )
 
 if TYPE_CHECKING:
@@ -43,9 +44,8 @@ def parent_of_one(*, own_group: bool = True) -> Iterator[tuple[ProcessMark, psut
     assert process.stdout is not None
     with process.stdout as lines:
         child = psutil.Process(int(lines.readline()))
-    created = psutil.Process(process.pid).create_time()
     try:
-        yield ProcessMark(process.pid, created, os.getpgid(process.pid), "the-marker"), child
+        yield mark_of(process.pid, "the-marker"), child
     finally:
         process.kill()
         process.wait()
@@ -54,7 +54,7 @@ def parent_of_one(*, own_group: bool = True) -> Iterator[tuple[ProcessMark, psut
 
 
 def test_this_process_knows_itself() -> None:
-    mark = mark_of_this_process(sys.argv[0])
+    mark = mark_of(os.getpid(), sys.argv[0])
     assert mark.pid == os.getpid()
     assert is_alive(mark) == (sys.argv[0] in psutil.Process().cmdline())
 
@@ -69,9 +69,7 @@ def test_one_difference_makes_it_a_stranger(change: dict[str, object]) -> None:
         stranger = mark._replace(**change)  # type: ignore[arg-type]
         assert is_alive(mark)
         assert not is_alive(stranger)
-        assert not terminate(stranger)
         assert not kill(stranger, 1_000)
-        assert wait_for_death([stranger], 0) == []
         assert is_alive(mark)
         assert child.is_running()
 
@@ -86,20 +84,23 @@ def test_a_kill_ends_the_whole_group_before_it_returns() -> None:
 
 def test_a_kill_inside_a_group_of_others_spares_the_others() -> None:
     with parent_of_one(own_group=False) as (mark, child):
-        assert kill(mark, 0)
-        assert wait_for_death([mark], 10_000) == []
+        assert kill(mark, 50)
+        assert not is_alive(mark)
         assert child.is_running()  # a real shard would have followed as an orphan
 
 
-def test_terminate_asks_and_death_is_waited_for() -> None:
+def test_terminate_asks_and_the_end_is_waited_for() -> None:
     with parent_of_one() as (mark, _child):
-        assert wait_for_death([mark], 0) == [mark]
-        assert terminate(mark)
-        assert wait_for_death([mark], 10_000) == []
-        assert not terminate(mark)
+        process = find(mark)
+        assert process is not None
+        assert wait_for_end([process], 0) == [process]
+        terminate(process)
+        assert wait_for_end([process], 10_000) == []
+        assert not is_alive(mark)
+        terminate(process)
 
 
 def test_nobody_kills_himself() -> None:
-    mark = mark_of_this_process(psutil.Process().cmdline()[0])
+    mark = mark_of(os.getpid(), psutil.Process().cmdline()[0])
     with pytest.raises(Misuse):
         kill(mark, 0)
