@@ -17,7 +17,7 @@ find_python() {
         "$HOME"/.pyenv/versions/*/bin/python3 /usr/local/bin/python3 /opt/*/bin/python3; do
         candidate=$(command -v "$candidate" 2>/dev/null) || continue
         if ! is_new_enough "$candidate"; then
-            found_old=$candidate
+            found_old=$("$candidate" --version 2>/dev/null || printf '%s' "$found_old")
         elif ! "$candidate" -c 'import ensurepip, venv' >/dev/null 2>&1; then
             say "$candidate cannot make environments (its venv or ensurepip is missing)."
         else
@@ -25,7 +25,7 @@ find_python() {
             return 0
         fi
     done
-    say "No Python 3.11 or newer was found${found_old:+ (only $found_old, which is older)}."
+    say "No Python 3.11 or newer was found${found_old:+ (only $found_old)}."
     say "Install one (for example: apt install python3.11 python3.11-venv, or pyenv install 3.11)"
     say "and run this again."
     return 1

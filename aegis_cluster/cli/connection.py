@@ -91,13 +91,13 @@ def run_async(work: Coroutine[Any, Any, Result]) -> Result:
 
 def cluster_status(bootstrap: str, timeout: float) -> dict[str, Any]:
     """The cluster as its nodes see it, in the shape of `aegis cluster status --json`."""
-    from aegis_cluster.client import admin
+    from aegis_cluster.client.admin import cluster_status as ask
 
-    return run_async(admin.cluster_status(bootstrap, timeout))
+    return run_async(ask(bootstrap, timeout))
 
 
 def step_down(endpoint: str, timeout: float) -> None:
     """Ask the shard at this control endpoint to hand over what it leads."""
-    from aegis_cluster.client import admin
+    from aegis_cluster.client.admin import step_down as ask
 
-    run_async(admin.step_down(endpoint, timeout))
+    run_async(ask(endpoint, timeout))

@@ -18,6 +18,7 @@ from aegis_cluster.node.identity import (
     format_nodes,
     read_identity,
 )
+from aegis_cluster.node.log import LOG_NAME
 from aegis_cluster.storage.disk import RealDisk
 
 if TYPE_CHECKING:
@@ -43,9 +44,11 @@ def run(config_file: Path) -> None:
     from aegis_cluster.node.run import run_node
 
     config_file = config_file.absolute()
+    config = load_node_config(config_file)
+    log = config.data / LOG_NAME
+    click.echo(f"{config.name} starts; its log is {log}", err=True)
     if not run_node(config_file, step_down=step_down):
-        data = load_node_config(config_file).data
-        raise CommandFailed(f"the node cannot run as it is; {data}/node.log says why")
+        raise CommandFailed(f"{config.name} cannot run as it is; {log} says why")
 
 
 @node.command("format")

@@ -22,7 +22,7 @@ from aegis_cluster import limits
 from aegis_cluster.errors import AegisError, ConfigError, NotReady, Unavailable
 from aegis_cluster.node import processes
 from aegis_cluster.node.identity import PLAN_NAME, format_nodes
-from aegis_cluster.node.log import last_lines
+from aegis_cluster.node.log import last_lines, size_of_log
 from aegis_cluster.node.node_files import (
     NODES_DIRECTORY,
     LocalNode,
@@ -41,6 +41,7 @@ UP_SECONDS: Final = 60.0
 _PROBE_SECONDS: Final = 1.0
 _POLL_SECONDS: Final = 0.05
 _LOG_LINES: Final = 8
+_SAID_BYTES: Final = 4_096
 _KILL_MS: Final = 10_000
 
 
@@ -55,9 +56,12 @@ class Probe(Protocol):
 class _Started:
     """A node that this process has just started."""
 
+    node: LocalNode
     pid: int
     said: BinaryIO
-    """What it wrote to its standard error before it had a log; a file without a name."""
+    """What it wrote to its standard error, where it writes when it has no log; has no name."""
+    log_end: int
+    """Where its log ended before this start."""
 
     def exit_code(self) -> int | None:
         """None while it runs."""
@@ -65,9 +69,11 @@ class _Started:
         return os.waitstatus_to_exitcode(status) if pid else None
 
     def last_words(self) -> list[str]:
-        """What it said, if anything."""
+        """The end of what it wrote into its log and to its standard error since it was started."""
         self.said.seek(0)
-        return self.said.read(4_096).decode(errors="replace").splitlines()[-_LOG_LINES:]
+        said = self.said.read(_SAID_BYTES).decode(errors="replace").splitlines()
+        logged = last_lines(self.node.config.data, _LOG_LINES, since=self.log_end)
+        return logged + said[-_LOG_LINES:]
 
 
 def node_command(file: Path) -> list[str]:
@@ -161,6 +167,7 @@ class LocalCluster:
     def _start(self, node: LocalNode, said: BinaryIO) -> _Started:
         """A supervisor in a session of its own, which outlives us and our terminal."""
         self._tell(f"starting {node.name}")
+        log_end = size_of_log(node.config.data)
         pid = os.posix_spawn(
             sys.executable,
             self._command(node.file),
@@ -173,7 +180,7 @@ class LocalCluster:
             setsid=True,
         )
         write_run_file(node.config.data, processes.mark_of(pid, str(node.file)), boot_id="")
-        return _Started(pid, said)
+        return _Started(node, pid, said, log_end)
 
     def _wait_until_serving(
         self, nodes: list[LocalNode], started: dict[str, _Started], deadline: float
@@ -242,8 +249,8 @@ def _check_alive(node: LocalNode, started: _Started | None) -> None:
         return
     code = started.exit_code()
     if code is not None:
-        lines = started.last_words() or last_lines(node.config.data, _LOG_LINES)
-        raise Unavailable(f"{node.name} ended while starting, with code {code}{_said(lines)}")
+        said = _said(started.last_words())
+        raise Unavailable(f"{node.name} ended while starting, with code {code}{said}", code=code)
 
 
 def _too_late(waiting: list[LocalNode], reason: str) -> Unavailable:

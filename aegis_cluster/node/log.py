@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 LOG_NAME: Final = "node.log"
 OLD_LOG_NAME: Final = "node.log.1"
 _CLOSE_SECONDS: Final = 2.0
+_LINE_BYTES_SHOWN: Final = 400
+"""Of a line, on average, when the last ones are read."""
 
 
 class NodeLog:
@@ -91,12 +93,24 @@ def _close(file: BinaryIO | None) -> None:
             file.close()
 
 
-def last_lines(directory: Path, count: int) -> list[str]:
-    """The last lines of a node's log; empty when there is none."""
+def size_of_log(directory: Path) -> int:
+    """Bytes in a node's log now; 0 when there is none."""
+    try:
+        return (directory / LOG_NAME).stat().st_size
+    except OSError:
+        return 0
+
+
+def last_lines(directory: Path, count: int, *, since: int = 0) -> list[str]:
+    """The last lines of a node's log; empty when there is none.
+
+    since: what lay before this position is left out, unless the log has begun anew meanwhile.
+    """
     try:
         with (directory / LOG_NAME).open("rb") as file:
             end = file.seek(0, 2)
-            file.seek(max(0, end - count * 400))
+            first = since if since <= end else 0
+            file.seek(max(first, end - count * _LINE_BYTES_SHOWN))
             return file.read().decode(errors="replace").splitlines()[-count:]
     except OSError:
         return []

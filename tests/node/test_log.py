@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from aegis_cluster.node.log import LOG_NAME, OLD_LOG_NAME, NodeLog, last_lines
+from aegis_cluster.node.log import LOG_NAME, OLD_LOG_NAME, NodeLog, last_lines, size_of_log
 from tests.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -61,3 +61,17 @@ def test_text_that_is_no_text_is_written_all_the_same(tmp_path: Path) -> None:
 
 def test_no_log_has_no_lines(tmp_path: Path) -> None:
     assert last_lines(tmp_path, 5) == []
+    assert size_of_log(tmp_path) == 0
+
+
+def test_lines_since_a_position(tmp_path: Path) -> None:
+    log = NodeLog(tmp_path)
+    log.write("shard-0", "before")
+    log.close()
+    position = size_of_log(tmp_path)
+    log = NodeLog(tmp_path)
+    log.write("shard-0", "after")
+    log.close()
+    (line,) = last_lines(tmp_path, 5, since=position)
+    assert line.endswith("after")
+    assert len(last_lines(tmp_path, 5, since=10**9)) == 2
