@@ -46,11 +46,10 @@ def read_layout(disk: Disk, node_dir: str) -> int | None:
 
 def make_node_dirs(disk: Disk, node_dir: str) -> None:
     """The directories that every shard uses, durable."""
-    missing = [name for name in NODE_DIRS if not disk.exists(f"{node_dir}/{name}")]
-    for name in missing:
-        disk.make_dir(f"{node_dir}/{name}")
-    if missing:
-        disk.sync_dir(node_dir)
+    for name in NODE_DIRS:
+        if not disk.exists(f"{node_dir}/{name}"):
+            disk.make_dir(f"{node_dir}/{name}")
+    disk.sync_dir(node_dir)
 
 
 def finish_change(disk: Disk, node_dir: str) -> None:

@@ -1,9 +1,8 @@
 """Bring one group's segments to the state that checkpoint and journal describe.
 
 The idea: frames that the checkpoint covers are trusted, with the sparse index as guide; only what
-lies above is scanned. There the journal's frames and the segment's are compared by index and
-chain: equal ones are kept, others are written from the journal, and what follows is kept as long
-as its chain continues.
+lies above is scanned. There the journal's frames are written over what the segment holds, other
+frames are proved one by one, and what follows is kept as long as its chain continues.
 
 The rule it protects (C3): when the readable log ends below the durable watermark, that is damage:
 it is reported, nothing is cut and nothing is deleted. When it ends at or above, the rest is a torn
@@ -13,7 +12,7 @@ tail and is cut, whatever follows it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from aegis_cluster.errors import CorruptLog, CorruptRecord
 from aegis_cluster.ids import NO_INDEX, GroupId, LogIndex, RecordOffset, Term
@@ -25,12 +24,13 @@ from aegis_cluster.storage.segment import (
     Segment,
     SegmentHeader,
     decode_segment_header,
+    encode_segment_header,
     parse_segment_name,
     segment_name,
 )
 from aegis_cluster.storage.tail_cache import FrameMeta, read_meta
 from aegis_cluster.storage.types import LOG_BEGIN, Damage, LogPoint
-from aegis_cluster.wire.frame import FrameKind, check_frame, decode_header
+from aegis_cluster.wire.frame import FrameKind, check_frame
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,6 +40,9 @@ if TYPE_CHECKING:
     from aegis_cluster.storage.handles import HandleCache
     from aegis_cluster.storage.sparse_index import SparseIndex
     from aegis_cluster.storage.types import StoreLimits
+
+
+_COPY_BYTES: Final = 1 << 20
 
 
 class Stop(Exception):
@@ -99,6 +102,8 @@ class LogRecovery:
         self.rebuilt: list[Segment] = []
         """Sealed segments whose index must be saved anew."""
         self._patches: list[Patch] = []
+        self._unsure: dict[Segment, int] = {}
+        """Where frames begin that were read, and that no sync is known to have covered."""
         self._cuts: list[Segment] = []
         """Segments whose file may be longer than what counts of it."""
         self._bases: list[LogIndex] = []
@@ -223,7 +228,7 @@ class LogRecovery:
                 return
             if not self._wanted(index):
                 raise Stop(segment.path, segment.end, "the log was cut here")
-            scanner = self._step(segment, scanner, index, size)
+            self._step(segment, scanner, index, size)
 
     def _wanted(self, index: LogIndex) -> bool:
         cut, ceiling = self._journal.open_cut, self._ceiling
@@ -236,29 +241,34 @@ class LogRecovery:
     def _scanner(self, segment: Segment, place: Place, size: int) -> FrameScanner:
         return FrameScanner(self._files.group, segment.file, place, size)
 
-    def _step(
-        self, segment: Segment, scanner: FrameScanner, index: LogIndex, size: int
-    ) -> FrameScanner:
-        """Take one frame, from the segment or from the journal."""
+    def _step(self, segment: Segment, scanner: FrameScanner, index: LogIndex, size: int) -> None:
+        """Take one frame, from the journal if it has it, else from the segment.
+
+        The journal's frame is written even where the segment reads the same: after a failed sync
+        the page cache shows bytes that are on no disk, and only a new write makes them dirty (C1).
+        """
         place = scanner.place._replace(before=self.point)
         known = self._journal.frames.get(index)
-        try:
-            found = scanner.next()
-            reason = "the file ends"
-        except CorruptRecord as error:
-            found, reason = None, str(error)
-        if known is None or (found and found[0].after.chain == decode_header(known).chain):
-            if found is None:
-                raise Stop(segment.path, place.position, reason)
-            self._accept(segment, place, *found)
-            return scanner
+        if known is None:
+            self._take_stored(segment, scanner, place)
+            return
         if place.position + len(known) > size:
-            raise Stop(segment.path, place.position, reason)
+            raise Stop(segment.path, place.position, "the file ends")
         meta = self._check_known(known, place)
         self._patches.append(Patch(segment, place.position, known))
         self._accept(segment, place, meta, known)
-        after = Place(segment.end, self.point, segment.max_time)
-        return self._scanner(segment, after, size)
+        scanner.place = Place(segment.end, self.point, segment.max_time)
+
+    def _take_stored(self, segment: Segment, scanner: FrameScanner, place: Place) -> None:
+        try:
+            found = scanner.next()
+        except CorruptRecord as error:
+            raise Stop(segment.path, place.position, str(error)) from error
+        if found is None:
+            raise Stop(segment.path, place.position, "the file ends")
+        if found[0].at > self._journal.durable:
+            self._unsure.setdefault(segment, place.position)
+        self._accept(segment, place, *found)
 
     def _check_known(self, frame: memoryview, place: Place) -> FrameMeta:
         """A frame of the journal must continue the log as any other."""
@@ -346,8 +356,7 @@ class LogRecovery:
         """Decide what the end of the readable log means."""
         run = contiguous(self._journal.frames, self.point.index + 1)
         self.appended = self._follow(run)
-        end = LogIndex(self.point.index + len(self.appended))
-        if end < self._journal.durable:
+        if self.end_index < self._journal.durable:
             self.appended = ()
             index = LogIndex(self.point.index + 1)
             self.damage = Damage(self._files.group, index, stop.file, stop.position, stop.reason)
@@ -378,40 +387,10 @@ class LogRecovery:
         """The state before the oldest frame."""
         return self.segments[0].header.before if self.segments else self.point
 
-    def reaches(self, point: LogPoint) -> bool:
-        """The log that was found holds this point, or starts after it."""
-        end = LogIndex(self.point.index + len(self.appended))
-        if point.index > end:
-            return False
-        if point.index < self.begin.index:
-            return True
-        return self._chain_at(point.index) in (point.chain, None)
-
-    def _chain_at(self, index: LogIndex) -> bytes | None:
-        """Chain after a frame of what was found; None where the bytes cannot tell."""
-        if index == self.begin.index:
-            return self.begin.chain
-        if index > self.point.index:
-            return decode_header(self.appended[index - self.point.index - 1]).chain
-        segment = max(
-            (one for one in self.segments if one.base_index <= index),
-            key=lambda one: one.base_index,
-        )
-        return self._walk_to(segment, index)
-
-    def _walk_to(self, segment: Segment, index: LogIndex) -> bytes | None:
-        for patch in self._patches:
-            if decode_header(patch.data).index == index:
-                return decode_header(patch.data).chain
-        entry = segment.index.by_index(index)
-        place = entry_place(entry) if entry else segment_start(segment)
-        scanner = self._scanner(segment, place, segment.end)
-        try:
-            while scanner.place.before.index < index and scanner.next():
-                pass
-        except CorruptRecord:
-            return None
-        return scanner.place.before.chain
+    @property
+    def end_index(self) -> LogIndex:
+        """The last index of what was found, the journal's frames included."""
+        return LogIndex(self.point.index + len(self.appended))
 
     # Changing files
 
@@ -423,6 +402,7 @@ class LogRecovery:
             log.durable_index = self.point.index
             return []
         self._remove_extra(log)
+        self._write_unsure(log)
         self._write_patches(log)
         saved = self._reseal()
         self._cut_last(log)
@@ -442,10 +422,33 @@ class LogRecovery:
                 disk.remove(index)
             log.dirty.directory = True
 
+    def _write_unsure(self, log: PartitionLog) -> None:
+        """Write again what may be in the page cache alone, so that the sync which follows means it.
+
+        After a failed sync such pages count as clean. Where a marker tells of the failure these
+        frames were not even accepted; this is for the marker that could not be written.
+        """
+        for segment in self.segments:
+            if segment.base_index > self._trusted:
+                segment.file.pwrite(encode_segment_header(segment.header), 0)
+                log.dirty.add(segment.file)
+        for segment, start in self._unsure.items():
+            for position in range(start, segment.end, _COPY_BYTES):
+                size = min(_COPY_BYTES, segment.end - position)
+                segment.file.pwrite(segment.file.pread(size, position), position)
+
     def _write_patches(self, log: PartitionLog) -> None:
+        """Neighbours go in one write."""
+        run: list[Patch] = []
+        end: tuple[Segment, int] | None = None
         for patch in self._patches:
-            patch.segment.file.pwrite(patch.data, patch.position)
+            if end != (patch.segment, patch.position):
+                _write_run(run)
+                run = []
+            run.append(patch)
+            end = (patch.segment, patch.position + len(patch.data))
             log.dirty.add(patch.segment.file)
+        _write_run(run)
 
     def _reseal(self) -> list[File]:
         """Sum up again the sealed segments that had to be scanned."""
@@ -475,6 +478,11 @@ class LogRecovery:
             frames = [bytes(frame) for frame in self.appended]
             op: FramesOp = log.stage_frames(frames)
             log.write(op)
+
+
+def _write_run(run: Sequence[Patch]) -> None:
+    if run:
+        run[0].segment.file.pwritev([patch.data for patch in run], run[0].position)
 
 
 def _trusted_index(state: GroupState | None, journal: GroupReplay) -> LogIndex:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from aegis_cluster.ids import GroupId, LogIndex
     from aegis_cluster.storage.disk import File
+    from aegis_cluster.storage.log import DirtyFiles
     from aegis_cluster.storage.manifest import ManifestEntry
     from aegis_cluster.storage.segment import Segment
 
@@ -65,7 +66,8 @@ class Checkpoint:
     slot: File
     files: list[File]
     directories: set[str]
-    sealed: dict[GroupId, list[Segment]]
+    taken: dict[GroupId, DirtyFiles]
+    """The same files by group: a direct round that begins before this is durable needs them too."""
     doomed: list[Segment]
     """To be unlinked once the slot is durable."""
     removed: list[ManifestEntry]

@@ -21,7 +21,9 @@ from aegis_cluster.storage.disk import remove_tree
 from aegis_cluster.storage.journal import JOURNAL_NAMES, FoundRound, Journal, scan_journal
 from aegis_cluster.storage.layout import shard_dir
 from aegis_cluster.storage.log import PartitionLog
+from aegis_cluster.storage.log_recovery import LogFiles, LogRecovery, salvage_frames
 from aegis_cluster.storage.manifest import (
+    MANIFEST_DIR,
     PARTITIONS_DIR,
     QUARANTINE_DIR,
     REMOVED_DIR,
@@ -32,7 +34,6 @@ from aegis_cluster.storage.manifest import (
     partition_dir,
 )
 from aegis_cluster.storage.marker import Marker, marker_path, read_marker
-from aegis_cluster.storage.log_recovery import LogFiles, LogRecovery, salvage_frames
 from aegis_cluster.storage.replay import GroupReplay, JournalFindings, choose_rounds, replay
 from aegis_cluster.storage.snapshot import SNAPSHOT_NAME, read_snapshot
 from aegis_cluster.storage.types import LOG_BEGIN, Damage, HardState, LogPoint, Snapshot
@@ -97,6 +98,7 @@ class ShardRecovery:
 
     def run(self) -> FoundShard:
         """Everything but the checkpoint that follows."""
+        self._sync_names()
         entries, unreadable = self._entries()
         slots = CheckpointSlots(self._disk, self._directory)
         checkpoint = self._checkpoint(slots, bool(entries))
@@ -125,6 +127,12 @@ class ShardRecovery:
         return _found(groups, slots, checkpoint, findings)
 
     # The node's directory
+
+    def _sync_names(self) -> None:
+        """After `kill -9` a name may be seen and not be durable; what is built on it would go."""
+        for name in (MANIFEST_DIR, PARTITIONS_DIR, REMOVED_DIR, QUARANTINE_DIR):
+            self._disk.sync_dir(f"{self._node_dir}/{name}")
+        self._disk.sync_dir(self._directory)
 
     def _mine(self, group: GroupId) -> bool:
         return group % self._shards == self._shard
@@ -229,11 +237,8 @@ class ShardRecovery:
     ) -> LogRecovery:
         recovery = LogRecovery(files, state, journal, ceiling)
         recovery.run()
-        if snapshot is None or recovery.damage is not None or recovery.reaches(snapshot.point):
+        if snapshot is None or not _log_restarts(snapshot, state, journal, recovery):
             return recovery
-        # The snapshot is newer than the log, or of another history: an install was interrupted,
-        # or frames that were committed elsewhere were not yet durable here. It is committed
-        # state, so the log restarts just after it.
         journal.reset = snapshot.point
         journal.durable = snapshot.at
         journal.lowest_cut = journal.open_cut = None
@@ -279,6 +284,24 @@ def _found(
     return FoundShard(
         tuple(groups), slots, checkpoint.sequence, findings.generation_max, findings.round_max
     )
+
+
+def _log_restarts(
+    snapshot: Snapshot, state: GroupState | None, journal: GroupReplay, recovery: LogRecovery
+) -> bool:
+    """Whether the log has to begin anew just after its snapshot.
+
+    An installed snapshot is an order to do so, until checkpoint or journal say that it was done.
+    Any snapshot is committed state: a log that ends before it, with nothing durable above it, lost
+    only frames that the snapshot covers.
+    """
+    if journal.reset is not None:
+        first = LogIndex(journal.reset.index + 1)
+    else:
+        first = state.first_index if state is not None else LogIndex(1)
+    if snapshot.installed and first <= snapshot.at:
+        return True
+    return recovery.end_index < snapshot.at and journal.durable <= snapshot.at
 
 
 def _settle_watermark(
@@ -327,12 +350,11 @@ def group_state(log: PartitionLog, hard_state: HardState) -> GroupState:
 
 
 def sync_log(disk: Disk, log: PartitionLog) -> None:
-    """Sync everything of one log, here and now."""
+    """Sync everything of one log, here and now; its names too, whoever made them."""
     taken = log.take_everything()
     for file in (*taken.files.values(), *taken.indexes):
         file.fdatasync()
-    if taken.directory:
-        disk.sync_dir(log.directory)
+    disk.sync_dir(log.directory)
     log.release_sealed(taken.sealed)
 
 

@@ -24,7 +24,7 @@ SNAPSHOT_NAME: Final = "snapshot"
 
 def write_snapshot(disk: Disk, directory: str, group: GroupId, snapshot: Snapshot) -> None:
     """Durable when it returns."""
-    body = [group, list(snapshot.point), snapshot.body]
+    body = [group, list(snapshot.point), snapshot.installed, snapshot.body]
     path = f"{directory}/{SNAPSHOT_NAME}"
     write_checked(disk, path, kind=SNAPSHOT_KIND, version=SNAPSHOT_VERSION, body=body)
 
@@ -35,7 +35,7 @@ def read_snapshot(disk: Disk, directory: str, group: GroupId) -> Snapshot | None
     if not disk.exists(path):
         return None
     version, body = read_checked(disk, path, kind=SNAPSHOT_KIND)
-    owner, point, folded = body
+    owner, point, installed, folded = body
     if version != SNAPSHOT_VERSION or owner != group:
         raise CorruptLog(f"{path}: version {version} of group {owner}", want=group)
-    return Snapshot(LogPoint._make(point), folded)
+    return Snapshot(LogPoint._make(point), folded, installed)

@@ -231,6 +231,16 @@ class ShardStore:
         """Free space as of the last checkpoint."""
         return self._free_bytes
 
+    @property
+    def open_rounds(self) -> tuple[Round, ...]:
+        """Rounds that were begun and not ended, oldest first."""
+        return tuple(self._open_rounds)
+
+    @property
+    def staged_groups(self) -> frozenset[GroupId]:
+        """Groups with work that no round has taken yet."""
+        return frozenset(self._touched)
+
     def log(self, group: GroupId) -> PartitionLog:
         """The log of a group that was created or recovered here."""
         return self._get(group).log
@@ -404,7 +414,8 @@ class ShardStore:
         found = self._get(group)
         with self._guard(f"snapshot of group {group}"):
             point = found.log.point_at(index)._replace(term=found.log.term_at(index))
-            self._write_snapshot(found, Snapshot(point, body))
+            # It replaces an installed one, whose order it hands on until that is carried out.
+            self._write_snapshot(found, Snapshot(point, body, installed=found.log.resetting))
 
     def load_snapshot(self, group: GroupId) -> tuple[LogIndex, Any] | None:
         """(index, body) of the group's snapshot."""
@@ -432,10 +443,12 @@ class ShardStore:
         nothing else is; so `durable_index` is `index` at once. It also heals a damaged log.
         """
         found = self._get(group)
+        if index < max(found.log.begin.index, found.log.commit_index):
+            raise Misuse("a snapshot never takes a log back", have=index, group=group)
         begin = LogPoint(index, term, chain, next_offset)
         with self._guard(f"install group {group}"):
             make_dir_durable(self._disk, found.log.directory)
-            self._write_snapshot(found, Snapshot(begin, body))
+            self._write_snapshot(found, Snapshot(begin, body, installed=True))
         found.frozen = self._state(found)
         found.staged.append(found.log.stage_reset(begin))
         found.log.commit_index = index
@@ -561,10 +574,17 @@ class ShardStore:
         for op in ops:
             found.log.write(op)
         if found.entry.group in current.direct:
-            files, directory = found.log.take_data_files()
-            current.files.update((id(file), file) for file in files)
-            if directory:
-                current.directories.add(found.log.directory)
+            self._take_files(found.log, current)
+
+    def _take_files(self, log: PartitionLog, current: Round) -> None:
+        """A direct sync covers all of the group that is not durable, names included."""
+        files, directory = log.take_data_files()
+        current.files.update((id(file), file) for file in files)
+        begun = self._checkpoint.taken.get(log.group) if self._checkpoint else None
+        if begun is not None:
+            current.files.update(begun.files)
+        if directory or (begun is not None and begun.directory):
+            current.directories.add(log.directory)
 
     def _open(self, current: Round) -> None:
         current.cover(self._open_rounds)
@@ -669,7 +689,7 @@ class ShardStore:
             slot=self._checkpoint_slots.file(sequence),
             files=[],
             directories=set(),
-            sealed={},
+            taken={},
             doomed=[],
             removed=self._removed,
         )
@@ -698,8 +718,7 @@ class ShardStore:
         checkpoint.doomed += taken.doomed
         if taken.directory:
             checkpoint.directories.add(log.directory)
-        if taken.sealed:
-            checkpoint.sealed[log.group] = taken.sealed
+        checkpoint.taken[log.group] = taken
 
     def _packed(self, found: _Group) -> bytes:
         if not found.packed:
@@ -745,9 +764,9 @@ class ShardStore:
         for found in self._groups.values():
             if found.cut_round <= ticket.round:
                 found.cut_round = 0
-        for group, sealed in ticket.sealed.items():
+        for group, taken in ticket.taken.items():
             if group in self._groups:
-                self._groups[group].log.release_sealed(sealed)
+                self._groups[group].log.release_sealed(taken.sealed)
         with self._guard("look at the free space"):
             self._free_bytes = self._disk.free_bytes(f"{self._node_dir}/{PARTITIONS_DIR}")
 

@@ -70,6 +70,8 @@ class Snapshot(NamedTuple):
 
     point: LogPoint
     body: Any
+    installed: bool
+    """It came from elsewhere and replaces the whole log."""
 
     @property
     def at(self) -> LogIndex:
