@@ -77,11 +77,11 @@ def cluster_address(bootstrap: str | None) -> str:
     return bootstrap or bootstrap_of(load_nodes(Path.cwd()))
 
 
-def connect(bootstrap: str | None) -> StreamingEngine:
-    """The engine of the cluster; to be entered with `async with`."""
+def connect(bootstrap: str | None, timeout: float) -> StreamingEngine:
+    """The engine of the cluster; to be entered with `async with`, which takes `timeout` at most."""
     from aegis_cluster import StreamingEngine
 
-    return StreamingEngine.connect(cluster_address(bootstrap))
+    return StreamingEngine.connect(cluster_address(bootstrap), request_timeout=timeout)
 
 
 def run_async(work: Coroutine[Any, Any, Result]) -> Result:

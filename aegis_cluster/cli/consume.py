@@ -119,7 +119,8 @@ def consume(
     """
     render = as_json if kind == "json" else as_text
     place, wish = start_of(start), Wish(count, to_end)
-    run_async(_consume(connect(bootstrap), topic, place, wish, render, timeout_ms / 1000))
+    engine = connect(bootstrap, timeout_ms / 1000)
+    run_async(_consume(engine, topic, place, wish, render))
 
 
 async def _consume(
@@ -128,13 +129,12 @@ async def _consume(
     start: Start,
     wish: Wish,
     render: Callable[[ReceivedMessage], str],
-    timeout: float,
 ) -> None:
     from aegis_cluster import SubscribeConfig
 
     config = SubscribeConfig(start=start.offset)
-    async with engine, engine.subscribe(topic, config, timeout=timeout) as subscriber:
-        ends = await _ends(engine, topic, timeout) if wish.to_end else None
+    async with engine, engine.subscribe(topic, config) as subscriber:
+        ends = await _ends(engine, topic) if wish.to_end else None
         older = Older(start.not_before)
         left = wish.count
         while (left is None or left > 0) and not _reached(subscriber, ends):
@@ -147,8 +147,8 @@ async def _consume(
             left = None if left is None else left - len(wanted)
 
 
-async def _ends(engine: StreamingEngine, topic: str, timeout: float) -> dict[int, int]:
-    offsets = await engine.offsets(topic, timeout=timeout)
+async def _ends(engine: StreamingEngine, topic: str) -> dict[int, int]:
+    offsets = await engine.offsets(topic)
     return {partition: found.last_stable_offset for partition, found in offsets.items()}
 
 

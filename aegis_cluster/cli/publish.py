@@ -165,7 +165,8 @@ def publish(
         with open_source(file) as source, progress_of(source, quiet=as_json) as advance:
             keys = KeyField(key, none_values)
             rows = read_rows(source, kind)
-            run_async(_publish(connect(bootstrap), topic, rows, keys, timeout_ms, tally, advance))
+            engine = connect(bootstrap, timeout_ms / 1000)
+            run_async(_publish(engine, topic, rows, keys, tally, advance))
     except BadInput as error:
         raise CommandFailed(f"{file}: {error}; {tally.after_failure(error)}") from error
     except AegisError as error:
@@ -190,7 +191,6 @@ async def _publish(
     topic: str,
     rows: Iterator[Row],
     keys: KeyField,
-    timeout_ms: int,
     tally: Tally,
     advance: Callable[[], None],
 ) -> None:
@@ -200,7 +200,7 @@ async def _publish(
         async for chunk in RowFeed(rows).chunks():
             messages = [Message(key=keys.of(row), payload=row.value) for row in chunk]
             tally.sending(chunk)
-            tally.count(await engine.publish_many(topic, messages, timeout=timeout_ms / 1000))
+            tally.count(await engine.publish_many(topic, messages))
             advance()
 
 

@@ -56,10 +56,9 @@ def create(
     config = TopicConfig(**settings)
 
     async def work(engine: StreamingEngine) -> None:
-        timeout = timeout_ms / 1000
-        await engine.create_topic(name, config, exist_ok=if_not_exists, timeout=timeout)
+        await engine.create_topic(name, config, exist_ok=if_not_exists)
 
-    _with_engine(bootstrap, work)
+    _with_engine(bootstrap, timeout_ms, work)
     click.echo(f"created {name}" if not if_not_exists else f"{name} exists")
 
 
@@ -76,9 +75,9 @@ def list_command(bootstrap: str | None, timeout_ms: int, as_json: bool) -> None:
     """
 
     async def work(engine: StreamingEngine) -> list[str]:
-        return await engine.list_topics(timeout=timeout_ms / 1000)
+        return await engine.list_topics()
 
-    names = _with_engine(bootstrap, work)
+    names = _with_engine(bootstrap, timeout_ms, work)
     click.echo(json.dumps(names) if as_json else "\n".join(names), nl=bool(names) or as_json)
 
 
@@ -120,15 +119,17 @@ def delete(name: str, yes: bool, bootstrap: str | None, timeout_ms: int) -> None
         click.confirm(f"Delete {name} and all of its messages?", abort=True)
 
     async def work(engine: StreamingEngine) -> None:
-        await engine.delete_topic(name, timeout=timeout_ms / 1000)
+        await engine.delete_topic(name)
 
-    _with_engine(bootstrap, work)
+    _with_engine(bootstrap, timeout_ms, work)
     click.echo(f"deleted {name}")
 
 
-def _with_engine(bootstrap: str | None, work: Callable[[StreamingEngine], Awaitable[Any]]) -> Any:
+def _with_engine(
+    bootstrap: str | None, timeout_ms: int, work: Callable[[StreamingEngine], Awaitable[Any]]
+) -> Any:
     async def connected() -> Any:
-        async with connect(bootstrap) as engine:
+        async with connect(bootstrap, timeout_ms / 1000) as engine:
             return await work(engine)
 
     return run_async(connected())

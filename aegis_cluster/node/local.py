@@ -113,11 +113,14 @@ class LocalCluster:
         return nodes
 
     def down(self) -> list[LocalNode]:
-        """Stop every node, in order if they can; return those that ran."""
+        """Stop every node; return those that ran.
+
+        No leader hands over: those who could take over end too.
+        """
         nodes = load_nodes(self._directory)
         with self._alone(nodes):
             running = [node for node in nodes if running_mark(node.config.data) is not None]
-            self._stop(running)
+            self._stop(running, hand_over=False)
         return running
 
     def kill(self, name: str) -> LocalNode:
@@ -134,7 +137,7 @@ class LocalCluster:
         nodes = load_nodes(self._directory)
         node = _named(nodes, name)
         with self._alone(nodes):
-            self._stop([node])
+            self._stop([node], hand_over=True)
             self._start_and_wait([node], [node], deadline)
         return node
 
@@ -212,8 +215,8 @@ class LocalCluster:
 
     # Stopping
 
-    def _stop(self, nodes: list[LocalNode]) -> None:
-        """SIGTERM to all at once; SIGKILL to those that have not ended by the deadline."""
+    def _stop(self, nodes: list[LocalNode], *, hand_over: bool) -> None:
+        """Ask all at once to end; SIGKILL to those that have not done so by the deadline."""
         ending = {}
         for node in nodes:
             mark = running_mark(node.config.data)
@@ -222,7 +225,7 @@ class LocalCluster:
                 self._tell(f"stopping {node.name}")
                 ending[process] = (node.name, mark)
         for process in ending:
-            processes.terminate(process)
+            processes.terminate(process, hurry=not hand_over)
         for process in processes.wait_for_end(list(ending), limits.NODE_STOP_MS):
             name, mark = ending[process]
             self._tell(f"{name} does not end by itself; it is killed")

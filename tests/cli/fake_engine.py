@@ -36,20 +36,18 @@ class FakeEngine:
     def messages(self, topic: str) -> list[ReceivedMessage]:
         return [message for partition in self.topics[topic] for message in partition]
 
-    async def create_topic(
-        self, name: str, config: TopicConfig, *, exist_ok: bool, timeout: float
-    ) -> None:
+    async def create_topic(self, name: str, config: TopicConfig, *, exist_ok: bool) -> None:
         config.settings()
         if name in self.topics and not exist_ok:
             raise TopicExists(f"topic {name} exists")
         self.topics.setdefault(name, [[], []])
         self.configs[name] = config
 
-    async def delete_topic(self, name: str, *, timeout: float) -> None:
+    async def delete_topic(self, name: str) -> None:
         self._topic(name)
         del self.topics[name]
 
-    async def list_topics(self, *, timeout: float) -> list[str]:
+    async def list_topics(self) -> list[str]:
         return sorted(self.topics)
 
     def _topic(self, name: str) -> list[list[ReceivedMessage]]:
@@ -57,9 +55,7 @@ class FakeEngine:
             raise TopicNotFound(f"there is no topic {name}")
         return self.topics[name]
 
-    async def publish_many(
-        self, topic: str, messages: Iterable[Message], *, timeout: float
-    ) -> list[BatchReceipt]:
+    async def publish_many(self, topic: str, messages: Iterable[Message]) -> list[BatchReceipt]:
         partitions = self._topic(topic)
         if self.fail_at == len(self.chunks):
             raise self.failure
@@ -79,13 +75,13 @@ class FakeEngine:
         self.chunks.append(count)
         return receipts
 
-    async def offsets(self, topic: str, *, timeout: float) -> dict[int, PartitionOffsets]:
+    async def offsets(self, topic: str) -> dict[int, PartitionOffsets]:
         return {
             number: PartitionOffsets(0, len(partition), len(partition))
             for number, partition in enumerate(self._topic(topic))
         }
 
-    def subscribe(self, topic: str, config: SubscribeConfig, *, timeout: float) -> FakeSubscriber:
+    def subscribe(self, topic: str, config: SubscribeConfig) -> FakeSubscriber:
         return FakeSubscriber(self._topic(topic), config.start)
 
 

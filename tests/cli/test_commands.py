@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 def engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeEngine:
     engine = FakeEngine()
     for module in (publish, consume, topic_commands):
-        monkeypatch.setattr(module, "connect", lambda _bootstrap: engine)
+        monkeypatch.setattr(module, "connect", lambda *_: engine)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("AEGIS_BOOTSTRAP", raising=False)
     return engine
@@ -147,7 +147,7 @@ class TestEnds:
         monkeypatch: pytest.MonkeyPatch,
         capsys: pytest.CaptureFixture[str],
     ) -> None:
-        async def fail(**_: object) -> None:
+        async def fail() -> None:
             raise error
 
         monkeypatch.setattr(engine, "list_topics", fail)
@@ -318,7 +318,7 @@ class TestConsume:
             Message("a", b"\x00"),
             Message(None, None),
         ]
-        asyncio.run(flights.publish_many("flights", messages, timeout=1))
+        asyncio.run(flights.publish_many("flights", messages))
         return flights
 
     def test_json_has_all_fields(

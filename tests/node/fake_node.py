@@ -1,7 +1,7 @@
 """`aegis node run` without a shard: takes the lock, writes its run file, and waits for its end.
 
 A file `mode` in its data directory changes what it does: `die` says why and ends at once,
-`slow` gets nowhere, `stubborn` does not listen to SIGTERM.
+`slow` gets nowhere, `stubborn` does not listen to signals.
 """
 
 from __future__ import annotations
@@ -32,10 +32,8 @@ def main() -> None:
     ended = threading.Event()
     if mode == "slow":
         ended.wait()
-    if mode == "stubborn":
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    else:
-        signal.signal(signal.SIGTERM, lambda *_: ended.set())
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN if mode == "stubborn" else lambda *_: ended.set())
     lock = lock_directory(RealDisk(), str(data))
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     write_run_file(data, mark_of(os.getpid(), str(file)), boot_id=str(child.pid))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,18 +17,28 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    """`DIRECTORY MODE`: two shards of that mode; exit code 0 when the end was wished for."""
+    """`DIRECTORY MODE [never-aside]`: two shards of that mode, which hand over at once or never.
+
+    Exit code 0 when the end was wished for.
+    """
     directory, mode = Path(sys.argv[1]), sys.argv[2]
 
     def command(_shard: ShardId, _boot_id: str) -> list[str]:
         return [sys.executable, "-m", "tests.node.fake_shard", mode, str(os.getpid())]
 
     vars(limits)["SHARD_STOP_MS"] = 300  # so that a test of a stubborn shard is short
+    never_aside = "never-aside" in sys.argv
     log = NodeLog(directory)
+
+    def step_aside(shard: ShardId, seconds: float) -> None:
+        log.write("aside", f"asked {shard}")
+        if never_aside:
+            time.sleep(seconds)
+
     supervisor = Supervisor(
         shards=2,
         command=command,
-        step_aside=lambda shard, _seconds: log.write("aside", f"asked {shard}"),
+        step_aside=step_aside,
         log=log,
     )
     wished = supervisor.run()

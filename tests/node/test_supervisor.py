@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ import psutil
 import pytest
 
 from aegis_cluster.node.log import LOG_NAME
+from aegis_cluster.node.processes import terminate
 from tests.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -26,8 +28,8 @@ pytestmark = [pytest.mark.processes, pytest.mark.slow, pytest.mark.timeout(60)]
 
 
 @contextmanager
-def supervisor(directory: Path, mode: str) -> Iterator[subprocess.Popen[bytes]]:
-    command = [sys.executable, "-m", "tests.node.fake_supervisor", str(directory), mode]
+def supervisor(directory: Path, *modes: str) -> Iterator[subprocess.Popen[bytes]]:
+    command = [sys.executable, "-m", "tests.node.fake_supervisor", str(directory), *modes]
     process = subprocess.Popen(command, start_new_session=True, cwd=ROOT)
     try:
         yield process
@@ -77,6 +79,16 @@ def test_a_ctrl_c_for_the_whole_group_is_answered_by_the_supervisor_alone(tmp_pa
         assert process.wait(20) == 0
     assert "leaders hand over first" in log_of(tmp_path)
     assert "starts again" not in log_of(tmp_path)
+
+
+def test_asked_twice_it_does_not_wait_for_leaders(tmp_path: Path) -> None:
+    with supervisor(tmp_path, "calm", "never-aside") as process:
+        wait_for_shards(tmp_path, "calm", 2)
+        started = time.monotonic()
+        terminate(psutil.Process(process.pid), hurry=True)
+        assert process.wait(20) == 0
+    assert time.monotonic() - started < 2.0
+    assert sorted(re.findall(r"asked (\d)", log_of(tmp_path))) == ["0", "1"]
 
 
 def test_a_killed_shard_comes_back(tmp_path: Path) -> None:
