@@ -507,6 +507,7 @@ class PartitionLog:
 
     def stage_truncate(self, from_index: LogIndex) -> TruncateOp:
         """Forget the frames at or above `from_index` in memory."""
+        invariant(self.damage is None, "a damaged log is not cut", group=self.group)
         self._require_kept(from_index)
         end = self.point_at(LogIndex(from_index - 1))
         self._end = end._replace(term=self.term_at(end.index))

@@ -411,6 +411,9 @@ class LogRecovery:
         else:
             log.open_at(self.segments, self.point, self.runs, self.log_starts)
         self._append(log)
+        for segment in self.rebuilt:
+            self._files.handles.unpin(segment)
+            self._files.handles.touch(segment)
         return saved
 
     def _remove_extra(self, log: PartitionLog) -> None:

@@ -173,18 +173,14 @@ class Segment:
         """The sparse index, read when it is not at hand."""
         found = self._index
         if found is None:
-            found = self._index = self._read_index()
+            found = self._index = self.load_index()
             self._handles.touch(self)
         return found
 
-    def _read_index(self) -> SparseIndex:
-        found = self.load_index()
-        if self.sealed and not found.sealed:
-            raise CorruptLog(f"{self.index_path}: the index of a sealed segment has no footer")
-        return found
-
     def load_index(self) -> SparseIndex:
-        """What the index's file says, as far as it hangs together."""
+        """What the index's file says, as far as it hangs together; less of it only means longer
+        walks.
+        """
         try:
             file = self.disk.open(self.index_path)
         except FileNotFoundError:

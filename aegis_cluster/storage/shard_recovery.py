@@ -109,7 +109,8 @@ class ShardRecovery:
         if findings.damage is not None:
             where = findings.damage
             reason = f"journal round {where.round} was durable and cannot be read"
-            self._shard_damage = (where.file or JOURNAL_NAMES[0], where.position, reason)
+            file = where.file or f"{self._directory}/{JOURNAL_NAMES[0]}"
+            self._shard_damage = self._shard_damage or (file, where.position, reason)
         journals = replay(findings, checkpoint)
         states = {state.group: state for state in checkpoint.groups}
         groups = [
@@ -177,7 +178,7 @@ class ShardRecovery:
                 data = file.pread(file.size(), 0)
                 found += scan_journal(data, file=path, generation_min=checkpoint.generation)
             elif checkpoint.generation > 0:
-                self._shard_damage = (path, 0, "the journal is missing")
+                self._shard_damage = self._shard_damage or (path, 0, "the journal is missing")
         return found
 
     def _set_aside_journals(self) -> None:

@@ -143,6 +143,8 @@ class ShardStore:
         self._slots: CheckpointSlots | None = None
         self._journal_files: Journal | None = None
         self._free_bytes = 0
+        self._free_bytes_ms = 0
+        """When the free space was looked at; bytes written since are taken off."""
 
     # Life
 
@@ -181,6 +183,8 @@ class ShardStore:
             self._adopt(one)
         self._first_checkpoint()
         remove_marker(self._disk, self._node_dir, self._shard)
+        self._free_bytes_ms = self._clock_ms() - self._limits.checkpoint_interval_ms
+        self._look_at_space(self._clock_ms())
         return found.groups
 
     def _adopt(self, found: FoundGroup) -> None:
@@ -211,9 +215,11 @@ class ShardStore:
 
     def close(self) -> None:
         """Drop every handle. What was not synced may be lost, as in a crash."""
-        self._groups.clear()
-        self._touched.clear()
-        self._held.clear()
+        for found in self._groups.values():
+            found.log.forget()
+        for table in (self._groups, self._touched, self._held, self._changed):
+            table.clear()
+        self._slots = self._journal_files = None
         self._failure = self._failure or StorageFailed("the store is closed")
 
     @property
@@ -223,12 +229,14 @@ class ShardStore:
 
     @property
     def disk_full(self) -> bool:
-        """Less than the reserve is free; as of the last checkpoint."""
+        """Less than the reserve is free: users' appends are to be refused (`DiskFull`), so that
+        deletes, offset commits and membership go on. False again by itself.
+        """
         return self._free_bytes < self._limits.reserve_bytes
 
     @property
     def free_bytes(self) -> int:
-        """Free space as of the last checkpoint."""
+        """Free space when it was last looked at, less what was written since."""
         return self._free_bytes
 
     @property
@@ -493,6 +501,7 @@ class ShardStore:
             self._write_journal(builder, current)
         for group, ops in taken:
             self._write_segments(group, ops, current)
+        self._free_bytes -= sum(one.size for one in work)
         self._open(current)
         return current
 
@@ -653,7 +662,12 @@ class ShardStore:
     # Checkpoints
 
     def checkpoint_due(self, now_ms: int) -> bool:
-        """A checkpoint should begin: the journal fills up, or the last one is a while ago."""
+        """A checkpoint should begin: the journal fills up, or the last one is a while ago.
+
+        To be asked often; it also looks at the free space now and then.
+        """
+        if self._failure is None:
+            self._look_at_space(now_ms)
         if self._checkpoint is not None or self._held or self._failure is not None:
             return False
         if self._blocked or self._journal.used * 2 > self._limits.journal_bytes:
@@ -767,8 +781,12 @@ class ShardStore:
         for group, taken in ticket.taken.items():
             if group in self._groups:
                 self._groups[group].log.release_sealed(taken.sealed)
-        with self._guard("look at the free space"):
-            self._free_bytes = self._disk.free_bytes(f"{self._node_dir}/{PARTITIONS_DIR}")
+
+    def _look_at_space(self, now_ms: int) -> None:
+        if now_ms - self._free_bytes_ms >= self._limits.checkpoint_interval_ms:
+            with self._guard("look at the free space"):
+                self._free_bytes = self._disk.free_bytes(f"{self._node_dir}/{PARTITIONS_DIR}")
+            self._free_bytes_ms = now_ms
 
 
 def _parts(frames: Sequence[bytes], bytes_max: int) -> Iterator[Sequence[bytes]]:

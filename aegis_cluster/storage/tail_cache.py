@@ -134,10 +134,12 @@ class Tail:
         self._head = 0
 
     def meta(self, index: LogIndex) -> FrameMeta | None:
-        """What is known of a cached frame."""
-        if not self._frames or not self.first <= index <= self.last:
+        """What is known of a frame. Judged by what is found, as in `read`."""
+        metas, place = self._metas, index - self._first
+        if not 0 <= place < len(metas):
             return None
-        return self._metas[index - self._first]
+        meta = metas[place]
+        return meta if meta.at == index else None
 
     def by_offset(self, offset: RecordOffset) -> FrameMeta | None:
         """The frame that holds `offset`, if that is sure to be a cached one.

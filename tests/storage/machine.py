@@ -220,6 +220,7 @@ class Machine:
 
     def after_failure(self) -> None:
         """A failed store refuses everything for ever."""
+        assert any(store.failed for store in self.stores), "a failure was not kept in mind"
         for store in self.stores:
             if store.failed:
                 for call in (store.begin_round, store.begin_checkpoint):
