@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import signal
+import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import pytest
 
+from tests.waiting import wait_until
+
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from types import ModuleType
 
 ROOT = Path(__file__).parents[1]
@@ -89,3 +97,66 @@ def test_ports_that_are_chosen_are_free() -> None:
     base = demo.free_base_port(3)
     assert base in demo.BASE_PORTS
     assert demo.can_bind(base + 101)
+
+
+@contextmanager
+def running_demo(temporary: Path) -> Iterator[subprocess.Popen[str]]:
+    """The demo as a process, with its temporary directory below `temporary`."""
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "tools" / "demo.py")],
+        env={**os.environ, "TMPDIR": str(temporary), "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.communicate()
+
+
+def left_behind(temporary: Path) -> list[str]:
+    """Files, and processes that were started with a path of that directory."""
+    files = [str(path) for path in temporary.iterdir()]
+    return files + [
+        " ".join(process.info["cmdline"])
+        for process in psutil.process_iter(["cmdline"])
+        if any(str(temporary) in word for word in process.info["cmdline"] or [])
+    ]
+
+
+@pytest.mark.processes
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+class TestRuns:
+    def test_from_beginning_to_end(self, tmp_path: Path) -> None:
+        with running_demo(tmp_path) as process:
+            said, _ = process.communicate(timeout=110)
+        assert process.returncode == 0, said
+        assert "25,000 rows acknowledged" in said
+        assert "kill -9 for node-" in said
+        assert "nothing lost, nothing twice" in said
+        assert left_behind(tmp_path) == []
+
+    @pytest.mark.parametrize(
+        ("number", "after"),
+        [
+            (signal.SIGINT, "Starting 3 nodes"),
+            (signal.SIGTERM, "Publishing"),
+            (signal.SIGINT, "is restarted"),
+        ],
+        ids=["ctrl-c at the start", "sigterm while publishing", "ctrl-c while reading"],
+    )
+    def test_it_cleans_up_when_it_is_stopped(
+        self, tmp_path: Path, number: signal.Signals, after: str
+    ) -> None:
+        with running_demo(tmp_path) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if after in line:
+                    break
+            process.send_signal(number)
+            rest = process.stdout.read()
+            assert process.wait(60) == 130
+        assert "Traceback" not in rest
+        wait_until(lambda: left_behind(tmp_path) == [], "everything is gone")

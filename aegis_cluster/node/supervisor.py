@@ -1,6 +1,6 @@
 """The supervisor's shell: one process per shard, its exit, its log, the signals that end the node.
 
-The idea: `supervision` decides; this module starts processes, waits for events in one queue and
+The idea: `supervision` decides; this module starts processes, waits for events in one inbox and
 does what it is told. One thread per shard copies its standard error into the node's log and then
 waits for it to exit; both arrive in the main thread as events, in that order, so the reason of a
 crash stands in the log before the crash.
@@ -16,11 +16,11 @@ import subprocess
 import threading
 import time
 import uuid
-from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Final
 
 from aegis_cluster import limits
 from aegis_cluster.errors import AegisError
+from aegis_cluster.node.inbox import Inbox
 from aegis_cluster.node.supervision import (
     Action,
     Kill,
@@ -63,24 +63,26 @@ class Supervisor:
         self._step_aside = step_aside
         self._log = log
         self._processes: dict[ShardId, subprocess.Popen[bytes]] = {}
-        # What happened, told to the core with the time in milliseconds. A SimpleQueue, because
-        # a signal handler may put into it while the main thread gets from it.
-        self._events: SimpleQueue[Callable[[int], None]] = SimpleQueue()
+        self._inbox: Inbox[Callable[[int], None]] = Inbox()
+        """What happened, to be told to the core with the time in milliseconds."""
 
     def run(self) -> bool:
         """Run until all shards have ended; return whether that was wished for."""
         previous = {number: signal.signal(number, self._on_signal) for number in STOP_SIGNALS}
+        self._inbox.wake_on_signals()
         try:
             self._loop()
         finally:
             self._end_all()
+            self._inbox.forget_signals()
+            self._inbox.close()
             for number, handler in previous.items():
                 signal.signal(number, handler)
         return not self._core.failed
 
     def stop(self) -> None:
         """Begin to end, as on SIGTERM; from any thread or handler."""
-        self._events.put(self._core.stop)
+        self._inbox.put(self._core.stop)
 
     def _on_signal(self, _number: int, _frame: object) -> None:
         self.stop()
@@ -92,15 +94,9 @@ class Supervisor:
                 self._do(action)
             if self._core.phase is Phase.ENDED:
                 return
-            self._wait_for_event()
-
-    def _wait_for_event(self) -> None:
-        wait_ms = self._core.due_in_ms(_now_ms())
-        try:
-            event = self._events.get(timeout=None if wait_ms is None else wait_ms / 1000)
-        except Empty:
-            return
-        event(_now_ms())
+            event = self._inbox.get(self._core.due_in_ms(_now_ms()))
+            if event is not None:
+                event(_now_ms())
 
     def _do(self, action: Action) -> None:
         match action:
@@ -128,7 +124,7 @@ class Supervisor:
             )
         except OSError as error:
             self._log.write("supervisor", f"shard {shard} cannot be started: {error}")
-            self._events.put(lambda now_ms: self._core.exited(shard, 1, now_ms))
+            self._inbox.put(lambda now_ms: self._core.exited(shard, 1, now_ms))
             return
         self._processes[shard] = process
         self._log.write("supervisor", f"shard {shard} starts: pid {process.pid}, boot {boot_id}")
@@ -143,7 +139,7 @@ class Supervisor:
             while line := lines.readline(limits.NODE_LOG_LINE_BYTES_MAX):
                 self._log.write(f"shard-{shard}", line.decode(errors="replace"))
         code = process.wait()
-        self._events.put(lambda now_ms: self._core.exited(shard, code, now_ms))
+        self._inbox.put(lambda now_ms: self._core.exited(shard, code, now_ms))
 
     def _ask_aside(self, shard: ShardId) -> None:
         try:
@@ -151,7 +147,7 @@ class Supervisor:
         except AegisError as error:
             self._log.write("supervisor", f"shard {shard} did not step aside: {error}")
         finally:
-            self._events.put(lambda now_ms: self._core.stepped_aside(shard, now_ms))
+            self._inbox.put(lambda now_ms: self._core.stepped_aside(shard, now_ms))
 
     def _end_all(self) -> None:
         """Whatever happened above, leave no shard behind."""
