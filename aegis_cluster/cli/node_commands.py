@@ -10,19 +10,11 @@ import click
 from aegis_cluster.cli.app import CommandFailed
 from aegis_cluster.cli.connection import step_down
 from aegis_cluster.config import load_node_config
-from aegis_cluster.errors import ConfigError
-from aegis_cluster.node.identity import (
-    PLAN_NAME,
-    Identity,
-    format_joining,
-    format_nodes,
-    read_identity,
-)
+from aegis_cluster.node.formatting import format_files
 from aegis_cluster.node.log import LOG_NAME
-from aegis_cluster.storage.disk import RealDisk
 
 if TYPE_CHECKING:
-    from aegis_cluster.config import NodeConfig
+    from aegis_cluster.node.identity import Identity
 
 CONFIG_TYPE: Final = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -76,31 +68,8 @@ def format_command(config_files: tuple[Path, ...], join: str | None) -> None:
       aegis node format --config nodes/node-1.toml --config nodes/node-2.toml \\
           --config nodes/node-3.toml
     """
-    configs = [load_node_config(file.absolute()) for file in config_files]
-    configs.sort(key=lambda config: config.node_id)
-    if join is None:
-        _require_all_peers(configs)
-        plan = config_files[0].absolute().parent / PLAN_NAME
-        identities = format_nodes(RealDisk(), configs, str(plan))
-    else:
-        disk = RealDisk()
-        identities = [
-            read_identity(disk, str(config.data)) or format_joining(disk, config, join)
-            for config in configs
-        ]
-    for config, identity in zip(configs, identities, strict=True):
+    for config, identity in format_files(config_files, join):
         click.echo(f"{config.name}: {_described(identity)}")
-
-
-def _require_all_peers(configs: list[NodeConfig]) -> None:
-    given = {config.address for config in configs}
-    for config in configs:
-        missing = sorted(set(config.peers) - given)
-        if missing:
-            raise ConfigError(
-                f"{config.name} also names {', '.join(map(str, missing))}: give the files of all "
-                "nodes of a new cluster together, or the id of the cluster to join with --join"
-            )
 
 
 def _described(identity: Identity) -> str:
