@@ -530,6 +530,9 @@ class ShardStore:
         if found.staged_hard_state is not None:
             self._take_hard_state(found, builder, current)
         ops = self._take_journaled(found, builder, room) if journaled else found.staged
+        if not ops and work.group not in current.hard_states:
+            self._blocked = True
+            return None
         found.staged = found.staged[len(ops) :]
         if found.staged:
             self._blocked = True

@@ -107,9 +107,9 @@ class StoreLimits:
     checkpoint_interval_ms: int = limits.CHECKPOINT_INTERVAL_MS
     reserve_bytes: int = limits.RESERVE_BYTES
     """Below this much free space the store calls the disk full."""
-    direct_group_bytes: int = 256 * limits.KIB
+    direct_group_bytes: int = 128 * limits.KIB
     """A group with at least this many bytes in a round may skip the journal."""
-    direct_groups: int = 4
+    direct_groups: int = 8
     """As many groups at most skip the journal in one round."""
     open_segments: int = 256
     """Sealed segments whose handle and index are kept at hand."""

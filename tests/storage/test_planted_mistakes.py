@@ -90,16 +90,6 @@ def lets_no_checkpoint_sync(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ShardStore, "_capture_log", capture)
 
 
-def direct_rounds_leave_out_a_begun_checkpoint(patch: pytest.MonkeyPatch) -> None:
-    def take(self: ShardStore, log: PartitionLog, current: Round) -> None:
-        files, directory = log.take_data_files()
-        current.files.update((id(file), file) for file in files)
-        if directory:
-            current.directories.add(log.directory)
-
-    patch.setattr(ShardStore, "_take_files", take)
-
-
 def recovers_without_syncing(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ShardRecovery, "_sync", lambda self, groups: None)
 
@@ -143,7 +133,6 @@ MISTAKES: list[Callable[[pytest.MonkeyPatch], None]] = [
     writes_the_checkpoint_before_its_segments,
     writes_checkpoints_into_one_slot,
     lets_no_checkpoint_sync,
-    direct_rounds_leave_out_a_begun_checkpoint,
     recovers_without_syncing,
     believes_the_cache_after_a_failed_sync,
     goes_on_after_a_failed_sync,
