@@ -252,6 +252,7 @@ def test_a_taken_port_is_named_and_the_next_up_mends_it(tmp_path: Path) -> None:
     directory = Directory(tmp_path / "taken", free_base_port())
     port = directory.base_port + 201
     with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # not of an earlier cluster
         taken.bind(("127.0.0.1", port))
         taken.listen()
         said = directory.up(code=1)
