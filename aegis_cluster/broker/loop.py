@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from aegis_cluster.broker.sockets import Sockets
     from aegis_cluster.broker.transport import PeerKey
     from aegis_cluster.broker.workers import Workers
-    from aegis_cluster.storage.store import Round, ShardStore
+    from aegis_cluster.storage.rounds import Round
+    from aegis_cluster.storage.store import ShardStore
     from aegis_cluster.wire.protocol import Part
 
 T = TypeVar("T")

@@ -31,6 +31,7 @@ from aegis_cluster.ids import GroupId, LogIndex, Member, RecordOffset, Term, Top
 from aegis_cluster.limits import MIB, RAFT_APPEND_BYTES_MAX
 from aegis_cluster.raft import AppendRequest, Entry, Role
 from aegis_cluster.raft.codec import membership_from_fields, membership_to_fields
+from aegis_cluster.storage.types import HardState
 from aegis_cluster.wire.batch import BatchHeader, batch_header
 from aegis_cluster.wire.frame import (
     FrameKind,
@@ -50,8 +51,8 @@ if TYPE_CHECKING:
     from aegis_cluster.raft import Effects, Envelope, Replica
     from aegis_cluster.raft import Message as RaftMessage
     from aegis_cluster.storage.log import PartitionLog
-    from aegis_cluster.storage.types import ReadResult
     from aegis_cluster.storage.store import ShardStore
+    from aegis_cluster.storage.types import ReadResult
     from aegis_cluster.wire.frame import FrameHeader
 
 SNAPSHOT_FRAMES: Final = 100_000
@@ -292,7 +293,8 @@ class Partition:
 
     def _stage(self, effects: Effects) -> None:
         if effects.durable is not None:
-            self._store.set_hard_state(self.group, effects.durable.term, effects.durable.vote)
+            state = HardState(effects.durable.term, effects.durable.vote)
+            self._store.set_hard_state(self.group, state)
         if effects.truncate_from is not None:
             self._truncate(effects.truncate_from)
         if effects.append:
@@ -483,7 +485,7 @@ class Partition:
             for waiter in self._waiters.pop(index, ()):
                 waiter.committed()
         self.replica.applied(self.applied)
-        self._store.note_commit(self.group, commit_index)
+        self._store.note_commit(self.group, self.replica.commit_hint)
         if self._snapshot_is_due():
             self._save_snapshot()
         self.on_advance(self)
@@ -513,6 +515,8 @@ class Partition:
         self.high_watermark = RecordOffset(batch.base_offset + batch.last_offset_delta + 1)
 
     def _snapshot_is_due(self) -> bool:
+        if self.applied > self.replica.durable_index:
+            return False  # a snapshot never runs ahead of the log that is on our own disk
         frames = self.applied - self._snapshot_index
         return frames >= SNAPSHOT_FRAMES or self._bytes_since_snapshot >= SNAPSHOT_BYTES
 

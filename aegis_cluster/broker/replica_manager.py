@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
     from aegis_cluster.broker.partition import ReadLater, Sender
     from aegis_cluster.storage.log import PartitionLog
-    from aegis_cluster.storage.store import RecoveredGroup, Round, ShardStore
+    from aegis_cluster.storage.rounds import Round
+    from aegis_cluster.storage.store import ShardStore
+    from aegis_cluster.storage.types import RecoveredGroup
 
 
 class ReplicaManager:
@@ -66,11 +68,11 @@ class ReplicaManager:
                 log=found.log,
                 term=found.hard_state.term,
                 vote=found.hard_state.vote,
-                commit_index=max(found.commit_index, found.snapshot_index),
+                commit_index=max(found.commit_index, found.snapshot[0] if found.snapshot else 0),
                 damaged=found.damage is not None,
             )
             if found.snapshot is not None:
-                partition.load_snapshot(found.snapshot_index, found.snapshot)
+                partition.load_snapshot(*found.snapshot)
             if found.damage is not None:
                 damaged.append(found)
         return damaged

@@ -39,7 +39,8 @@ if TYPE_CHECKING:
     from aegis_cluster.broker.transport import Transport
     from aegis_cluster.cluster.metadata_table import MetadataTable
     from aegis_cluster.raft import Message as RaftMessage
-    from aegis_cluster.storage.store import Round, ShardStore
+    from aegis_cluster.storage.rounds import Round
+    from aegis_cluster.storage.store import ShardStore
     from aegis_cluster.wire.protocol import Part
 
 FOUNDING_VOTERS: Final = 3

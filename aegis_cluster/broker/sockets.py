@@ -166,11 +166,7 @@ class Sockets:
     def link_events(self) -> Iterator[tuple[PeerKey, bool]]:
         """(link, whether it is connected now) for every change since the last call."""
         for monitor, key in list(self._by_monitor.items()):
-            while (
-                monitor in self._ready
-                and not monitor.closed
-                and monitor.get(zmq.EVENTS) & zmq.POLLIN
-            ):
+            while monitor in self._ready and not monitor.closed and monitor.poll(0):
                 event = recv_monitor_message(monitor)["event"]
                 yield key, event == zmq.EVENT_HANDSHAKE_SUCCEEDED
 

@@ -38,9 +38,9 @@ def place(
     placed: list[tuple[Member, ...]] = []
     for number in range(partitions):
         turn = {member: (rank - number) % len(members) for rank, member in enumerate(members)}
-        leader = min(members, key=lambda m: (leads[m], holds[m], turn[m]))
-        others = sorted((m for m in members if m != leader), key=lambda m: (holds[m], turn[m]))
-        chosen = (leader, *others[: replicas - 1])
+        least = sorted(members, key=lambda m: (holds[m], turn[m]))[:replicas]
+        leader = min(least, key=lambda m: (leads[m], turn[m]))
+        chosen = (leader, *(member for member in least if member != leader))
         leads[leader] += 1
         holds.update(chosen)
         placed.append(chosen)

@@ -62,6 +62,8 @@ _UNCOVERED: Final = struct.Struct(">qiibI")
 _COVERED: Final = struct.Struct(">hiqqqhii")
 _BASE_OFFSET: Final = struct.Struct(">q")
 _LEADER_EPOCH: Final = struct.Struct(">i")
+_PRODUCER: Final = struct.Struct(">qhi")
+_CRC: Final = struct.Struct(">I")
 _TIMESTAMP_MAX: Final = 2**62
 """Deltas between two timestamps fit 64 bits; far beyond any year that `datetime` knows."""
 _OFFSET_MAX: Final = 2**63 - 1
@@ -126,6 +128,15 @@ def stamp(batch: Bytes, base_offset: int, leader_epoch: int) -> bytes:
             view[16:],
         )
     )
+
+
+def with_producer(
+    batch: bytes, *, producer_id: int, producer_epoch: int, base_sequence: int
+) -> bytes:
+    """The same records under another producer epoch and sequence (KIP-360), with a new CRC."""
+    producer = _PRODUCER.pack(producer_id, producer_epoch, base_sequence)
+    covered = b"".join((batch[21:43], producer, memoryview(batch)[57:]))
+    return b"".join((batch[:17], _CRC.pack(crc32c(covered)), covered))
 
 
 # --- the client's side -------------------------------------------------------------------------

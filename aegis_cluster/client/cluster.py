@@ -1,0 +1,227 @@
+"""A client's view of one cluster: links, metadata, and calls that find who can answer them.
+
+The rule it protects: every public call has one absolute deadline, which covers connecting, asking
+again and waiting; and whatever is asked again is either harmless to repeat or carries something
+by which a repeat is known.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from typing import TYPE_CHECKING, Any, Final
+
+import zmq
+
+from aegis_cluster.client.link import Link
+from aegis_cluster.client.metadata import NO_NODE, Metadata
+from aegis_cluster.config import control_endpoint
+from aegis_cluster.errors import (
+    AegisError,
+    NotLeader,
+    NotReady,
+    OutcomeUnknown,
+    RequestTimeout,
+    TopicNotFound,
+    Unavailable,
+)
+from aegis_cluster.ids import LogIndex, NodeId
+from aegis_cluster.wire.protocol import Api, Reply, take_int
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from aegis_cluster.wire.descriptions import TopicInfo
+
+FIRST_PAUSE_S: Final = 0.02
+PAUSE_S_MAX: Final = 0.5
+CONNECT_S: Final = 0.5
+"""How long one address may take before the next one is tried."""
+ASK_S: Final = 2.0
+"""How long one node may take to answer a question that another could answer too."""
+
+
+class Pause:
+    """Growing pauses between tries, never beyond the deadline."""
+
+    def __init__(self, deadline: float) -> None:
+        self._deadline = deadline
+        self._next_s = FIRST_PAUSE_S
+
+    async def wait(self) -> None:
+        left = self._deadline - asyncio.get_running_loop().time()
+        await asyncio.sleep(max(0.0, min(self._next_s, left)))
+        self._next_s = min(self._next_s * 1.5, PAUSE_S_MAX)
+
+
+class ClusterClient:
+    """Shared by everything that one engine does; belongs to one event loop."""
+
+    def __init__(self, bootstrap: Sequence[str]) -> None:
+        self.metadata = Metadata()
+        self.client_id = uuid.uuid4().hex
+        self._bootstrap = list(bootstrap)
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._links: dict[str, Link] = {}
+        self._refreshing: dict[tuple[str, ...] | None, asyncio.Task[None]] = {}
+        self._loop = asyncio.get_running_loop()
+
+    def deadline(self, timeout: float) -> float:
+        return self._loop.time() + timeout
+
+    def now(self) -> float:
+        return self._loop.time()
+
+    def link(self, endpoint: str) -> Link:
+        """The link to an address, opened on first use."""
+        link = self._links.get(endpoint)
+        if link is None:
+            cluster_id = self.metadata.cluster_id
+            link = Link(self._context, endpoint, client_id=self.client_id, cluster_id=cluster_id)
+            self._links[endpoint] = link
+        return link
+
+    async def close(self) -> None:
+        for task in list(self._refreshing.values()):
+            task.cancel()
+        for link in self._links.values():
+            link.close()
+        self._links.clear()
+        self._context.destroy(linger=0)
+
+    # ---- metadata
+
+    async def connect(self, deadline: float) -> None:
+        """Have metadata from some node. Raises `Unavailable` when none answers in time."""
+        await self.refresh(None, deadline)
+
+    async def refresh(
+        self, topics: Sequence[str] | None, deadline: float, least_index: int = 0
+    ) -> None:
+        """Ask any node for metadata that is at least as new as `least_index`."""
+        fields = [max(least_index, self.metadata.index), topics]
+        reply = await self._ask_any(Api.METADATA, fields, deadline)
+        self.metadata.merge(reply.fields, topics)
+
+    async def topic(self, name: str, deadline: float) -> TopicInfo:
+        """A topic's description, asked for when it is not known. Raises `TopicNotFound`."""
+        if name not in self.metadata.topics:
+            await self.refresh([name], deadline)
+        return self.metadata.topic(name)
+
+    async def _ask_any(self, api: Api, fields: Sequence[Any], deadline: float) -> Reply:
+        """Ask one node after another a question that any of them can answer."""
+        pause = Pause(deadline)
+        failure: AegisError = Unavailable("No address of the cluster is known.")
+        while self.now() < deadline:
+            for endpoint in self._endpoints():
+                try:
+                    return await self._ask(endpoint, api, fields, deadline)
+                except (Unavailable, OutcomeUnknown, NotReady) as error:
+                    failure = error
+            await pause.wait()
+        raise Unavailable(
+            f"No node of the cluster answered in time at {', '.join(self._endpoints())}:"
+            f" {failure} Is it running?",
+        )
+
+    def _endpoints(self) -> list[str]:
+        """Addresses of nodes, those with a connection first."""
+        known = dict.fromkeys([*self.metadata.control_endpoints(), *self._bootstrap])
+        return sorted(known, key=lambda e: not (e in self._links and self._links[e].is_ready))
+
+    async def _ask(self, endpoint: str, api: Api, fields: Sequence[Any], deadline: float) -> Reply:
+        link = self.link(endpoint)
+        await link.ready(min(deadline, self.now() + CONNECT_S))
+        return await link.request(api, fields, deadline=min(deadline, self.now() + ASK_S))
+
+    # ---- the controller
+
+    async def ask_controller(
+        self, api: Api, fields: Sequence[Any], deadline: float
+    ) -> tuple[Reply, bool]:
+        """Have the controller carry out a change; also says whether an earlier try is unknown.
+
+        Raises its refusal; `RequestTimeout` when nothing was sent in time; `OutcomeUnknown`.
+        """
+        pause = Pause(deadline)
+        unanswered = False
+        failure: AegisError = Unavailable("No controller is known.")
+        while self.now() < deadline:
+            try:
+                endpoint = await self._controller_endpoint(deadline)
+                return await self._ask(endpoint, api, fields, deadline), unanswered
+            except NotLeader as error:
+                self._note_controller(error)
+                failure = error
+            except OutcomeUnknown as error:
+                unanswered = True
+                failure = error
+                self.metadata.controller = NO_NODE
+            except (Unavailable, NotReady) as error:
+                failure = error
+                self.metadata.controller = NO_NODE
+            except AegisError as error:
+                if unanswered:
+                    raise OutcomeUnknown(
+                        f"An earlier try was not answered, and now: {error}", now=str(error)
+                    ) from error
+                raise
+            await pause.wait()
+        if unanswered:
+            raise OutcomeUnknown(f"The controller did not answer in time: {failure}")
+        raise RequestTimeout(f"No controller could be reached in time: {failure}")
+
+    async def _controller_endpoint(self, deadline: float) -> str:
+        info = self.metadata.nodes.get(self.metadata.controller)
+        if info is None:
+            await self.refresh([], deadline)
+            info = self.metadata.nodes.get(self.metadata.controller)
+        if info is None:
+            raise Unavailable("The cluster has no controller at the moment.")
+        return control_endpoint(info.host, info.base_port)
+
+    def _note_controller(self, error: NotLeader) -> None:
+        leader = error.details.get("leader")
+        if isinstance(leader, int) and leader in self.metadata.nodes:
+            self.metadata.controller = NodeId(leader)
+        else:
+            self.metadata.controller = NO_NODE
+
+    async def create_topic(
+        self,
+        name: str,
+        *,
+        partitions: int | None,
+        replicas: int | None,
+        settings: Sequence[Any],
+        deadline: float,
+    ) -> None:
+        """Create a topic and know of it. Raises `TopicExists`, `InvalidTopic`, `NotEnoughReplicas`.
+
+        The token lets the controller recognise a repeat of this very call.
+        """
+        token = uuid.uuid4().hex
+        fields = [name, partitions, replicas, list(settings), token]
+        reply, _ = await self.ask_controller(Api.CREATE_TOPIC, fields, deadline)
+        await self.refresh([name], deadline, take_int(reply.fields, 0, "index"))
+
+    async def delete_topic(self, name: str, deadline: float) -> None:
+        """Delete a topic. Raises `TopicNotFound`, unless an earlier try of ours was unanswered."""
+        try:
+            reply, _ = await self.ask_controller(Api.DELETE_TOPIC, [name], deadline)
+        except OutcomeUnknown as error:
+            if not isinstance(error.__cause__, TopicNotFound):
+                raise
+            await self.refresh([name], deadline)
+            return
+        await self.refresh([name], deadline, LogIndex(take_int(reply.fields, 0, "index")))
+
+    def topic_gone(self, name: str) -> TopicNotFound:
+        """What to say of messages for a topic that was deleted meanwhile."""
+        return TopicNotFound(f"Topic {name!r} was deleted.", topic=name)
+
+    async def new_producer_id(self, deadline: float) -> int:
+        """A producer id that nobody else has or had."""
+        reply = await self._ask_any(Api.INIT_PRODUCER, [], deadline)
+        return take_int(reply.fields, 0, "producer_id")

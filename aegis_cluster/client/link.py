@@ -1,0 +1,181 @@
+"""A link to one listener of one shard: hello first, then requests and their replies.
+
+The rules it protects: a request that never left is told apart from one that may have been heard
+(`RequestNotSent` against `OutcomeUnknown`), and nothing that was queued for one connection is sent
+on the next: a broken link is thrown away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from typing import TYPE_CHECKING, Any, Final
+
+from aegis_cluster.client.socket import ClientSocket
+from aegis_cluster.errors import AegisError, OutcomeUnknown, PeerViolation, Unavailable
+from aegis_cluster.wire.codes import error_from_reply
+from aegis_cluster.wire.protocol import (
+    PROTOCOL_VERSION,
+    Api,
+    Hello,
+    Part,
+    Reply,
+    check_protocol,
+    decode_reply,
+    encode_request,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import zmq
+
+HELLO_MS: Final = 5_000
+_HELLO: Final = 0
+"""Correlation of the hello; requests count from 1."""
+
+
+class Link:
+    """Connects by itself, again and again until closed; `ready` waits for the present attempt."""
+
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        endpoint: str,
+        *,
+        client_id: str,
+        cluster_id: str,
+    ) -> None:
+        self.endpoint = endpoint
+        self.hello: Hello | None = None
+        self.refusal: AegisError | None = None
+        self._context = context
+        self._loop = asyncio.get_running_loop()
+        self._me = Hello(PROTOCOL_VERSION, "client", cluster_id, 0, "", client_id, 0)
+        self._numbers = itertools.count(1)
+        self._pending: dict[int, asyncio.Future[Reply]] = {}
+        self._ready = asyncio.Event()
+        self._socket = self._open()
+
+    # ---- for callers
+
+    @property
+    def is_ready(self) -> bool:
+        return self._ready.is_set()
+
+    async def ready(self, deadline: float) -> None:
+        """Wait until the other side has greeted back.
+
+        Raises `Unavailable` when it does not in time, or its refusal (`WrongCluster`, …).
+        """
+        if not self._ready.is_set() and self.refusal is None:
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await self._ready.wait()
+            except TimeoutError:
+                raise Unavailable(f"Nothing answers at {self.endpoint}.") from None
+        if self.refusal is not None:
+            raise self.refusal
+
+    async def request(
+        self, api: Api, fields: Sequence[Any], parts: Sequence[Part] = (), *, deadline: float
+    ) -> Reply:
+        """Send and wait for the reply.
+
+        Raises the error that the reply carries; `Unavailable` when nothing was sent;
+        `OutcomeUnknown` when the link broke or the deadline passed with no answer.
+        """
+        future = self.send(api, fields, parts, deadline=deadline)
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await future
+        except TimeoutError:
+            raise OutcomeUnknown(f"No answer came from {self.endpoint} in time.") from None
+
+    def send(
+        self, api: Api, fields: Sequence[Any], parts: Sequence[Part] = (), *, deadline: float
+    ) -> asyncio.Future[Reply]:
+        """Send now; the future ends as `request` does, but for the deadline.
+
+        Raises `Unavailable`: nothing was sent.
+        """
+        if not self._ready.is_set():
+            raise Unavailable(f"There is no connection to {self.endpoint} now.")
+        number = next(self._numbers)
+        ms_left = max(0, int((deadline - self._loop.time()) * 1000))
+        message = encode_request(api, fields, parts, correlation=number, ms_left=ms_left)
+        if not self._socket.send(message):
+            raise Unavailable(f"The connection to {self.endpoint} is full or gone.")
+        future: asyncio.Future[Reply] = self._loop.create_future()
+        future.add_done_callback(lambda _: self._pending.pop(number, None))
+        self._pending[number] = future
+        return future
+
+    def close(self) -> None:
+        self._socket.close()
+        self._fail_pending()
+
+    # ---- the connection
+
+    def _open(self) -> ClientSocket:
+        return ClientSocket(
+            self._context,
+            self.endpoint,
+            on_message=self._received,
+            on_connected=self._connected,
+            on_lost=self._lost,
+        )
+
+    def _connected(self) -> None:
+        self._socket.send(
+            encode_request(Api.HELLO, self._me.to_fields(), correlation=_HELLO, ms_left=HELLO_MS)
+        )
+
+    def _lost(self) -> None:
+        """The other end is gone: whoever waits must ask elsewhere, and nothing old may follow."""
+        self._ready.clear()
+        self._fail_pending()
+        if not self._socket.closed:
+            self._socket.close()
+            self._socket = self._open()
+
+    def _fail_pending(self) -> None:
+        pending, self._pending = self._pending, {}
+        for future in pending.values():
+            if not future.done():
+                error = OutcomeUnknown(f"The connection to {self.endpoint} broke before an answer.")
+                future.set_exception(error)
+                future.exception()  # retrieved: whoever waits sees it, nobody else needs to
+
+    def _received(self, message: list[Part]) -> None:
+        try:
+            reply = decode_reply(message)
+            if reply.correlation == _HELLO:
+                self._greeted(reply)
+                return
+        except PeerViolation:
+            self._lost()
+            return
+        future = self._pending.get(reply.correlation)
+        if future is None or future.done():
+            return
+        if reply.code == 0:
+            future.set_result(reply)
+        else:
+            self._refused(future, error_from_reply(reply.code, reply.fields))
+
+    def _refused(self, future: asyncio.Future[Reply], error: AegisError) -> None:
+        future.set_exception(error)
+        if "hello" in error.details:
+            self._connected()  # the process behind the address was replaced without our noticing
+
+    def _greeted(self, reply: Reply) -> None:
+        if reply.code != 0:
+            self.refusal = error_from_reply(reply.code, reply.fields)
+            self._ready.set()
+            return
+        hello = Hello.from_fields(reply.fields)
+        check_protocol(hello)
+        self.hello = hello
+        self.refusal = None
+        self._ready.set()

@@ -1,0 +1,204 @@
+"""What a producer has under way for one partition: pure decisions about order and retries.
+
+The idea (KIP-98, KIP-360): batches get consecutive sequences when they are first sent and keep
+them over every retry, so the leader can tell a repeat. When one fails, nothing new is sent until
+all others under way have come back, and then everything is sent again in order. When a batch's
+outcome can no longer be known, or its sequence was used up in vain, the partition moves to a new
+epoch: late copies of older ones are then fenced.
+
+The rule it protects: a batch is given a second sequence only if it certainly was not appended
+under the first.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from aegis_cluster.errors import (
+    AegisError,
+    OutcomeUnknown,
+    OutOfOrderSequence,
+    RequestTimeout,
+    UnknownProducer,
+    invariant,
+)
+from aegis_cluster.limits import PRODUCER_WINDOW_BATCHES
+from aegis_cluster.wire.batch import with_producer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from aegis_cluster.wire.batch import BatchBuilder
+
+SEQUENCES: Final = 2**31
+EPOCH_MAX: Final = 32_766
+
+Outcome = tuple[int, int]
+"""Base offset, append time in milliseconds."""
+
+
+@dataclass(slots=True, eq=False)
+class PendingBatch:
+    """Records that belong together from their first sending on.
+
+    done: called once, with offset and time or with the reason why not.
+    unanswered: at least one sending of it got no answer, so it may have been appended.
+    """
+
+    builder: BatchBuilder
+    deadline: float
+    done: Callable[[Outcome | AegisError], None]
+    count: int = 0
+    size: int = 0
+    data: bytes = b""
+    epoch: int = -1
+    sequence: int = -1
+    unanswered: bool = False
+
+
+@dataclass(slots=True)
+class PartitionQueue:
+    """Batches of one partition: waiting in order, and in flight in order."""
+
+    producer_id: int = -1
+    epoch: int = 0
+    next_sequence: int = 0
+    waiting: deque[PendingBatch] = field(default_factory=deque)
+    in_flight: list[PendingBatch] = field(default_factory=list)
+    retry_at: float = 0.0
+    _holding: bool = False
+
+    # ---- sending
+
+    def add(self, batch: PendingBatch) -> None:
+        self.waiting.append(batch)
+
+    def can_send(self, now: float) -> bool:
+        """Whether `take` would give a batch."""
+        if not self.waiting or now < self.retry_at:
+            return False
+        if self._holding and self.in_flight:
+            return False
+        return len(self.in_flight) < PRODUCER_WINDOW_BATCHES
+
+    def take(self) -> PendingBatch | None:
+        """The next batch to send, stamped; None when what was next had to be given up instead."""
+        self._holding = False
+        batch = self.waiting.popleft()
+        if batch.epoch not in (-1, self.epoch) and batch.unanswered:
+            batch.done(_unknown("It was sent and not answered, and its epoch has ended since."))
+            return None
+        self._stamp(batch)
+        self.in_flight.append(batch)
+        return batch
+
+    def _stamp(self, batch: PendingBatch) -> None:
+        if batch.epoch == self.epoch:
+            return
+        batch.epoch, batch.sequence = self.epoch, self.next_sequence
+        self.next_sequence = (self.next_sequence + batch.count) % SEQUENCES
+        if self.producer_id < 0:
+            batch.data = batch.data or batch.builder.build()
+        elif not batch.data:
+            batch.data = batch.builder.build(self.producer_id, batch.epoch, batch.sequence)
+        else:
+            batch.data = with_producer(
+                batch.data,
+                producer_id=self.producer_id,
+                producer_epoch=batch.epoch,
+                base_sequence=batch.sequence,
+            )
+
+    # ---- answers
+
+    def acknowledged(self, batch: PendingBatch, outcome: Outcome) -> None:
+        if self._returned(batch):
+            batch.done(outcome)
+
+    def refused(self, batch: PendingBatch, error: AegisError) -> None:
+        """A final refusal: it was not appended, and what follows it needs another epoch."""
+        if not self._returned(batch):
+            return
+        if isinstance(error, OutOfOrderSequence | UnknownProducer):
+            self._sequence_refused(batch, error)
+            return
+        self._new_epoch()
+        if batch.unanswered:
+            error = _unknown(f"An earlier try was not answered, and now: {error}")
+        batch.done(error)
+
+    def _sequence_refused(self, batch: PendingBatch, error: AegisError) -> None:
+        """Behind one that failed, that is no wonder and it goes again; else the leader's memory
+        and ours differ, and only a new epoch can tell repeats from new batches."""
+        earlier = [b for b in (*self.waiting, *self.in_flight) if _precedes(b, batch)]
+        if earlier or batch.epoch != self.epoch:
+            self._again(batch)
+        elif batch.unanswered:
+            self._new_epoch()
+            batch.done(_unknown(f"An earlier try was not answered, and now: {error}"))
+        else:
+            self._new_epoch()
+            self._again(batch)
+
+    def retry(self, batch: PendingBatch, *, unanswered: bool, at: float) -> None:
+        """Not done (or not known to be): send it again, not before `at`."""
+        if not self._returned(batch):
+            return
+        batch.unanswered |= unanswered
+        self.retry_at = max(self.retry_at, at)
+        self._again(batch)
+
+    def expire(self, now: float) -> None:
+        """Give up what is past its deadline; what may have been appended ends as unknown."""
+        for batch in [b for b in self.in_flight if b.deadline <= now]:
+            self.in_flight.remove(batch)
+            self._new_epoch()
+            batch.done(_unknown("It was sent, and no answer came by the deadline."))
+        late = [b for b in self.waiting if b.deadline <= now]
+        for batch in late:
+            self.waiting.remove(batch)
+            if batch.epoch >= 0:
+                self._new_epoch()
+            batch.done(
+                _unknown("It was sent, and no answer came by the deadline.")
+                if batch.unanswered
+                else RequestTimeout("The deadline passed before it could be sent.")
+            )
+
+    def _returned(self, batch: PendingBatch) -> bool:
+        """Take a batch out of flight; False when it was given up already."""
+        if batch not in self.in_flight:
+            return False
+        self.in_flight.remove(batch)
+        return True
+
+    def _again(self, batch: PendingBatch) -> None:
+        """Back to the front, behind those that were sent before it."""
+        self._holding = True
+        place = 0
+        while place < len(self.waiting) and _precedes(self.waiting[place], batch):
+            place += 1
+        self.waiting.insert(place, batch)
+
+    def _new_epoch(self) -> None:
+        self._holding = True
+        if self.producer_id < 0:
+            return
+        invariant(self.epoch < EPOCH_MAX, "a producer id ran out of epochs", id=self.producer_id)
+        self.epoch += 1
+        self.next_sequence = 0
+
+
+def _precedes(batch: PendingBatch, other: PendingBatch) -> bool:
+    """Whether `batch` was first sent before `other`."""
+    if batch.epoch < 0:
+        return False
+    if batch.epoch != other.epoch:
+        return batch.epoch < other.epoch
+    return (other.sequence - batch.sequence) % SEQUENCES < SEQUENCES // 2 and batch is not other
+
+
+def _unknown(why: str) -> OutcomeUnknown:
+    return OutcomeUnknown(f"It is not known whether the messages were stored. {why}")

@@ -1,0 +1,464 @@
+"""The producer: records become batches, batches go to their partition's leader, answers come back.
+
+The idea: records gather in one open batch a partition. While nothing is in flight to a leader its
+open batches leave at once; while something is, they leave when they are full or have waited for
+`linger`. So an idle producer has the lowest latency and a busy one the largest batches, by itself.
+Order, sequences and retries are decided by `PartitionQueue`; this is the I/O around it.
+
+The rule it protects: memory is bounded (`buffer_bytes`), and every record ends by its deadline, as
+stored, refused or unknown.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from aegis_cluster.client.partition_queue import Outcome, PartitionQueue, PendingBatch
+from aegis_cluster.errors import (
+    AegisError,
+    MessageTooLarge,
+    NotLeader,
+    OutcomeUnknown,
+    OutOfOrderSequence,
+    RequestTimeout,
+    Unavailable,
+)
+from aegis_cluster.limits import (
+    BATCH_BYTES_DEFAULT,
+    BATCH_RECORDS_MAX,
+    CLIENT_BUFFER_BYTES_DEFAULT,
+    MIB,
+    REQUEST_PARTS_MAX,
+)
+from aegis_cluster.wire.batch import BatchBuilder
+from aegis_cluster.wire.codes import error_from_reply
+from aegis_cluster.wire.protocol import Api, Reply, take_int, take_list
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from aegis_cluster.client.cluster import ClusterClient
+    from aegis_cluster.client.link import Link
+    from aegis_cluster.client.metadata import ShardAddress
+    from aegis_cluster.wire.descriptions import TopicInfo
+
+REQUEST_BYTES: Final = 4 * MIB
+"""Batches for one shard travel together up to so much."""
+REQUESTS_IN_FLIGHT: Final = 4
+"""Per shard."""
+RETRY_S: Final = 0.02
+RETRY_S_MAX: Final = 0.25
+EXPIRY_STEP_S: Final = 0.05
+RECORD_OVERHEAD_BYTES: Final = 64
+
+Row = tuple[int, bytes | None, bytes | None, list[tuple[str, bytes | None]]]
+"""Time in milliseconds, key, value, headers."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProducerOptions:
+    batch_bytes: int = BATCH_BYTES_DEFAULT
+    buffer_bytes: int = CLIENT_BUFFER_BYTES_DEFAULT
+    linger_s: float = 0.005
+    compression: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Where a batch stands."""
+
+    partition: int
+    base_offset: int
+    count: int
+    time_ms: int
+
+
+@dataclass(slots=True, eq=False)
+class _Open:
+    """A batch that still takes records."""
+
+    builder: BatchBuilder
+    future: asyncio.Future[Stored]
+    since: float
+    deadline: float
+    room: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class _Lane:
+    """One partition of one topic."""
+
+    info: TopicInfo
+    partition: int
+    queue: PartitionQueue = field(default_factory=PartitionQueue)
+    open: _Open | None = None
+    failures: int = 0
+
+    @property
+    def group(self) -> int:
+        return self.info.partitions[self.partition].group
+
+
+class Producer:
+    """Belongs to one event loop."""
+
+    def __init__(self, cluster: ClusterClient, options: ProducerOptions) -> None:
+        self._cluster = cluster
+        self._options = options
+        self._loop = asyncio.get_running_loop()
+        self._lanes: dict[tuple[str, int], _Lane] = {}
+        self._sticky: dict[str, int] = {}
+        self._buffered = 0
+        self._room: list[asyncio.Future[None]] = []
+        self._in_flight: defaultdict[str, int] = defaultdict(int)
+        self._producer_id: int | None = None
+        self._wake = asyncio.Event()
+        self._closed = False
+        self._locating: set[asyncio.Task[None]] = set()
+        self._task = self._loop.create_task(self._run())
+
+    # ---- for callers
+
+    async def start(self, deadline: float) -> None:
+        """Have a producer id. Raises `Unavailable`."""
+        if self._producer_id is None:
+            self._producer_id = await self._cluster.new_producer_id(deadline)
+
+    def choose_partition(self, info: TopicInfo) -> int:
+        """For a record without a key: one partition until its batch is full, then the next."""
+        number = self._sticky.setdefault(info.name, hash_start(self._cluster.client_id, info))
+        lane = self._lanes.get((info.name, number))
+        if lane is None or lane.open is None or lane.open.builder.count == 0:
+            return number
+        if lane.open.builder.size_bytes >= self._options.batch_bytes // 2:
+            self._sticky[info.name] = number = (number + 1) % len(info.partitions)
+        return number
+
+    async def add(
+        self, info: TopicInfo, partition: int, row: Row, deadline: float
+    ) -> tuple[asyncio.Future[Stored], int]:
+        """Put one record into its partition's open batch; wait only for room in the buffer.
+
+        Returns the batch's future and the record's place in it. Raises `MessageTooLarge`,
+        `RequestTimeout`.
+        """
+        size = row_bytes(row)
+        if size > info.settings.max_message_bytes + RECORD_OVERHEAD_BYTES:
+            raise MessageTooLarge(
+                f"A message of {size} bytes is over the limit of {info.name}:"
+                f" {info.settings.max_message_bytes}.",
+                have=size,
+                at_most=info.settings.max_message_bytes,
+            )
+        while self._buffered and self._buffered + size > self._options.buffer_bytes:
+            await self._wait_for_room(deadline)
+        lane = self._lane(info, partition)
+        opened = self._open_batch(lane, size, deadline)
+        place = opened.builder.count
+        opened.builder.append(*row)
+        opened.room += size
+        self._buffered += size
+        if opened.builder.size_bytes >= self._options.batch_bytes:
+            self._close_batch(lane)
+        self._wake.set()
+        return opened.future, place
+
+    async def close(self) -> None:
+        """Stop sending; what is not answered yet ends as unknown or unsent."""
+        self._closed = True
+        self._task.cancel()
+        for task in self._locating:
+            task.cancel()
+        for lane in self._lanes.values():
+            self._close_batch(lane)
+            lane.queue.expire(float("inf"))
+
+    # ---- batches
+
+    def _lane(self, info: TopicInfo, partition: int) -> _Lane:
+        lane = self._lanes.get((info.name, partition))
+        if (
+            lane is None
+            or lane.info.partitions[partition].group != info.partitions[partition].group
+        ):
+            lane = _Lane(info, partition)
+            lane.queue.producer_id = -1 if self._producer_id is None else self._producer_id
+            self._lanes[info.name, partition] = lane
+        return lane
+
+    def _open_batch(self, lane: _Lane, size: int, deadline: float) -> _Open:
+        opened = lane.open
+        if opened is not None:
+            is_full = opened.builder.count >= BATCH_RECORDS_MAX
+            if not is_full and opened.builder.size_bytes + size <= self._options.batch_bytes:
+                opened.deadline = min(opened.deadline, deadline)
+                return opened
+            self._close_batch(lane)
+        compression = self._options.compression or lane.info.settings.compression
+        builder = BatchBuilder(compression=compression)
+        lane.open = _Open(builder, self._loop.create_future(), self._loop.time(), deadline)
+        return lane.open
+
+    def _close_batch(self, lane: _Lane) -> None:
+        """Hand the open batch to the queue."""
+        opened = lane.open
+        if opened is None:
+            return
+        lane.open = None
+        future, room = opened.future, opened.room
+
+        def done(result: Outcome | AegisError) -> None:
+            self._give_room(room)
+            if future.done():
+                return
+            if isinstance(result, AegisError):
+                future.set_exception(result)
+                future.exception()  # whoever awaits it sees it; nobody has to
+            else:
+                stored = Stored(lane.partition, result[0], opened.builder.count, result[1])
+                future.set_result(stored)
+
+        count = opened.builder.count
+        lane.queue.add(PendingBatch(opened.builder, opened.deadline, done, count=count, size=room))
+
+    async def _wait_for_room(self, deadline: float) -> None:
+        waiter: asyncio.Future[None] = self._loop.create_future()
+        self._room.append(waiter)
+        self._wake.set()
+        try:
+            async with asyncio.timeout_at(deadline):
+                await waiter
+        except TimeoutError:
+            raise RequestTimeout("The producer's buffer stayed full until the deadline.") from None
+
+    def _give_room(self, size: int) -> None:
+        self._buffered -= size
+        waiters, self._room = self._room, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    # ---- sending
+
+    async def _run(self) -> None:
+        """Send whatever can go, then sleep until something changes."""
+        while not self._closed:
+            self._wake.clear()
+            pause = self._pump()
+            try:
+                async with asyncio.timeout(pause):
+                    await self._wake.wait()
+            except TimeoutError:
+                continue
+
+    def _pump(self) -> float | None:
+        """Send; return after how many seconds to look again, None when only news can help."""
+        now = self._loop.time()
+        pause: float | None = None
+        by_shard: dict[ShardAddress, list[_Lane]] = defaultdict(list)
+        for lane in self._lanes.values():
+            lane.queue.expire(now)
+            if lane.open is None and not lane.queue.waiting:
+                if lane.queue.in_flight:
+                    pause = EXPIRY_STEP_S
+                continue
+            pause = EXPIRY_STEP_S
+            by_shard[self._cluster.metadata.address_of(lane.info, lane.partition)].append(lane)
+        for address, lanes in by_shard.items():
+            left = self._pump_shard(address, lanes, now)
+            pause = left if pause is None else min(pause, left)
+        return pause
+
+    def _pump_shard(self, address: ShardAddress, lanes: list[_Lane], now: float) -> float:
+        """Send to one shard what may go; return when to look again."""
+        link = self._cluster.link(address.endpoint)
+        if not link.is_ready:
+            self._start_link(link, lanes, now)
+            return EXPIRY_STEP_S
+        pause = EXPIRY_STEP_S
+        busy = self._in_flight[address.endpoint]
+        for lane in lanes:
+            opened = lane.open
+            if opened is not None:
+                ripe_in = opened.since + self._options.linger_s - now
+                if busy == 0 or ripe_in <= 0:
+                    self._close_batch(lane)
+                else:
+                    pause = min(pause, ripe_in)
+            if lane.queue.waiting and lane.queue.retry_at > now:
+                pause = min(pause, lane.queue.retry_at - now)
+        while self._in_flight[address.endpoint] < REQUESTS_IN_FLIGHT:
+            batches = self._take(lanes, now)
+            if not batches:
+                break
+            self._send(link, address, batches)
+        return max(pause, 0.0005)
+
+    def _take(self, lanes: list[_Lane], now: float) -> list[tuple[_Lane, PendingBatch]]:
+        """Batches for one request, in turn from every partition."""
+        taken: list[tuple[_Lane, PendingBatch]] = []
+        size = 0
+        moved = True
+        while moved and size < REQUEST_BYTES and len(taken) < REQUEST_PARTS_MAX:
+            moved = False
+            for lane in lanes:
+                if size >= REQUEST_BYTES or len(taken) >= REQUEST_PARTS_MAX:
+                    break
+                if not lane.queue.can_send(now):
+                    continue
+                moved = True
+                batch = lane.queue.take()
+                if batch is not None:
+                    taken.append((lane, batch))
+                    size += len(batch.data)
+        return taken
+
+    def _send(
+        self, link: Link, address: ShardAddress, batches: list[tuple[_Lane, PendingBatch]]
+    ) -> None:
+        items = [[lane.group, lane.info.name, lane.partition] for lane, _ in batches]
+        parts = [batch.data for _, batch in batches]
+        deadline = max(batch.deadline for _, batch in batches)
+        try:
+            future = link.send(Api.PRODUCE, [items], parts, deadline=deadline)
+        except AegisError as error:
+            self._failed(batches, error, unanswered=False)
+            return
+        self._in_flight[address.endpoint] += 1
+
+        def answered(future: asyncio.Future[Reply]) -> None:
+            self._in_flight[address.endpoint] -= 1
+            self._wake.set()
+            if future.cancelled():
+                return
+            error = future.exception()
+            if error is None:
+                self._settle(batches, future.result())
+            elif isinstance(error, AegisError):
+                self._failed(batches, error, unanswered=isinstance(error, OutcomeUnknown))
+
+        future.add_done_callback(answered)
+
+    # ---- answers
+
+    def _settle(self, batches: list[tuple[_Lane, PendingBatch]], reply: Reply) -> None:
+        try:
+            results = take_list(reply.fields, 0, "results")
+        except AegisError:
+            results = []
+        for slot, (lane, batch) in enumerate(batches):
+            try:
+                result = take_list(results, slot, "result")
+                self._settle_one(lane, batch, result)
+            except AegisError as error:
+                self._failed([(lane, batch)], error, unanswered=True)
+
+    def _settle_one(self, lane: _Lane, batch: PendingBatch, result: Sequence[Any]) -> None:
+        code = take_int(result, 0, "code")
+        if code == 0:
+            lane.failures = 0
+            offset, time_ms = take_int(result, 1, "offset"), take_int(result, 2, "time")
+            lane.queue.acknowledged(batch, (offset, time_ms))
+            return
+        error = error_from_reply(code, result[1:])
+        if isinstance(error, NotLeader):
+            self._cluster.metadata.note_leader(
+                lane.info.partitions[lane.partition].group, error.details.get("leader")
+            )
+        if isinstance(error, OutOfOrderSequence) or not (
+            error.retriable or isinstance(error, OutcomeUnknown)
+        ):
+            lane.queue.refused(batch, error)
+        else:
+            self._retry(lane, batch, unanswered=isinstance(error, OutcomeUnknown))
+
+    def _failed(
+        self, batches: list[tuple[_Lane, PendingBatch]], error: AegisError, *, unanswered: bool
+    ) -> None:
+        """A whole request failed: ask for other leaders and send again."""
+        for lane, batch in batches:
+            if unanswered or error.retriable:
+                self._cluster.metadata.forget_leader(lane.info.partitions[lane.partition].group)
+                self._retry(lane, batch, unanswered=unanswered)
+            else:
+                lane.queue.refused(batch, error)
+
+    def _retry(self, lane: _Lane, batch: PendingBatch, *, unanswered: bool) -> None:
+        lane.failures += 1
+        pause = min(RETRY_S * 1.3**lane.failures, RETRY_S_MAX)
+        lane.queue.retry(batch, unanswered=unanswered, at=self._loop.time() + pause)
+        self._locate(lane)
+
+    def _start_link(self, link: Link, lanes: list[_Lane], now: float) -> None:
+        """No connection there (yet): give it a moment, then try the partitions' other replicas."""
+        for lane in lanes:
+            if now < lane.queue.retry_at:
+                continue
+            lane.failures += 1
+            lane.queue.retry_at = now + RETRY_S_MAX
+            if lane.failures > 1:
+                self._cluster.metadata.forget_leader(lane.info.partitions[lane.partition].group)
+                self._locate(lane)
+        self._spawn(self._await_link(link))
+
+    async def _await_link(self, link: Link) -> None:
+        try:
+            await link.ready(self._loop.time() + RETRY_S_MAX)
+        except AegisError:
+            return
+        for lane in self._lanes.values():
+            lane.queue.retry_at = 0.0
+        self._wake.set()
+
+    def _locate(self, lane: _Lane) -> None:
+        """Ask any node who leads, and whether the topic still is what we think."""
+        if len(self._locating) < 8:
+            self._spawn(self._refresh(lane))
+
+    async def _refresh(self, lane: _Lane) -> None:
+        deadline = self._loop.time() + 1.0
+        try:
+            await self._cluster.refresh([lane.info.name], deadline)
+        except Unavailable:
+            return
+        self._check_topic(lane)
+        self._wake.set()
+
+    def _check_topic(self, lane: _Lane) -> None:
+        """A topic that is gone (or was made anew) refuses what is waiting for it."""
+        try:
+            info = self._cluster.metadata.topic(lane.info.name)
+            gone = info.partitions[lane.partition].group != lane.group
+        except AegisError:
+            gone = True
+        if gone:
+            self._give_up(lane)
+
+    def _give_up(self, lane: _Lane) -> None:
+        waiting, lane.queue.waiting = list(lane.queue.waiting), type(lane.queue.waiting)()
+        for batch in waiting:
+            batch.done(
+                OutcomeUnknown(f"{lane.info.name} was deleted while messages were under way.")
+                if batch.unanswered
+                else self._cluster.topic_gone(lane.info.name)
+            )
+
+    def _spawn(self, work: Any) -> None:
+        task = self._loop.create_task(work)
+        self._locating.add(task)
+        task.add_done_callback(self._locating.discard)
+
+
+def row_bytes(row: Row) -> int:
+    """What a record takes in the buffer, nearly."""
+    _, key, value, headers = row
+    size = RECORD_OVERHEAD_BYTES + len(key or b"") + len(value or b"")
+    return size + sum(len(name) + len(content or b"") for name, content in headers)
+
+
+def hash_start(client_id: str, info: TopicInfo) -> int:
+    """Where a client begins with keyless records; clients begin at different partitions."""
+    return int(client_id[:8], 16) % len(info.partitions)

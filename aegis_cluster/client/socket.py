@@ -1,0 +1,115 @@
+"""One ZeroMQ DEALER on an asyncio loop: messages out, messages in, and news of the connection.
+
+The idea: ZeroMQ's file descriptor is edge-triggered, so after every read *and every send* the
+socket is asked whether more has come; a wake-up can then not be lost. A budget per turn keeps one
+busy link from starving the others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+from aegis_cluster.limits import FETCH_BYTES_MAX, FRAME_BYTES_MAX, KIB
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from aegis_cluster.wire.protocol import Part
+
+MESSAGES_PER_TURN: Final = 64
+HIGH_WATER_MESSAGES: Final = 1_000
+PART_BYTES_MAX: Final = FETCH_BYTES_MAX + FRAME_BYTES_MAX
+RECONNECT_MS: Final = 50
+RECONNECT_MS_MAX: Final = 500
+HEARTBEAT_MS: Final = 1_000
+HEARTBEAT_TIMEOUT_MS: Final = 3_000
+COPY_BYTES: Final = 64 * KIB
+
+
+class ClientSocket:
+    """Owned by one event loop; used from its thread only."""
+
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        endpoint: str,
+        *,
+        on_message: Callable[[list[Part]], None],
+        on_connected: Callable[[], None],
+        on_lost: Callable[[], None],
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._on_message = on_message
+        self._on_connected = on_connected
+        self._on_lost = on_lost
+        self._socket = context.socket(zmq.DEALER)
+        for option, value in (
+            (zmq.LINGER, 0),
+            (zmq.IMMEDIATE, 1),
+            (zmq.SNDHWM, HIGH_WATER_MESSAGES),
+            (zmq.RCVHWM, HIGH_WATER_MESSAGES),
+            (zmq.MAXMSGSIZE, PART_BYTES_MAX),
+            (zmq.RECONNECT_IVL, RECONNECT_MS),
+            (zmq.RECONNECT_IVL_MAX, RECONNECT_MS_MAX),
+            (zmq.HEARTBEAT_IVL, HEARTBEAT_MS),
+            (zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS),
+            (zmq.TCP_KEEPALIVE, 1),
+        ):
+            self._socket.set(option, value)
+        self._monitor: zmq.Socket[bytes] = self._socket.get_monitor_socket(
+            zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+        )
+        self._fds = (self._socket.get(zmq.FD), self._monitor.get(zmq.FD))
+        self._loop.add_reader(self._fds[0], self._readable)
+        self._loop.add_reader(self._fds[1], self._follow)
+        self._socket.connect(endpoint)
+        self._loop.call_soon(self._follow)
+
+    @property
+    def closed(self) -> bool:
+        return self._socket.closed
+
+    def send(self, message: Sequence[Part]) -> bool:
+        """False: it did not leave, because there is no connection or its queue is full."""
+        copy = all(len(part) < COPY_BYTES for part in message)
+        try:
+            self._socket.send_multipart(message, zmq.DONTWAIT, copy=copy)
+        except zmq.Again:
+            return False
+        finally:
+            self._loop.call_soon(self._readable)
+        return True
+
+    def close(self) -> None:
+        if self._socket.closed:
+            return
+        for fd in self._fds:
+            self._loop.remove_reader(fd)
+        self._socket.disable_monitor()
+        self._monitor.close(0)
+        self._socket.close(0)
+
+    def _readable(self) -> None:
+        for _ in range(MESSAGES_PER_TURN):
+            if self._socket.closed:
+                return
+            try:
+                frames = self._socket.recv_multipart(zmq.DONTWAIT, copy=False)
+            except zmq.Again:
+                return
+            self._on_message([f.bytes if len(f) < COPY_BYTES else f.buffer for f in frames])
+        self._loop.call_soon(self._readable)
+
+    def _follow(self) -> None:
+        """Tell of connections made and lost, after what came over them was delivered."""
+        while not self._monitor.closed and self._monitor.poll(0):
+            event = recv_monitor_message(self._monitor)["event"]
+            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self._on_connected()
+            else:
+                self._readable()
+                self._on_lost()

@@ -1,0 +1,169 @@
+"""What users make and what they get: messages, receipts, and where to start reading."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import Enum
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
+
+from aegis_cluster.errors import Misuse
+from aegis_cluster.wire.payload import decode_key, decode_payload, encode_key, encode_payload
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from aegis_cluster.client.producer import Row
+    from aegis_cluster.wire.records import Record
+
+RESERVED_HEADERS: Final = ("aegis", "aegis-key")
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What to publish.
+
+    key: `str`, `bytes` or None; the same key always lands in the same partition.
+    payload: `bytes`, `str`, a JSON-like value, or None (the tombstone); it comes out equal.
+    headers: names to `str` or `bytes`; both come out as they went in where they are text.
+    timestamp: aware `datetime`; default: now. Kept to the millisecond.
+    """
+
+    key: str | bytes | None = None
+    payload: Any = None
+    headers: Mapping[str, str | bytes] = field(default_factory=dict)
+    timestamp: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReceivedMessage(Message):
+    """What arrives: the message, and where it stands."""
+
+    topic: str = ""
+    partition: int = 0
+    offset: int = 0
+
+    async def ack(self) -> None:
+        """Mark the message handled; without a group there is no position to move."""
+
+
+class Receipt(NamedTuple):
+    """Where one published message stands; timestamp: when its leader appended it."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class BatchReceipt:
+    """Where messages stand that were published together: `count` of them from `base_offset` on."""
+
+    partition: int
+    base_offset: int
+    count: int
+
+
+class _Kind(Enum):
+    EARLIEST = "earliest"
+    LATEST = "latest"
+    AT = "at"
+
+
+@dataclass(frozen=True, slots=True)
+class Offset:
+    """Where reading starts."""
+
+    kind: _Kind
+    number: int = 0
+
+    @classmethod
+    def at(cls, number: int) -> Offset:
+        """This very offset, in every partition."""
+        if number < 0:
+            raise Misuse(f"Offsets start at 0; {number} is none.")
+        return cls(_Kind.AT, number)
+
+    EARLIEST: ClassVar[Offset]
+    """The first message that is kept."""
+    LATEST: ClassVar[Offset]
+    """Only what comes from now on."""
+
+    def resolve(self, *, log_start: int, high_watermark: int) -> int:
+        """The offset that this means in one partition, as it stands now."""
+        match self.kind:
+            case _Kind.EARLIEST:
+                return log_start
+            case _Kind.LATEST:
+                return high_watermark
+            case _Kind.AT:
+                return self.number
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionOffsets:
+    """log_start: first offset kept; high_watermark: first not committed; last_stable_offset: first
+    that an open transaction holds back."""
+
+    log_start: int
+    high_watermark: int
+    last_stable_offset: int
+
+
+def to_row(message: Message, now_ms: int) -> Row:
+    """A message as a record. Raises `UnsupportedPayload` for what could not come back equal."""
+    key, key_headers = encode_key(message.key)
+    value, payload_headers = encode_payload(message.payload)
+    headers = [*payload_headers, *key_headers]
+    if message.headers:
+        headers.extend(_headers(message.headers))
+    time_ms = now_ms if message.timestamp is None else to_ms(message.timestamp)
+    return time_ms, key, value, headers
+
+
+def _headers(headers: Mapping[str, str | bytes]) -> list[tuple[str, bytes | None]]:
+    rows: list[tuple[str, bytes | None]] = []
+    for name, content in headers.items():
+        if not isinstance(name, str) or name in RESERVED_HEADERS:
+            raise Misuse(f"{name!r} cannot be the name of a header.")
+        if not isinstance(content, str | bytes):
+            raise Misuse(f"Header {name!r} is {type(content).__name__}; use str or bytes.")
+        rows.append((name, content.encode() if isinstance(content, str) else content))
+    return rows
+
+
+def from_record(topic: str, partition: int, record: Record) -> ReceivedMessage:
+    """A record as a message. Raises `CorruptRecord` when it does not decode."""
+    headers = record.headers
+    return ReceivedMessage(
+        key=decode_key(record.key, headers),
+        payload=decode_payload(record.value, headers),
+        headers={n: _text(c) for n, c in headers if n not in RESERVED_HEADERS} if headers else {},
+        timestamp=from_ms(record.timestamp_ms),
+        topic=topic,
+        partition=partition,
+        offset=record.offset,
+    )
+
+
+def _text(content: bytes | None) -> str | bytes:
+    try:
+        return (content or b"").decode()
+    except UnicodeDecodeError:
+        return content or b""
+
+
+def to_ms(time: datetime) -> int:
+    """Milliseconds since 1970. Raises `Misuse` for a naive time: it names no moment."""
+    if time.tzinfo is None:
+        raise Misuse("A timestamp needs a time zone; use datetime.now(UTC).")
+    return int(time.timestamp() * 1000)
+
+
+def from_ms(time_ms: int) -> datetime:
+    return datetime.fromtimestamp(time_ms / 1000, UTC)
+
+
+Offset.EARLIEST = Offset(_Kind.EARLIEST)
+Offset.LATEST = Offset(_Kind.LATEST)

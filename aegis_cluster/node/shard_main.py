@@ -1,0 +1,135 @@
+"""The shard process: `python -m aegis_cluster.node.shard_main`, started by a node's supervisor.
+
+Exit codes tell the supervisor what to do: 0 asked to stop; 3 its settings or ports are wrong, so
+another start would fail too; 4 the disk failed; anything else is a crash.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import logging
+import random
+import resource
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from aegis_cluster.broker.context import ShardContext
+from aegis_cluster.broker.loop import CHECKPOINT, READ, SYNC, ShardLoop, monotonic_ms
+from aegis_cluster.broker.sockets import Sockets
+from aegis_cluster.broker.transport import Listener
+from aegis_cluster.broker.workers import Workers
+from aegis_cluster.config import (
+    NodeConfig,
+    control_endpoint,
+    data_endpoint,
+    load_node_config,
+    peers_endpoint,
+)
+from aegis_cluster.errors import AegisError, ConfigError, StorageFailed
+from aegis_cluster.ids import ShardId
+from aegis_cluster.node.exit_codes import EXIT_CONFIG, EXIT_STORAGE
+from aegis_cluster.node.identity import load_identity
+from aegis_cluster.node.orphans import die_with_parent
+from aegis_cluster.storage.disk import RealDisk
+from aegis_cluster.storage.store import ShardStore
+
+if TYPE_CHECKING:
+    from aegis_cluster.node.identity import Identity
+
+SWITCH_INTERVAL_S: Final = 0.0005
+"""How long a helper thread that has finished a sync may wait for the interpreter."""
+
+log = logging.getLogger(__name__)
+
+
+def context_of(
+    config: NodeConfig, identity: Identity, shard: ShardId, boot_id: str
+) -> ShardContext:
+    """Who this shard is, from its node's settings and identity."""
+    return ShardContext(
+        cluster_id=identity.cluster_id,
+        me=identity.member,
+        name=config.name,
+        address=config.address,
+        shard=shard,
+        shards=config.shards,
+        boot_id=boot_id,
+        founders=tuple(founder.member for founder in identity.founders or ()),
+        peers=config.peers,
+    )
+
+
+def run(config: NodeConfig, shard: ShardId, boot_id: str) -> None:
+    """Serve until SIGTERM."""
+    disk = RealDisk()
+    identity = load_identity(disk, config)
+    host, port = config.address
+    sockets = Sockets(
+        {
+            Listener.PEERS: peers_endpoint(host, port, shard),
+            Listener.CONTROL: control_endpoint(host, port, shard),
+            Listener.DATA: data_endpoint(host, port, shard),
+        }
+    )
+    workers = Workers(SYNC, CHECKPOINT, READ)
+    store = ShardStore(disk, str(config.data), shard, clock_ms=monotonic_ms)
+    loop = ShardLoop(
+        context=context_of(config, identity, shard, boot_id),
+        store=store,
+        sockets=sockets,
+        workers=workers,
+        rng=random.Random(),
+        fsync=config.durability == "fsync",
+    )
+    signal.signal(signal.SIGTERM, lambda *_: loop.stop())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    gc.collect()
+    gc.freeze()
+    log.info(
+        "Shard %s of %s serves at %s.", shard, config.name, control_endpoint(host, port, shard)
+    )
+    loop.run()
+    workers.close()
+    sockets.close()
+    store.close()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse the command line, run, and turn failures into exit codes and sentences."""
+    parser = argparse.ArgumentParser(prog="aegis-shard", description=__doc__)
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--shard", type=int, required=True)
+    parser.add_argument("--boot-id", required=True)
+    parser.add_argument("--parent-pid", type=int, required=True)
+    options = parser.parse_args(arguments)
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s"
+    )
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    _raise_file_limit()
+    try:
+        die_with_parent(options.parent_pid)
+        run(load_node_config(options.config), ShardId(options.shard), options.boot_id)
+    except ConfigError as error:
+        log.error("%s", error)  # noqa: TRY400 - people get the sentence
+        return EXIT_CONFIG
+    except StorageFailed as error:
+        log.error("%s", error)  # noqa: TRY400 - people get the sentence
+        return EXIT_STORAGE
+    except AegisError as error:
+        log.error("%s", error)  # noqa: TRY400 - people get the sentence
+        return 1
+    return 0
+
+
+def _raise_file_limit() -> None:
+    """Many partitions keep many segments open."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
