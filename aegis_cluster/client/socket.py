@@ -63,7 +63,7 @@ class ClientSocket:
         self._monitor: zmq.Socket[bytes] = self._socket.get_monitor_socket(
             zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
         )
-        self._fds = (self._socket.get(zmq.FD), self._monitor.get(zmq.FD))
+        self._fds = (_descriptor(self._socket), _descriptor(self._monitor))
         self._loop.add_reader(self._fds[0], self._readable)
         self._loop.add_reader(self._fds[1], self._follow)
         self._socket.connect(endpoint)
@@ -113,3 +113,8 @@ class ClientSocket:
             else:
                 self._readable()
                 self._on_lost()
+
+
+def _descriptor(socket: zmq.Socket[bytes]) -> int:
+    """What the event loop watches; readable means only that something about the socket changed."""
+    return int(socket.get(zmq.FD))

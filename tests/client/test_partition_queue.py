@@ -146,7 +146,8 @@ def test_no_loss_no_duplicate_no_disorder(seed: int) -> None:
     rng = random.Random(seed)
     count = 30
     queue, results = queue_with(count, deadline=400.0 if rng.random() < 0.5 else 60.0)
-    table, log, index = ProducerTable(), [], 0
+    table, index = ProducerTable(), 0
+    log: list[int] = []
     now = 0.0
     while len(results.of) < count:
         now += 1.0
