@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.cli.test_real_cluster import free_base_port
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 AEGIS = Path(sys.executable).with_name("aegis")
-# The README's ports are the defaults; a test must not meet a cluster that a person has running.
-BASE_PORT = 42_000
 
 pytestmark = [pytest.mark.processes, pytest.mark.slow, pytest.mark.timeout(120)]
 
@@ -50,16 +50,16 @@ def directory(tmp_path: Path) -> Iterator[Path]:
     run([str(AEGIS), "cluster", "down"], tmp_path)
 
 
-def moved(text: str) -> str:
-    """The same example on ports of this test's own."""
-    text = text.replace("cluster up --nodes 3", f"cluster up --nodes 3 --base-port {BASE_PORT}")
-    return re.sub(r":7(\d\d\d)", lambda found: f":{BASE_PORT + int(found[1])}", text)
+def moved(text: str, base_port: int) -> str:
+    """The same example on ports of its own: a person may have a cluster on the defaults."""
+    text = text.replace("cluster up --nodes 3", f"cluster up --nodes 3 --base-port {base_port}")
+    return re.sub(r":7(\d\d\d)", lambda found: f":{base_port + int(found[1])}", text)
 
 
 def test_the_console_example(directory: Path) -> None:
     (example,) = blocks("console")
     outputs = {}
-    for line in moved(example).splitlines():
+    for line in moved(example, free_base_port()).splitlines():
         command = line.removeprefix("$ ")
         outputs[command] = run(command, directory)
     read = outputs["aegis consume orders --from earliest --to-end --format json"]
@@ -69,7 +69,8 @@ def test_the_console_example(directory: Path) -> None:
 
 def test_the_python_example(directory: Path) -> None:
     (example,) = blocks("python")
-    run(moved("aegis cluster up --nodes 3"), directory)
-    (directory / "example.py").write_text(moved(example), encoding="utf-8")
+    base_port = free_base_port()
+    run(moved("aegis cluster up --nodes 3", base_port), directory)
+    (directory / "example.py").write_text(moved(example, base_port), encoding="utf-8")
     output = run([sys.executable, "example.py"], directory)
     assert "sum of all payments: 499599.99" in output
