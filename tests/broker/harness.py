@@ -211,7 +211,7 @@ class Host:
         self.alive.turn(self.cluster.now_ms)
 
     def end(self) -> None:
-        """The process is gone; what the disk keeps is `disk.crash`'s or `disk.restart`'s to say."""
+        """The process is gone; what its disk keeps is the disk's to say."""
         self.shard = self.store = self.transport = self.under_way = None
 
 
@@ -348,13 +348,14 @@ class Cluster:
 
     def kill(self, host: Host) -> None:
         """`kill -9`: the process ends, what it wrote stays."""
-        host.disk.restart()
         host.end()
 
     def power_off(self, host: Host, rng: random.Random) -> None:
-        """The machine ends: any subset of what was not synced is lost."""
+        """The whole node ends: any subset of what was not synced is lost."""
         host.disk.crash(rng)
-        host.end()
+        for other in self.hosts.values():
+            if other.key.node == host.key.node:
+                other.end()
 
     def isolate(self, node: int) -> None:
         for other in range(1, self.nodes + 1):
