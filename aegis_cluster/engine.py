@@ -242,7 +242,9 @@ class StreamingEngine:
     ) -> dict[ShardAddress, list[int]]:
         by_leader: dict[ShardAddress, list[int]] = defaultdict(list)
         for partition in partitions:
-            by_leader[self.cluster.metadata.address_of(info, partition)].append(partition)
+            address = self.cluster.metadata.address_of(info, partition)
+            if address is not None:
+                by_leader[address].append(partition)
         return by_leader
 
     async def _ask_offsets(

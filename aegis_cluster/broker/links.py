@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from aegis_cluster.broker.transport import PeerKey, Transport
 
 RAFT_MS_LEFT: Final = 5_000
+GREET_AGAIN_MS: Final = 1_000
 RAFT_MESSAGES_MAX: Final = 8_192
 """Per ZeroMQ message; more go into the next one."""
 
@@ -64,6 +65,7 @@ class Link:
     parts: list[Part] = field(default_factory=list)
     parts_bytes: int = 0
     calls: dict[int, Call] = field(default_factory=dict)
+    greet_again_ms: int = 0
 
 
 class Links:
@@ -115,8 +117,12 @@ class Links:
         link = self._links.get(key)
         if link is None:
             return
+        self._greet(link)
+
+    def _greet(self, link: Link) -> None:
         link.state = LinkState.GREETING
-        self._transport.send_peer(key, self._request(Api.HELLO, self._me.to_fields()))
+        link.greet_again_ms = 0
+        self._transport.send_peer(link.key, self._request(Api.HELLO, self._me.to_fields()))
 
     def disconnected(self, key: PeerKey) -> None:
         """The connection is gone, and with it everything that was queued or under way."""
@@ -141,12 +147,20 @@ class Links:
             self._greeted(link, reply)
             return
         call = link.calls.pop(reply.correlation, None)
-        if call is not None:
+        if call is None and reply.code != 0 and link.state is LinkState.UP:
+            # The other side has forgotten our hello, as after a message of ours that it disliked.
+            self.disconnected(key)
+            self._greet(link)
+        elif call is not None:
             call.done(reply if reply.code == 0 else error_from_reply(reply.code, reply.fields))
 
     def expire(self, now_ms: int) -> None:
-        """Give up calls whose deadline has passed."""
+        """Give up calls whose deadline has passed; repeat a hello that nobody answers."""
         for link in self._links.values():
+            if link.state is LinkState.GREETING and link.greet_again_ms <= now_ms:
+                if link.greet_again_ms:
+                    self._greet(link)
+                link.greet_again_ms = now_ms + GREET_AGAIN_MS
             late = [number for number, call in link.calls.items() if call.deadline_ms <= now_ms]
             for number in late:
                 error = Unavailable(f"Node {link.key.node} did not answer in time.")

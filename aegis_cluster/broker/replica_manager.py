@@ -90,6 +90,7 @@ class ReplicaManager:
         self._due.pop(group, None)
         self._waiting.pop(group, None)
         self._store.remove_group(group)
+        self._on_advance(partition)  # who waits for its data waits in vain
 
     def _open(
         self,
@@ -167,14 +168,20 @@ class ReplicaManager:
         return self._round_number
 
     def begin_round(self) -> tuple[int, Round | None] | None:
-        """Write all that is staged; None when nothing is."""
+        """Write all that is staged; None when nothing is, or when the journal has no room now.
+
+        In the latter case everything stays staged until a checkpoint has made room.
+        """
         if not self._waiting:
+            return None
+        written = self._store.begin_round()
+        if written is None and self._store.staged_groups:
             return None
         number = self._round_number
         self._round_members[number] = list(self._waiting.values())
         self._waiting.clear()
         self._round_number += 1
-        return number, self._store.begin_round()
+        return number, written
 
     def end_round(self, number: int, written: Round | None) -> None:
         """The round is on disk: promises may leave, and leaders count themselves."""

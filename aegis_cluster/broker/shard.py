@@ -83,6 +83,8 @@ class Shard:
             read_later=transport.read_later,
             on_advance=self._advanced,
         )
+        self._refusals: dict[PeerKey, str] = {}
+        """What was last said of each link that is refused: once is enough."""
         self.clients = Clients()
         self.fetches = Fetches(self.manager.partitions, transport)
         self.damaged = self.manager.recover()
@@ -215,7 +217,9 @@ class Shard:
             self.manager.due(partition)
 
     def _link_refused(self, key: PeerKey, error: AegisError) -> None:
-        log.warning("Node %s, shard %s refuses us: %s", key.node, key.shard, error)
+        if self._refusals.get(key) != str(error):
+            self._refusals[key] = str(error)
+            log.warning("Node %s, shard %s refuses us: %s", key.node, key.shard, error)
 
     def _shared_with(self, key: PeerKey, member: Member) -> list[Partition]:
         """Our replicas that have another one in that shard."""

@@ -32,8 +32,10 @@ PART_BYTES_MAX: Final = {
 HIGH_WATER_MESSAGES: Final = 1_000
 RECONNECT_MS: Final = 50
 RECONNECT_MS_MAX: Final = 500
-HEARTBEAT_MS: Final = 1_000
-HEARTBEAT_TIMEOUT_MS: Final = 5_000
+HEARTBEAT_MS: Final = 300
+HEARTBEAT_TIMEOUT_MS: Final = 1_200
+"""Silent death of a process must show as a lost link, because quiet groups rely on it. ZeroMQ's own
+threads answer, so a busy interpreter at the other end is not taken for a dead one."""
 HANDSHAKE_MS: Final = 5_000
 COPY_BYTES: Final = 64 * KIB
 """Smaller parts are cheaper copied than counted."""

@@ -175,6 +175,10 @@ class Fetcher:
                 pause = left if pause is None else min(pause, left)
                 continue
             address = self.cluster.metadata.address_of(self.info, cursor.partition)
+            if address is None:
+                self._pause(cursor)
+                self._spawn(self._locate())
+                continue
             by_shard[address].append(cursor)
         for address, cursors in by_shard.items():
             for cursor in cursors:
@@ -270,4 +274,10 @@ class Fetcher:
     def _spawn(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """A task that broke down must not leave the reader waiting for ever."""
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._fail(OutcomeUnknown(f"The reader broke down: {error!r}."))

@@ -61,7 +61,7 @@ class Link:
 
     @property
     def is_ready(self) -> bool:
-        return self._ready.is_set()
+        return self._ready.is_set() and self.refusal is None
 
     async def ready(self, deadline: float) -> None:
         """Wait until the other side has greeted back.
@@ -99,7 +99,7 @@ class Link:
 
         Raises `Unavailable`: nothing was sent.
         """
-        if not self._ready.is_set():
+        if not self.is_ready:
             raise Unavailable(f"There is no connection to {self.endpoint} now.")
         number = next(self._numbers)
         ms_left = max(0, int((deadline - self._loop.time()) * 1000))

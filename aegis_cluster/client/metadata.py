@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from aegis_cluster.config import control_endpoint, data_endpoint
-from aegis_cluster.errors import PeerViolation, TopicNotFound
+from aegis_cluster.errors import TopicNotFound
 from aegis_cluster.ids import NO_INDEX, GroupId, LogIndex, NodeId
 from aegis_cluster.wire.descriptions import (
     NodeInfo,
@@ -81,8 +81,11 @@ class Metadata:
         except KeyError:
             raise TopicNotFound(f"There is no topic {name!r}.", topic=name) from None
 
-    def address_of(self, info: TopicInfo, partition: int) -> ShardAddress:
-        """Where to send for a partition: its leader as believed, else one replica after another."""
+    def address_of(self, info: TopicInfo, partition: int) -> ShardAddress | None:
+        """Where to send for a partition: its leader as believed, else one replica after another.
+
+        None while the node in question is not known: ask for metadata.
+        """
         placed = info.partitions[partition]
         leader = self.leaders.get(placed.group)
         if leader is None or leader not in self.nodes:
@@ -90,7 +93,7 @@ class Metadata:
             leader = placed.replicas[turn % len(placed.replicas)].node
         node = self.nodes.get(leader)
         if node is None:
-            raise PeerViolation(f"Node {leader} holds {info.name}/{partition} but is unknown.")
+            return None
         shard = node.shard_of(placed.group)
         return ShardAddress(node.node, shard, data_endpoint(node.host, node.base_port, shard))
 

@@ -20,6 +20,7 @@ from aegis_cluster.client.partition_queue import Outcome, PartitionQueue, Pendin
 from aegis_cluster.errors import (
     AegisError,
     MessageTooLarge,
+    Misuse,
     NotLeader,
     OutcomeUnknown,
     OutOfOrderSequence,
@@ -117,6 +118,7 @@ class Producer:
         self._producer_id: int | None = None
         self._wake = asyncio.Event()
         self._closed = False
+        self._crash: Exception | None = None
         self._locating: set[asyncio.Task[None]] = set()
         self._task = self._loop.create_task(self._run())
 
@@ -124,6 +126,8 @@ class Producer:
 
     async def start(self, deadline: float) -> None:
         """Have a producer id. Raises `Unavailable`."""
+        if self._crash is not None:
+            raise Misuse(f"This producer has broken down: {self._crash!r}.") from self._crash
         if self._producer_id is None:
             self._producer_id = await self._cluster.new_producer_id(deadline)
 
@@ -247,12 +251,27 @@ class Producer:
         """Send whatever can go, then sleep until something changes."""
         while not self._closed:
             self._wake.clear()
-            pause = self._pump()
+            try:
+                pause = self._pump()
+            except Exception as error:  # noqa: BLE001 - top of a task: nobody may wait for ever
+                self._crashed(error)
+                return
             try:
                 async with asyncio.timeout(pause):
                     await self._wake.wait()
             except TimeoutError:
                 continue
+
+    def _crashed(self, error: Exception) -> None:
+        """A mistake of ours: everything under way ends as unknown, and later calls say why."""
+        self._crash = error
+        for lane in self._lanes.values():
+            self._close_batch(lane)
+            batches = [*lane.queue.in_flight, *lane.queue.waiting]
+            lane.queue.in_flight.clear()
+            lane.queue.waiting.clear()
+            for batch in batches:
+                batch.done(OutcomeUnknown(f"The producer broke down: {error!r}."))
 
     def _pump(self) -> float | None:
         """Send; return after how many seconds to look again, None when only news can help."""
@@ -266,7 +285,11 @@ class Producer:
                     pause = EXPIRY_STEP_S
                 continue
             pause = EXPIRY_STEP_S
-            by_shard[self._cluster.metadata.address_of(lane.info, lane.partition)].append(lane)
+            address = self._cluster.metadata.address_of(lane.info, lane.partition)
+            if address is None:
+                self._locate(lane)
+                continue
+            by_shard[address].append(lane)
         for address, lanes in by_shard.items():
             left = self._pump_shard(address, lanes, now)
             pause = left if pause is None else min(pause, left)
