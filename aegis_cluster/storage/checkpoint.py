@@ -61,6 +61,8 @@ class GroupState:
     """Base index of the last segment, and its length: for people and tools."""
     position: int = 0
     damage: Damage | None = None
+    memberships: tuple[tuple[LogIndex, bytes], ...] = ()
+    """MEMBERSHIP frames that matter: index and payload, whose meaning is not this room's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,7 @@ class CheckpointState:
 
 def pack_group(state: GroupState) -> bytes:
     """One group's part of the body; a store keeps it until the group changes."""
-    fields = [
+    fields: list[Any] = [
         state.group,
         [state.hard_state.term, state.hard_state.vote],
         list(state.durable),
@@ -89,11 +91,13 @@ def pack_group(state: GroupState) -> bytes:
         [state.watermark, state.segment, state.position],
         list(state.damage) if state.damage else None,
     ]
+    if state.memberships:
+        fields.append([list(one) for one in state.memberships])
     return pack_body(fields)
 
 
 def _unpack_group(fields: list[Any]) -> GroupState:
-    group, hard_state, durable, first, commit, log_starts, place, damage = fields
+    group, hard_state, durable, first, commit, log_starts, place, damage, *later = fields
     vote = hard_state[1]
     return GroupState(
         GroupId(group),
@@ -106,6 +110,7 @@ def _unpack_group(fields: list[Any]) -> GroupState:
         LogIndex(place[1]),
         place[2],
         Damage._make(damage) if damage else None,
+        tuple((LogIndex(at), payload) for at, payload in later[0]) if later else (),
     )
 
 

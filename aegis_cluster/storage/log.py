@@ -218,6 +218,8 @@ class PartitionLog:
         self._runs: list[tuple[LogIndex, Term]] = []
         self._log_starts: list[tuple[LogIndex, RecordOffset]] = []
         """LOG_START frames: the last committed one, then those that may become so."""
+        self._memberships: list[tuple[LogIndex, bytes]] = []
+        """MEMBERSHIP frames: index and payload, and the newest one below the log's start."""
         self._read_hint: tuple[Segment, LogIndex, int] | None = None
 
     # What the log holds
@@ -272,6 +274,11 @@ class PartitionLog:
     def log_starts(self) -> tuple[tuple[LogIndex, RecordOffset], ...]:
         """LOG_START frames that matter: the last committed one and any above it."""
         return tuple(self._log_starts)
+
+    @property
+    def memberships(self) -> tuple[tuple[LogIndex, bytes], ...]:
+        """MEMBERSHIP frames of the log, committed or not: index and payload, oldest first."""
+        return tuple(self._memberships)
 
     @property
     def resetting(self) -> bool:
@@ -495,6 +502,7 @@ class PartitionLog:
             metas.append(meta)
             point = meta.after
         self._log_starts += _log_starts(frames, metas)
+        self._memberships += _memberships(frames, metas)
         self._note_terms(metas)
         self._end = point
         self._cache.extend(self._tail, frames, metas)
@@ -515,6 +523,7 @@ class PartitionLog:
         while self._runs and self._runs[-1][0] >= from_index:
             self._runs.pop()
         self._log_starts = [start for start in self._log_starts if start[0] < from_index]
+        self._memberships = [one for one in self._memberships if one[0] < from_index]
         self.durable_index = min(self.durable_index, self._end.index)
         self._pending_cuts.append(from_index)
         self._read_hint = None
@@ -529,6 +538,7 @@ class PartitionLog:
         self._pending_resets += 1
         self._runs.clear()
         self._log_starts.clear()
+        self._memberships.clear()
         self._read_hint = None
         self._pending_cuts.append(LogIndex(begin.index + 1))
         self.durable_index = begin.index
@@ -651,12 +661,19 @@ class PartitionLog:
             self._segments = self._segments[keep:]
             self._begin = self._segments[0].header.before
             self._trim_runs()
+            self._trim_memberships()
         return self.first_index
 
     def _trim_runs(self) -> None:
         place = bisect_right(self._runs, self.first_index, key=_run_start) - 1
         if place >= 0:
             self._runs[: place + 1] = [(self.first_index, self._runs[place][1])]
+
+    def _trim_memberships(self) -> None:
+        """The newest one below the start stays: it is in effect there."""
+        below = sum(1 for at, _ in self._memberships if at <= self._begin.index)
+        if below > 1:
+            del self._memberships[: below - 1]
 
     def note_commit(self, index: LogIndex) -> None:
         """Remember a commit index; log starts at or below it count from now on."""
@@ -677,6 +694,7 @@ class PartitionLog:
         end: LogPoint,
         runs: Sequence[tuple[LogIndex, Term]],
         log_starts: Sequence[tuple[LogIndex, RecordOffset]],
+        memberships: Sequence[tuple[LogIndex, bytes]],
     ) -> None:
         """Take over segments that recovery has checked; the last one grows on."""
         self._segments = tuple(segments)
@@ -684,6 +702,7 @@ class PartitionLog:
         self._end = self._written = end
         self._runs = list(runs)
         self._log_starts = list(log_starts)
+        self._memberships = list(memberships)
         self._on_file = self._tail.pinned_above = end.index
         if segments:
             self._handles.pin(segments[-1])
@@ -736,6 +755,21 @@ def _log_starts(
         for frame, meta in zip(frames, metas, strict=True)
         if meta.kind is FrameKind.LOG_START
     ]
+
+
+def _memberships(
+    frames: Sequence[bytes], metas: Sequence[FrameMeta]
+) -> list[tuple[LogIndex, bytes]]:
+    return [
+        (meta.at, read_payload(frame))
+        for frame, meta in zip(frames, metas, strict=True)
+        if meta.kind is FrameKind.MEMBERSHIP
+    ]
+
+
+def read_payload(frame: Bytes) -> bytes:
+    """A frame's payload, as it is."""
+    return bytes(frame_payload(frame, decode_header(frame)))
 
 
 def read_log_start(frame: Bytes) -> RecordOffset:

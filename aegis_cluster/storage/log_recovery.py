@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from aegis_cluster.errors import CorruptLog, CorruptRecord
 from aegis_cluster.ids import NO_INDEX, GroupId, LogIndex, RecordOffset, Term
-from aegis_cluster.storage.log import FramesOp, PartitionLog, read_log_start
+from aegis_cluster.storage.log import FramesOp, PartitionLog, read_log_start, read_payload
 from aegis_cluster.storage.replay import GroupReplay, contiguous
 from aegis_cluster.storage.scan import FrameScanner, Place, entry_place, segment_start
 from aegis_cluster.storage.segment import (
@@ -97,6 +97,7 @@ class LogRecovery:
         """Segment files above the end, to be removed."""
         self.runs: list[tuple[LogIndex, Term]] = []
         self.log_starts: list[tuple[LogIndex, RecordOffset]] = []
+        self.memberships: list[tuple[LogIndex, bytes]] = []
         self.appended: Sequence[memoryview] = ()
         self.damage: Damage | None = None
         self.rebuilt: list[Segment] = []
@@ -171,6 +172,7 @@ class LogRecovery:
     def _walk(self) -> None:
         if self._state is not None and self._journal.reset is None:
             self.log_starts = [one for one in self._state.log_starts if one[0] <= self._trusted]
+            self.memberships = [one for one in self._state.memberships if one[0] <= self._trusted]
         for place, base in enumerate(self._bases):
             successor = self._bases[place + 1] if place + 1 < len(self._bases) else None
             segment = self._open(base)
@@ -289,6 +291,8 @@ class LogRecovery:
         self._note_term(meta.at, meta.after.term)
         if meta.kind is FrameKind.LOG_START and meta.at > self._trusted:
             self.log_starts.append((meta.at, read_log_start(frame)))
+        if meta.kind is FrameKind.MEMBERSHIP and meta.at > self._trusted:
+            self.memberships.append((meta.at, read_payload(frame)))
         if self._ends_trust(meta.after.index):
             self._check_end_of_trust()
 
@@ -397,7 +401,7 @@ class LogRecovery:
     def apply(self, log: PartitionLog) -> list[File]:
         """Carry the decisions out; return index files to be synced. A damaged log is untouched."""
         if self.damage is not None:
-            log.open_at(self.segments, self.point, self.runs, self.log_starts)
+            log.open_at(self.segments, self.point, self.runs, self.log_starts, self.memberships)
             log.damage = self.damage
             log.durable_index = self.point.index
             return []
@@ -409,7 +413,7 @@ class LogRecovery:
         if not self.segments:
             self._start_anew(log)
         else:
-            log.open_at(self.segments, self.point, self.runs, self.log_starts)
+            log.open_at(self.segments, self.point, self.runs, self.log_starts, self.memberships)
         self._append(log)
         for segment in self.rebuilt:
             self._files.handles.unpin(segment)
@@ -473,7 +477,7 @@ class LogRecovery:
             log.dirty.add(segment.file)
 
     def _start_anew(self, log: PartitionLog) -> None:
-        log.open_at((), self.point, (), ())
+        log.open_at((), self.point, (), (), ())
         log.write(log.stage_reset(self.point))
 
     def _append(self, log: PartitionLog) -> None:

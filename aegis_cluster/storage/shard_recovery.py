@@ -347,6 +347,7 @@ def group_state(log: PartitionLog, hard_state: HardState) -> GroupState:
         durable.index,
         last.base_index if last else NO_INDEX,
         last.end if last else 0,
+        memberships=log.memberships,
     )
 
 

@@ -444,14 +444,19 @@ class ShardStore:
         chain: bytes,
         next_offset: RecordOffset,
         body: Any,
+        rebuild: bool = False,
     ) -> None:
         """Replace the whole log by a snapshot: the next frame is `index` + 1.
+
+        rebuild: it may take the log back, because what it held is damaged; `body` must then say
+        that the replica is not whole before it holds all that it had acknowledged.
 
         The snapshot is durable when this returns, and recovery restarts the log after it even if
         nothing else is; so `durable_index` is `index` at once. It also heals a damaged log.
         """
         found = self._get(group)
-        if index < max(found.log.begin.index, found.log.commit_index):
+        committed = max(found.log.begin.index, found.log.commit_index)
+        if index < committed and not rebuild:
             raise Misuse("a snapshot never takes a log back", have=index, group=group)
         begin = LogPoint(index, term, chain, next_offset)
         with self._guard(f"install group {group}"):
