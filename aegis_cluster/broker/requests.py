@@ -208,7 +208,8 @@ class RequestApi:
 
     def _list_offsets(self, exchange: _Exchange) -> None:
         """[[group, ...]] -> [[code, log_start, high_watermark, last_stable] or error, ...]."""
-        groups = [GroupId(number) for number in take_list(exchange.request.fields, 0, "groups")]
+        asked = take_list(exchange.request.fields, 0, "groups")
+        groups = [GroupId(take_int(asked, place, "group")) for place in range(len(asked))]
         _OffsetsCall(groups, self._shard, exchange)
 
     def _init_producer(self, exchange: _Exchange) -> None:
@@ -239,9 +240,9 @@ class RequestApi:
         """
         table = self._shard.table
         if not is_none(exchange.request.fields, 1, "topics"):
-            names = [
-                n for n in take_list(exchange.request.fields, 1, "topics") if n in table.topics
-            ]
+            asked = take_list(exchange.request.fields, 1, "topics")
+            wanted = [take_str(asked, place, "topic") for place in range(len(asked))]
+            names = [name for name in wanted if name in table.topics]
         else:
             names = sorted(table.topics)
         key = self._shard.controller_key()

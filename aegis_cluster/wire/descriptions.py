@@ -7,15 +7,19 @@ description of each thing.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from aegis_cluster.errors import PeerViolation
 from aegis_cluster.ids import GroupId, Member, NodeId, ShardId
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 T = TypeVar("T")
+
+PORT_MAX: Final = 65_535
+NUMBER_MAX: Final = 2**63 - 1
+TEXT_CHARS_MAX: Final = 1_024
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +85,10 @@ def node_to_fields(info: NodeInfo) -> list[Any]:
 
 
 def node_from_fields(values: Sequence[Any]) -> NodeInfo:
+    """Raise `PeerViolation` for what no node can be."""
     info = _build(NodeInfo, values)
+    if info.node < 1 or info.shards < 1 or not 1 <= info.base_port <= PORT_MAX:
+        raise PeerViolation("A node's number, shards or port is none.", have=list(values)[:7])
     return replace(info, node=NodeId(info.node))
 
 
@@ -115,9 +122,22 @@ def topic_from_fields(values: Sequence[Any]) -> TopicInfo:
         raise PeerViolation(f"A topic's description is malformed: {error}.") from error
 
 
+_IS_OF_TYPE: Final[dict[Any, Callable[[object], bool]]] = {
+    "str": lambda value: type(value) is str and len(value) <= TEXT_CHARS_MAX,
+    "int": lambda value: type(value) is int and 0 <= value <= NUMBER_MAX,
+    "NodeId": lambda value: type(value) is int and 0 <= value <= NUMBER_MAX,
+    "int | None": lambda v: v is None or (type(v) is int and 0 <= v <= NUMBER_MAX),
+}
+"""What may stand in a field, by its annotation: strangers send these values."""
+
+
 def _build(kind: type[T], values: Sequence[Any]) -> T:
     """Make a dataclass from its fields in order; a newer sender may know more of them."""
+    known = fields(kind)  # type: ignore[arg-type]
+    for field, value in zip(known, values, strict=False):
+        if not _IS_OF_TYPE[field.type](value):
+            raise PeerViolation(f"{kind.__name__}.{field.name} is no {field.type}.", have=value)
     try:
-        return kind(*values[: len(fields(kind))])  # type: ignore[arg-type]
+        return kind(*values[: len(known)])
     except TypeError as error:
         raise PeerViolation(f"{kind.__name__} came with the wrong fields: {error}.") from error

@@ -49,7 +49,9 @@ def test_a_repeat_of_the_same_call_succeeds_and_another_does_not(controller: Cli
     assert first.fields == again.fields
     refusal = controller.refusal(Api.CREATE_TOPIC, topic_fields("t", token="yours"))
     assert isinstance(refusal, TopicExists)
-    assert isinstance(controller.refusal(Api.CREATE_TOPIC, topic_fields("t", token="")), TopicExists)
+    assert isinstance(
+        controller.refusal(Api.CREATE_TOPIC, topic_fields("t", token="")), TopicExists
+    )
 
 
 def test_a_repeat_is_known_to_the_next_controller(cluster: Cluster, controller: Client) -> None:

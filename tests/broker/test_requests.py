@@ -159,7 +159,9 @@ def test_sequences_are_kept_in_order(client: Client, group: int) -> None:
     assert client.stored(group, batch(b"b", producer=(5, 1, 1))) == 1
 
 
-def test_compressed_and_large_batches_come_back(cluster: Cluster, client: Client, group: int) -> None:
+def test_compressed_and_large_batches_come_back(
+    cluster: Cluster, client: Client, group: int
+) -> None:
     rows = [(WALL_MS, b"k", b"%d" % n * 50, [("h", b"v")]) for n in range(100)]
     assert client.stored(group, encode_batch(rows, compression="lz4")) == 0
     assert client.read(group) == [row[2] for row in rows]
@@ -301,9 +303,7 @@ def test_cold_frames_are_read_from_the_disk(cluster: Cluster, client: Client, gr
 # ---- offsets
 
 
-def test_offsets_need_a_round_with_a_majority(
-    cluster: Cluster, client: Client, group: int
-) -> None:
+def test_offsets_need_a_round_with_a_majority(cluster: Cluster, client: Client, group: int) -> None:
     client.stored(group, batch(b"a", b"b"))
     assert client.ask(Api.LIST_OFFSETS, [[group]]).fields == [[[0, 0, 2, 2]]]
     cluster.isolate(client.host.key.node)

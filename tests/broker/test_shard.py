@@ -7,6 +7,8 @@ import random
 import pytest
 
 from aegis_cluster.errors import NotLeader, OutcomeUnknown
+from aegis_cluster.storage.rounds import Round
+from aegis_cluster.storage.store import ShardStore
 from aegis_cluster.wire.protocol import Api
 from tests.broker.harness import Client, Cluster, Host, batch
 
@@ -223,9 +225,7 @@ def test_an_operation_of_the_disk_that_never_returns_loses_nothing() -> None:
         assert leader.partition(placed.group).high_watermark == len(found)
 
 
-def _crash_at(
-    cluster: Cluster, client: Client, group: int, after: int, rng: random.Random
-) -> None:
+def _crash_at(cluster: Cluster, client: Client, group: int, after: int, rng: random.Random) -> None:
     """Store one batch, then write until the leader's disk stops at operation `after`."""
     assert client.stored(group, batch(b"first")) == 0
     disk = client.host.disk
@@ -247,3 +247,15 @@ def _crash_at(
         cluster.power_off(client.host, rng)
         return
     raise AssertionError("the disk was not used so often")
+
+
+def test_a_disk_that_lies_about_its_syncs_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests of power loss above can fail: here they must."""
+
+    def lie(_store: ShardStore, ticket: Round) -> None:
+        ticket.started = ticket.synced = True
+
+    monkeypatch.setattr(ShardStore, "sync", lie)
+    with pytest.raises(AssertionError):
+        for seed in range(12):
+            test_what_was_acknowledged_survives_power_loss_at_any_moment(seed)
