@@ -13,7 +13,14 @@ from aegis_cluster.broker import fetch
 from aegis_cluster.broker.transport import Listener
 from aegis_cluster.cluster import controller
 from aegis_cluster.cluster.metadata import GrantProducerIds
-from aegis_cluster.errors import AegisError, NotLeader, NotReady, PeerViolation, WrongCluster
+from aegis_cluster.errors import (
+    AegisError,
+    NotLeader,
+    NotReady,
+    PeerViolation,
+    StorageFailed,
+    WrongCluster,
+)
 from aegis_cluster.ids import GroupId, Member, NodeId
 from aegis_cluster.raft.codec import message_from_fields
 from aegis_cluster.wire.codes import error_to_reply
@@ -66,6 +73,8 @@ class PeerApi:
             self._dispatch(origin, request)
         except PeerViolation as error:
             self._violated(origin, error)
+        except StorageFailed:
+            raise  # no answer to a peer: it ends the process
         except AegisError as error:
             self._refuse(origin, request, error)
 

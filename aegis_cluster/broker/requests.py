@@ -17,6 +17,7 @@ from aegis_cluster.errors import (
     NotLeader,
     NotReady,
     PeerViolation,
+    StorageFailed,
     WrongCluster,
 )
 from aegis_cluster.ids import GroupId, LogIndex
@@ -110,6 +111,8 @@ class RequestApi:
         except PeerViolation as error:
             self._violated(listener, origin, error)
             exchange.refuse(error)
+        except StorageFailed:
+            raise  # no answer to a client: it ends the process
         except AegisError as error:
             exchange.refuse(error)
 

@@ -25,7 +25,7 @@ from aegis_cluster.broker.replica_backend import ReplicaBackend
 from aegis_cluster.broker.replica_manager import ReplicaManager
 from aegis_cluster.broker.requests import RequestApi
 from aegis_cluster.broker.transport import Listener, PeerKey
-from aegis_cluster.errors import AegisError
+from aegis_cluster.errors import AegisError, StorageFailed
 from aegis_cluster.ids import METADATA_GROUP, METADATA_TOPIC, Member, ShardId, TopicPartition
 from aegis_cluster.limits import RAFT_TICK_MS
 from aegis_cluster.raft.codec import message_to_fields
@@ -141,6 +141,8 @@ class Shard:
     def link_message(self, key: PeerKey, message: Sequence[Part]) -> None:
         try:
             self.links.received(key, message)
+        except StorageFailed:
+            raise  # what the reply led to failed, not the reply
         except AegisError as error:
             log.warning("Node %s sent something that is no reply: %s", key.node, error)
 
