@@ -180,6 +180,8 @@ class SimulatedDisk:
         self.before: Callable[[str, str], None] | None = None
         """Called with (operation, path) ahead of each operation."""
         self.operations = 0
+        self.inspected = False
+        """Somebody looks from outside: nothing counts, nothing fails."""
         self.boot = 0
         self.locks: set[str] = set()
         self._faults: list[_Fault] = []
@@ -190,6 +192,8 @@ class SimulatedDisk:
 
     def operate(self, operation: str, path: str) -> None:
         """Every operation passes here: count it, and let a planted fault happen."""
+        if self.inspected:
+            return
         self.operations += 1
         if self.before is not None:
             self.before(operation, path)
@@ -205,6 +209,11 @@ class SimulatedDisk:
         remove_dir, sync_dir.
         """
         self._faults.append(_Fault(operation, part, error))
+
+    def forget_faults(self) -> None:
+        """What was planted and has not happened yet will not happen."""
+        self._faults.clear()
+        self.before = None
 
     def flip_bit(self, path: str, position: int, bit: int = 0) -> None:
         """Rot one bit of a file, where it is stored and where it is read."""

@@ -1,0 +1,186 @@
+"""The adversary: at random moments it does one of the things that the plan allows.
+
+The idea: a fault is a method, its name is its kind; each one plans its own end (restart, mend,
+resume), so the cluster recovers between faults unless they happen to overlap.
+
+The rule it protects: no fault takes away what a correct cluster needs. Disks lose only what was not
+synced, unless a kind says otherwise.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from aegis_cluster.testing.disk import SimulatedCrash
+from aegis_cluster.testing.scheduler import MS
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Sequence
+
+    from aegis_cluster.testing.network import Network
+    from aegis_cluster.testing.node import SimulatedNode
+    from aegis_cluster.testing.plan import Plan
+    from aegis_cluster.testing.scheduler import Scheduler
+
+
+class Adversary:
+    """Acts until told to stop; `heal` then undoes everything."""
+
+    def __init__(
+        self,
+        *,
+        plan: Plan,
+        rng: random.Random,
+        scheduler: Scheduler,
+        network: Network,
+        nodes: Sequence[SimulatedNode],
+    ) -> None:
+        self.acts: list[str] = []
+        """What it did, for the report."""
+        self.client_crashes = 0
+        """Clients that are to be replaced; whoever runs them looks here."""
+        self._plan = plan
+        self._rng = rng
+        self._scheduler = scheduler
+        self._network = network
+        self._nodes = nodes
+        self._active = False
+        self._kinds = sorted(plan.faults)
+        self._weights = [plan.faults[kind] for kind in self._kinds]
+
+    def begin(self) -> None:
+        self._active = True
+        self._network.faults = self._plan.network
+        for node in self._nodes:
+            node.restart_after_us = self._restart_pause
+        self._plan_next()
+
+    def heal(self) -> None:
+        """Everything works again: the network, the disks, and all nodes are up."""
+        self._active = False
+        self._network.mend()
+        self._network.faults = type(self._network.faults)()
+        for node in self._nodes:
+            node.disk.forget_faults()
+            node.traits.sync_slow = 0.0
+            node.restart_after_us = _soon
+            node.resume()
+            if not node.up:
+                node.start()
+
+    def _plan_next(self) -> None:
+        if self._kinds:
+            pause_us = int(self._rng.expovariate(1 / self._plan.fault_every_us)) + MS
+            self._scheduler.after(pause_us, self._act)
+
+    def _act(self) -> None:
+        if not self._active:
+            return
+        kind = self._rng.choices(self._kinds, self._weights)[0]
+        self.acts.append(f"{self._scheduler.now_us} {kind}")
+        getattr(self, f"_{kind}")()
+        self._plan_next()
+
+    def _restart_pause(self) -> int | None:
+        """How long a process stays down; healing starts those that are down then."""
+        if not self._active:
+            return 50 * MS
+        return self._rng.choice((1 * MS, 50 * MS, 300 * MS, 1_500 * MS))
+
+    def _some_node(self) -> SimulatedNode:
+        return self._rng.choice(self._nodes)
+
+    def _numbers(self) -> list[int]:
+        return [node.number for node in self._nodes]
+
+    # ---- processes and machines
+
+    def _kill(self) -> None:
+        self._some_node().kill()
+
+    def _power(self) -> None:
+        self._some_node().lose_power()
+
+    def _power_all(self) -> None:
+        for node in self._nodes:
+            node.lose_power()
+
+    def _disk_crash(self) -> None:
+        """The power goes in the middle of a disk operation, soon."""
+        disk = self._some_node().disk
+        left = self._rng.randint(1, 30)
+
+        def before(operation: str, path: str) -> None:
+            nonlocal left
+            left -= 1
+            if left <= 0:
+                raise SimulatedCrash
+
+        disk.before = before
+
+    def _pause(self) -> None:
+        node = self._some_node()
+        node.pause()
+        self._scheduler.after(self._rng.choice((100, 700, 2_000)) * MS, node.resume)
+
+    # ---- network
+
+    def _break_after(self) -> int | None:
+        return self._rng.choice((None, 1, 300 * MS, 1_500 * MS))
+
+    def _cut(self, pairs: list[tuple[int, int]]) -> None:
+        self._network.cut(pairs, break_after_us=self._break_after())
+        self._scheduler.after(self._rng.choice((200, 800, 2_000)) * MS, self._network.mend)
+
+    def _cut_node(self) -> None:
+        one = self._some_node().number
+        others = [n for n in self._numbers() if n != one]
+        self._cut([(one, n) for n in others] + [(n, one) for n in others])
+
+    def _cut_half(self) -> None:
+        numbers = self._numbers()
+        side = {n for n in numbers if self._rng.random() < 0.5}
+        self._cut([(a, b) for a in numbers for b in numbers if (a in side) != (b in side)])
+
+    def _cut_one_way(self) -> None:
+        one = self._some_node().number
+        others = [n for n in self._numbers() if n != one]
+        to_it = self._rng.random() < 0.5
+        self._cut([(n, one) if to_it else (one, n) for n in others])
+
+    def _cut_leader(self) -> None:
+        """Whoever leads something hears no other node any more, and may not know it yet."""
+        leaders = [node.number for node in self._nodes if node.leads_something]
+        if leaders:
+            one = self._rng.choice(leaders)
+            others = [n for n in self._numbers() if n != one]
+            self._cut([(one, n) for n in others] + [(n, one) for n in others])
+
+    def _reset(self) -> None:
+        self._network.reset_some(self._rng.choice((0.2, 1.0)))
+
+    # ---- disks and clocks
+
+    def _sync_error(self) -> None:
+        self._some_node().disk.fail_next("sync")
+
+    def _write_error(self) -> None:
+        self._some_node().disk.fail_next("write")
+
+    def _wall_jump(self) -> None:
+        traits = self._some_node().traits
+        traits.wall_offset_ms += self._rng.choice((-86_400_000, -700, 700, 86_400_000))
+
+    # ---- clients and operators
+
+    def _client_crash(self) -> None:
+        self.client_crashes += 1
+
+    def _step_down(self) -> None:
+        """An operator moves leaders elsewhere."""
+        self._some_node().step_aside()
+
+
+def _soon() -> int:
+    return 50 * MS

@@ -1,0 +1,235 @@
+"""A network in memory: connections that lose, delay, repeat and reorder, hosts cut off from others.
+
+The idea: it has ZeroMQ's shape as far as a shard or a client can see it. Whoever dials has a
+connection of its own, hears when it is up and when it broke, and throws it away then; whoever is
+dialled knows an origin and can reply to it. Below that, everything may go wrong: a cut swallows
+messages of one direction in silence, and breaks connections only after a while; a process that
+ends resets its connections at once, a machine that dies resets nothing.
+
+The rule it protects: all chance comes from the one generator that was handed in.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, Protocol
+
+from aegis_cluster.testing.scheduler import MS
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Sequence
+
+    from aegis_cluster.broker.transport import Listener
+    from aegis_cluster.testing.scheduler import Scheduler
+    from aegis_cluster.wire.protocol import Part
+
+RECONNECT_US: Final = 50 * MS
+RECONNECT_US_MAX: Final = 500 * MS
+
+
+class Sink(Protocol):
+    """The side that dialled."""
+
+    def connected(self) -> None: ...
+
+    def lost(self) -> None: ...
+
+    def received(self, message: Sequence[Part]) -> None: ...
+
+
+class Host(Protocol):
+    """The side that is dialled: one process of one node."""
+
+    @property
+    def accepts(self) -> bool:
+        """Whether its process is up and running (a paused one shakes no hands)."""
+
+    @property
+    def boot(self) -> int:
+        """Number of the process's start; connections end with it."""
+
+    def requested(self, listener: Listener, origin: bytes, message: Sequence[Part]) -> None: ...
+
+
+@dataclass(slots=True)
+class NetworkFaults:
+    """What the network does to messages; shares between 0 and 1, times in microseconds."""
+
+    latency_us: int = 200
+    jitter_us: int = 300
+    loss: float = 0.0
+    duplication: float = 0.0
+    reordering: float = 0.0
+    slow: float = 0.0
+    """Share of messages that take up to `slow_us` longer."""
+    slow_us: int = 300 * MS
+
+
+@dataclass(slots=True, eq=False)
+class Connection:
+    """One attempt after the other until it stands, then alive until it breaks."""
+
+    network: Network
+    source: int
+    target: int
+    listener: Listener
+    sink: Sink
+    origin: bytes
+    boot: int = 0
+    up: bool = False
+    closed: bool = False
+    arrivals: list[int] = field(default_factory=lambda: [0, 0])
+    """Latest planned arrival: at the target, at the source."""
+    greeted: list[bool] = field(default_factory=lambda: [False, False])
+    """A connection that has just been made loses no greeting: TCP would have broken it."""
+
+    def send(self, message: Sequence[Part]) -> bool:
+        """False = it did not leave and never will."""
+        if not self.up or self.closed:
+            return False
+        self.network.carry(self, message, to_target=True)
+        return True
+
+    def close(self) -> None:
+        """Forget it, and everything that is on its way back."""
+        self.closed = True
+        self.up = False
+        self.network.forget(self)
+
+
+class Network:
+    """Hosts by number, and the connections between them."""
+
+    def __init__(self, scheduler: Scheduler, rng: random.Random) -> None:
+        self.faults = NetworkFaults()
+        self.cuts: set[tuple[int, int]] = set()
+        """(from, to) pairs that nothing passes; asked for membership only."""
+        self.messages = 0
+        self._scheduler = scheduler
+        self._rng = rng
+        self._hosts: dict[int, Host] = {}
+        self._connections: dict[bytes, Connection] = {}
+        self._count = 0
+
+    def add(self, number: int, host: Host) -> None:
+        """Put a host on the network, so that others can dial it."""
+        self._hosts[number] = host
+
+    # ---- connections
+
+    def dial(self, source: int, target: int, listener: Listener, sink: Sink) -> Connection:
+        """Begin to connect; `sink` hears of it."""
+        self._count += 1
+        origin = b"%d-%d" % (source, self._count)
+        connection = Connection(self, source, target, listener, sink, origin)
+        self._scheduler.after(self._latency(), self._attempt, connection, RECONNECT_US)
+        return connection
+
+    def _attempt(self, connection: Connection, pause_us: int) -> None:
+        if connection.closed:
+            return
+        host = self._hosts[connection.target]
+        if host.accepts and self._open_both_ways(connection):
+            connection.up = True
+            connection.boot = host.boot
+            self._connections[connection.origin] = connection
+            connection.sink.connected()
+            return
+        self._scheduler.after(
+            pause_us, self._attempt, connection, min(2 * pause_us, RECONNECT_US_MAX)
+        )
+
+    def _open_both_ways(self, connection: Connection) -> bool:
+        there = (connection.source, connection.target)
+        back = (connection.target, connection.source)
+        return there not in self.cuts and back not in self.cuts
+
+    def forget(self, connection: Connection) -> None:
+        self._connections.pop(connection.origin, None)
+
+    def reply(self, origin: bytes, boot: int, message: Sequence[Part]) -> bool:
+        """Answer whoever asked, if the connection it came on still stands."""
+        connection = self._connections.get(origin)
+        if connection is None or connection.boot != boot:
+            return False
+        self.carry(connection, message, to_target=False)
+        return True
+
+    def process_ended(self, number: int, *, silent: bool, notice_us: int) -> None:
+        """All connections of a process end; with a reset, or only after a while."""
+        for connection in list(self._connections.values()):
+            if connection.source == number:
+                connection.close()
+            elif connection.target == number:
+                delay_us = notice_us if silent else self._latency()
+                self._scheduler.after(delay_us, self.break_up, connection)
+
+    def break_up(self, connection: Connection) -> None:
+        """The side that dialled finds its connection broken."""
+        if not connection.closed:
+            connection.close()
+            connection.sink.lost()
+
+    def cut(self, pairs: Sequence[tuple[int, int]], *, break_after_us: int | None) -> None:
+        """Let nothing pass from each first to each second host, until `mend`."""
+        self.cuts.update(pairs)
+        if break_after_us is not None:
+            self._scheduler.after(break_after_us, self._break_cut)
+
+    def _break_cut(self) -> None:
+        for connection in list(self._connections.values()):
+            if not self._open_both_ways(connection):
+                self.break_up(connection)
+
+    def mend(self) -> None:
+        """Everybody reaches everybody again."""
+        self.cuts.clear()
+
+    def reset_some(self, share: float) -> None:
+        """Break connections for no reason."""
+        for connection in list(self._connections.values()):
+            if self._rng.random() < share:
+                self.break_up(connection)
+
+    # ---- messages
+
+    def carry(self, connection: Connection, message: Sequence[Part], *, to_target: bool) -> None:
+        """Bring one message over, or lose it, or bring it twice."""
+        faults = self.faults
+        way = 0 if to_target else 1
+        is_greeting, connection.greeted[way] = not connection.greeted[way], True
+        if faults.loss and not is_greeting and self._rng.random() < faults.loss:
+            return
+        copies = 2 if faults.duplication and self._rng.random() < faults.duplication else 1
+        parts = [bytes(part) for part in message]
+        for _ in range(copies):
+            delay_us = self._arrival(connection, way) - self._scheduler.now_us
+            self._scheduler.after(delay_us, self._arrive, connection, parts, to_target)
+
+    def _arrival(self, connection: Connection, way: int) -> int:
+        """When it gets there: after all before it, unless it overtakes."""
+        faults = self.faults
+        time_us = self._scheduler.now_us + self._latency()
+        if faults.slow and self._rng.random() < faults.slow:
+            time_us += self._rng.randrange(faults.slow_us)
+        if faults.reordering and self._rng.random() < faults.reordering:
+            return time_us
+        connection.arrivals[way] = time_us = max(time_us, connection.arrivals[way])
+        return time_us
+
+    def _latency(self) -> int:
+        return self.faults.latency_us + int(self._rng.random() * self.faults.jitter_us)
+
+    def _arrive(self, connection: Connection, message: list[bytes], to_target: bool) -> None:
+        way = (connection.source, connection.target)
+        if connection.closed or (way if to_target else way[::-1]) in self.cuts:
+            return
+        self.messages += 1
+        self._scheduler.note(message)
+        if not to_target:
+            connection.sink.received(message)
+            return
+        host = self._hosts[connection.target]
+        if host.boot == connection.boot:
+            host.requested(connection.listener, connection.origin, message)

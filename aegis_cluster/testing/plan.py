@@ -1,0 +1,131 @@
+"""What a seed decides before anything runs: the cluster, its load, and which faults it meets.
+
+The idea (FoundationDB, TigerBeetle): the configuration is drawn too, and many kinds of fault are
+off in many runs, so that the system recovers now and then and rare combinations appear. A plan is
+plain data: a test takes one apart, changes it, and runs it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Final
+
+from aegis_cluster.storage.types import StoreLimits
+from aegis_cluster.testing.network import NetworkFaults
+from aegis_cluster.testing.node import MachineTraits
+from aegis_cluster.testing.scheduler import MS, SECOND
+
+if TYPE_CHECKING:
+    import random
+
+FAULTS: Final = (
+    "kill",
+    "power",
+    "power_all",
+    "disk_crash",
+    "pause",
+    "cut_node",
+    "cut_half",
+    "cut_one_way",
+    "cut_leader",
+    "reset",
+    "sync_error",
+    "write_error",
+    "client_crash",
+    "step_down",
+    "wall_jump",
+)
+"""Every kind of fault that the code under test is expected to survive today."""
+
+SMALL_STORE: Final = StoreLimits(
+    segment_bytes=4 * 1024,
+    journal_bytes=16 * 1024,
+    index_interval_bytes=512,
+    tail_cache_bytes=4 * 1024,
+    checkpoint_interval_ms=200,
+    reserve_bytes=1024,
+    direct_group_bytes=1024,
+    direct_groups=2,
+    open_segments=2,
+)
+
+
+@dataclass(slots=True)
+class Plan:
+    """One run. Times are microseconds of virtual time."""
+
+    nodes: int = 3
+    partitions: int = 1
+    producers: int = 2
+    readers: int = 1
+    safety_us: int = 4 * SECOND
+    """How long faults and load last."""
+    heal_us: int = 20 * SECOND
+    """Within so long after healing everything must work again."""
+    write_every_us: int = 60 * MS
+    records_max: int = 3
+    value_bytes_max: int = 0
+    pause_from_us: int = 0
+    pause_to_us: int = 0
+    """Between these nobody writes, so that groups may fall quiet."""
+    faults: dict[str, int] = field(default_factory=dict)
+    """Kind -> weight; a kind that is not there does not happen."""
+    fault_every_us: int = 400 * MS
+    network: NetworkFaults = field(default_factory=NetworkFaults)
+    machines: list[MachineTraits] = field(default_factory=list)
+    limits: StoreLimits = SMALL_STORE
+    snapshot_frames: int = 100_000
+    """A snapshot of the folded state is due after so many frames."""
+
+
+def draw_plan(rng: random.Random) -> Plan:
+    """Everything that a seed decides beforehand."""
+    plan = Plan(
+        nodes=rng.choice((1, 3, 3, 3, 3, 5)),
+        partitions=rng.choice((1, 1, 2, 3)),
+        producers=rng.choice((1, 2, 3)),
+        readers=rng.choice((1, 1, 2)),
+        safety_us=rng.choice((2, 4, 6)) * SECOND,
+        write_every_us=rng.choice((20, 60, 150)) * MS,
+        records_max=rng.choice((1, 3)),
+        value_bytes_max=rng.choice((0, 0, 400, 2_000)),
+        fault_every_us=rng.choice((150, 400, 1_000)) * MS,
+        network=_draw_network(rng),
+        limits=_draw_limits(rng),
+        snapshot_frames=rng.choice((3, 20, 100_000)),
+    )
+    plan.machines = [_draw_machine(rng) for _ in range(plan.nodes)]
+    if rng.random() < 0.3:
+        plan.safety_us = 6 * SECOND
+        plan.pause_from_us, plan.pause_to_us = 1 * SECOND, 5 * SECOND
+    if rng.random() < 0.9:
+        some = rng.sample(FAULTS, rng.randint(1, 6))
+        plan.faults = {kind: rng.choice((1, 3)) for kind in sorted(some)}
+    return plan
+
+
+def _draw_network(rng: random.Random) -> NetworkFaults:
+    return NetworkFaults(
+        latency_us=rng.choice((50, 200, 5_000)),
+        jitter_us=rng.choice((50, 300, 20_000)),
+        loss=rng.choice((0.0, 0.0, 0.005, 0.05)),
+        duplication=rng.choice((0.0, 0.0, 0.05)),
+        reordering=rng.choice((0.0, 0.0, 0.1)),
+        slow=rng.choice((0.0, 0.0, 0.02)),
+    )
+
+
+def _draw_limits(rng: random.Random) -> StoreLimits:
+    limits = replace(SMALL_STORE, checkpoint_interval_ms=rng.choice((50, 200, 1_000)))
+    if rng.random() < 0.3:
+        limits = replace(limits, journal_bytes=64 * 1024, segment_bytes=64 * 1024)
+    return limits
+
+
+def _draw_machine(rng: random.Random) -> MachineTraits:
+    return MachineTraits(
+        drift=rng.choice((0.0, 0.0, 0.01, -0.01, 0.05)),
+        wall_offset_ms=rng.choice((0, 0, -3_600_000, 500)),
+        sync_us=rng.choice((100, 300, 5_000)),
+        sync_slow=rng.choice((0.0, 0.0, 0.05)),
+    )

@@ -1,0 +1,352 @@
+"""A whole cluster in one process, from one seed: run it, and say whether it kept its promises.
+
+The idea: two stages. Under faults only safety counts: whatever clients saw and replicas applied is
+checked. Then everything is healed, and within a budget of virtual time all writes must end, new
+ones must be stored, all replicas must agree, and everything must be read back.
+
+The rule it protects: one seed, one run. Everything random comes from generators made of the seed,
+and `Report.trace` is a hash of all that was delivered.
+"""
+
+from __future__ import annotations
+
+import random
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any, Final
+
+from aegis_cluster.broker import partition as partition_module
+from aegis_cluster.errors import InvariantBroken
+from aegis_cluster.testing.checkers import check_history, check_logs, settled
+from aegis_cluster.testing.faults import Adversary
+from aegis_cluster.testing.history import History, Outcome
+from aegis_cluster.testing.network import Network
+from aegis_cluster.testing.node import SimulatedNode, members_of
+from aegis_cluster.testing.plan import Plan, draw_plan
+from aegis_cluster.testing.scheduler import MS, SECOND, Scheduler
+from aegis_cluster.testing.sessions import Admin, Asker, Producer, Reader, Topic
+from aegis_cluster.testing.watch import ReplicaWatch, whole_logs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from aegis_cluster.testing.history import Write
+
+BOOTSTRAP_US: Final = 30 * SECOND
+VIOLATIONS_SHOWN: Final = 8
+
+
+class Verdict(IntEnum):
+    """How a run ended; the value is the exit code of the tool that ran it."""
+
+    OK = 0
+    CRASH = 127
+    LIVENESS = 128
+    SAFETY = 129
+
+
+@dataclass(slots=True)
+class Report:
+    """What one run found."""
+
+    seed: int
+    verdict: Verdict = Verdict.OK
+    problems: list[str] = field(default_factory=list)
+    trace: str = ""
+    events: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
+    acts: list[str] = field(default_factory=list)
+    """What the adversary did, and why processes ended."""
+
+    def fail(self, verdict: Verdict, problems: list[str]) -> None:
+        """Note problems; the gravest verdict stays."""
+        self.verdict = max(self.verdict, verdict)
+        self.problems += problems
+
+
+class Simulation:
+    """One cluster and its clients; `run` is all that most callers need."""
+
+    def __init__(self, seed: int, plan: Plan | None = None) -> None:
+        self.seed = seed
+        self.rng = random.Random(seed)
+        self.plan = draw_plan(self.rng) if plan is None else plan
+        self.scheduler = Scheduler()
+        self.network = Network(self.scheduler, self._generator())
+        self.watch = ReplicaWatch()
+        self.history = History()
+        self.topic = Topic("numbers")
+        self.report = Report(seed)
+        self.nodes = self._make_nodes()
+        self.adversary = Adversary(
+            plan=self.plan,
+            rng=self._generator(),
+            scheduler=self.scheduler,
+            network=self.network,
+            nodes=self.nodes,
+        )
+        self.producers: list[Producer] = []
+        self.readers: list[Reader] = []
+        self.askers: list[Asker] = []
+        self._sessions = 0
+        self._writing = False
+
+    def _generator(self) -> random.Random:
+        return random.Random(self.rng.getrandbits(64))
+
+    def _make_nodes(self) -> list[SimulatedNode]:
+        members = members_of(self.plan.nodes)
+        nodes = [
+            SimulatedNode(
+                number=number,
+                members=members,
+                scheduler=self.scheduler,
+                network=self.network,
+                rng=self._generator(),
+                limits=self.plan.limits,
+                on_turn=self.watch.look,
+            )
+            for number in range(1, self.plan.nodes + 1)
+        ]
+        for node, traits in zip(nodes, self.plan.machines, strict=False):
+            node.traits = traits
+        return nodes
+
+    # ---- the run
+
+    def run(self) -> Report:
+        """Both stages; never raises for what the cluster did wrong."""
+        try:
+            with _knobs(self.plan):
+                self._run()
+        except InvariantBroken as error:
+            self._crashed(error)
+        except Exception as error:  # noqa: BLE001 - whatever ends a process is this run's finding
+            self._crashed(error)
+        report = self.report
+        if self.watch.violations:
+            report.fail(Verdict.SAFETY, self.watch.violations[:VIOLATIONS_SHOWN])
+        found = check_history(self.history)
+        if found:
+            report.fail(Verdict.SAFETY, found[:VIOLATIONS_SHOWN])
+        self._finish_report()
+        return report
+
+    def _run(self) -> None:
+        self.bootstrap()
+        self.begin_load()
+        self.adversary.begin()
+        self.scheduler.run(self.scheduler.now_us + self.plan.safety_us, self._is_broken)
+        if self._is_broken():
+            return
+        self.heal()
+
+    def _is_broken(self) -> bool:
+        """Nothing that happens after a violation tells anything new."""
+        return bool(self.watch.violations)
+
+    def _crashed(self, error: BaseException) -> None:
+        self.report.fail(Verdict.CRASH, [f"{type(error).__name__}: {error}", *_places(error)])
+
+    def _finish_report(self) -> None:
+        report, writes = self.report, self.history.writes
+        report.trace, report.events = self.scheduler.trace, self.scheduler.events
+        report.counts = {
+            **{
+                outcome.value: sum(write.outcome is outcome for write in writes)
+                for outcome in Outcome
+            },
+            "reads": len(self.history.reads),
+            "messages": self.network.messages,
+            "elections": self.watch.elections,
+            "ends": sum(len(node.ends) for node in self.nodes),
+        }
+        report.acts = self.adversary.acts + [
+            f"node {node.number}: {end}" for node in self.nodes for end in node.ends
+        ]
+
+    # ---- beginning
+
+    def bootstrap(self) -> None:
+        """Start the nodes and create the topic, before any fault."""
+        for node in self.nodes:
+            node.restart_after_us = lambda: 50 * MS
+            node.start()
+        plan = self.plan
+        admin = Admin(partitions=plan.partitions, replicas=min(3, plan.nodes), **self._session())
+        done = self.scheduler.run(self.scheduler.now_us + BOOTSTRAP_US, lambda: admin.done)
+        admin.close()
+        if not done:
+            self.report.fail(Verdict.LIVENESS, ["the topic could not be created"])
+
+    def _session(self) -> dict[str, Any]:
+        self._sessions += 1
+        return {
+            "number": self._sessions,
+            "scheduler": self.scheduler,
+            "network": self.network,
+            "rng": self._generator(),
+            "nodes": self.plan.nodes,
+            "history": self.history,
+            "topic": self.topic,
+        }
+
+    def begin_load(self) -> None:
+        """Clients begin to write and read."""
+        plan = self.plan
+        self._writing = True
+        for place in range(plan.producers):
+            self.producers.append(self._new_producer())
+            self.scheduler.after(0, self._write_on, place, self.scheduler.now_us)
+        self.readers = [Reader(**self._session()) for _ in range(plan.readers)]
+        self.askers = [Asker(every_us=200 * MS, **self._session())]
+
+    def _new_producer(self) -> Producer:
+        return Producer(deadline_s=self.rng.choice((1.0, 3.0)), **self._session())
+
+    def _write_on(self, place: int, begun_us: int) -> None:
+        """One producer writes, now and then, until the load ends."""
+        if not self._writing:
+            return
+        plan, rng = self.plan, self.rng
+        since = self.scheduler.now_us - begun_us
+        if self.adversary.client_crashes:
+            self.adversary.client_crashes -= 1
+            self.producers[place].close()
+            self.producers[place] = self._new_producer()
+        if not plan.pause_from_us <= since < plan.pause_to_us:
+            for _ in range(rng.choice((1, 1, 1, 4))):
+                self.producers[place].publish(
+                    rng.randrange(plan.partitions),
+                    rng.randint(1, plan.records_max),
+                    rng.randint(0, plan.value_bytes_max),
+                )
+        pause_us = int(rng.expovariate(1 / plan.write_every_us)) + MS
+        self.scheduler.after(pause_us, self._write_on, place, begun_us)
+
+    # ---- the end
+
+    def heal(self) -> None:
+        """End all faults and demand progress."""
+        self._writing = False
+        self.adversary.heal()
+        deadline_us = self.scheduler.now_us + self.plan.heal_us
+        if not self._wait(deadline_us, self._writes_ended):
+            self._stuck("writes did not end")
+            return
+        last = [
+            self.producers[0].publish(partition, 1) for partition in range(self.plan.partitions)
+        ]
+        if not self._wait(deadline_us, lambda: settled(last)):
+            self._stuck("a new write did not end")
+            return
+        self._expect_stored(last)
+        self._read_back(deadline_us)
+
+    def _expect_stored(self, last: list[Write]) -> None:
+        for write in last:
+            if write.outcome is not Outcome.OK:
+                self._stuck(f"a new write was not stored: {write.reason}")
+
+    def _wait(self, deadline_us: int, done: Callable[[], bool]) -> bool:
+        """Run on until something holds; looked at now and then, for that is cheaper."""
+        while not done():
+            if self.scheduler.now_us >= deadline_us or self._is_broken():
+                return False
+            self.scheduler.run(min(deadline_us, self.scheduler.now_us + 20 * MS))
+        return True
+
+    def _writes_ended(self) -> bool:
+        live = {producer.number for producer in self.producers}
+        return settled([write for write in self.history.writes if write.producer in live])
+
+    def _stuck(self, what: str) -> None:
+        if not self._is_broken():
+            self.report.fail(Verdict.LIVENESS, [what, *self._describe()])
+
+    def _describe(self) -> list[str]:
+        """Every replica in a line, for a run that does not get on."""
+        lines = []
+        for node in self.nodes:
+            partitions = node.shard.manager.partitions.items() if node.shard else ()
+            for group, partition in partitions:
+                replica = partition.replica
+                lines.append(
+                    f"node {node.number} group {group}: {replica.role.value} term {replica.term}"
+                    f" log {replica.log.last_index} commit {replica.commit_index} applied"
+                    f" {partition.applied} quiet {replica.quiet} damaged {replica.damaged}"
+                )
+        return lines
+
+    def _read_back(self, deadline_us: int) -> None:
+        """A new reader gets everything up to the end that the leaders name; logs agree."""
+        asker = Asker(every_us=100 * MS, **self._session())
+        everything = range(self.plan.partitions)
+        if not self._wait(deadline_us, lambda: len(asker.ends) == len(everything)):
+            self._stuck("nobody answers for the end of the log")
+            return
+        reader = Reader(**self._session())
+        readers = [reader, *self.readers]
+        if not self._wait(
+            deadline_us,
+            lambda: all(r.positions[p] >= asker.ends[p] for r in readers for p in everything),
+        ):
+            places = [r.positions for r in readers]
+            self._stuck(f"readers stand at {places}, not at the ends {asker.ends}")
+            return
+        self.history.final = {p: [] for p in everything}
+        for read in self.history.reads:
+            if read.reader == reader.number:
+                self.history.final[read.partition].append((read.offset, read.value))
+        self._compare_replicas(deadline_us)
+
+    def _compare_replicas(self, deadline_us: int) -> None:
+        if not self._wait(deadline_us, self._replicas_agree):
+            self._stuck("replicas did not catch up")
+        for group in self.topic.groups:
+            found = check_logs(whole_logs(self.nodes, group))
+            if found:
+                self.report.fail(Verdict.SAFETY, found[:VIOLATIONS_SHOWN])
+
+    def _replicas_agree(self) -> bool:
+        """All healthy replicas of a group have applied the same, and have no more than that."""
+        for group in self.topic.groups:
+            ends = {
+                (partition.applied, partition.log.last_index)
+                for node in self.nodes
+                if node.shard is not None
+                for number, partition in node.shard.manager.partitions.items()
+                if number == group and not partition.replica.damaged
+            }
+            if len(ends) != 1 or any(applied != last for applied, last in ends):
+                return False
+        return True
+
+
+@contextmanager
+def _knobs(plan: Plan) -> Iterator[None]:
+    """Sizes that the product fixes and a simulation makes small, for the time of a run."""
+    name = "SNAPSHOT_FRAMES"
+    before = getattr(partition_module, name)
+    setattr(partition_module, name, plan.snapshot_frames)
+    try:
+        yield
+    finally:
+        setattr(partition_module, name, before)
+
+
+def _places(error: BaseException) -> list[str]:
+    """Where an error came from, innermost last."""
+    places = []
+    trace = error.__traceback__
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        places.append(f"  {code.co_filename.rpartition('/')[2]}:{trace.tb_lineno} {code.co_name}")
+        trace = trace.tb_next
+    return places[-8:]
+
+
+def run_seed(seed: int, plan: Plan | None = None) -> Report:
+    """One run from one seed."""
+    return Simulation(seed, plan).run()

@@ -1,0 +1,164 @@
+"""Looks into every replica after each of its turns: what clients can't see yet is wrong already.
+
+The idea: Raft's promises (figure 3) over all replicas at once. One leader a term; an index that was
+applied anywhere is the same bytes everywhere, for ever; whoever leads a later term has it.
+
+The rule it protects: it only reads, through the same logs that serve clients.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+from aegis_cluster.errors import AegisError
+from aegis_cluster.ids import GroupId, LogIndex
+from aegis_cluster.wire.frame import iter_frames
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from aegis_cluster.broker.partition import Partition
+    from aegis_cluster.testing.node import SimulatedNode
+
+READ_BYTES = 1 << 20
+
+
+class _Group:
+    """What one group is known to have committed: frames one after the other, and where each is."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+        self.starts: list[int] = [0, 0]
+        """Position of frame i at place i; the last one is the end."""
+        self.terms: list[int] = [0]
+        self.leaders: dict[int, int] = {}
+
+    @property
+    def last(self) -> int:
+        return len(self.starts) - 2
+
+    def slice(self, first: int, last: int) -> bytes:
+        return bytes(self.data[self.starts[first] : self.starts[last + 1]])
+
+    def extend(self, frames: bytes) -> None:
+        for _, header in iter_frames(frames):
+            self.starts.append(self.starts[-1] + header.size)
+            self.terms.append(header.term)
+        self.data += frames
+
+
+class ReplicaWatch:
+    """`violations` grows by a sentence for each promise that was seen broken."""
+
+    def __init__(self) -> None:
+        self.violations: list[str] = []
+        self.elections = 0
+        self._groups: defaultdict[GroupId, _Group] = defaultdict(_Group)
+        self._applied: dict[tuple[int, int, GroupId], int] = {}
+
+    def look(self, node: SimulatedNode) -> None:
+        """Check what the newest turn of a node may have changed."""
+        node.disk.inspected = True
+        try:
+            self._look(node)
+        finally:
+            node.disk.inspected = False
+
+    def _look(self, node: SimulatedNode) -> None:
+        if node.shard is None:
+            return
+        for group, partition in node.shard.manager.partitions.items():
+            if partition.leads:
+                self._check_leader(node, group, partition)
+            key = (node.number, node.boot, group)
+            before = self._applied.get(key)
+            if before != partition.applied:
+                self._check_applied(node, group, partition, before)
+                self._applied[key] = partition.applied
+
+    def _check_leader(self, node: SimulatedNode, group: GroupId, partition: Partition) -> None:
+        known = self._groups[group]
+        term = partition.replica.term
+        leader = known.leaders.get(term)
+        if leader is None:
+            known.leaders[term] = node.number
+            self.elections += 1
+            self._check_completeness(node, group, partition)
+        elif leader != node.number:
+            self._violated(group, f"nodes {leader} and {node.number} both lead term {term}")
+
+    def _check_completeness(
+        self, node: SimulatedNode, group: GroupId, partition: Partition
+    ) -> None:
+        """A leader has every entry that was committed in an earlier term (Raft §5.4)."""
+        known, log = self._groups[group], partition.replica.log
+        last = known.last
+        if not last or known.terms[last] >= partition.replica.term:
+            return
+        if log.last_index < last:
+            self._violated(group, f"node {node.number} leads and lacks the committed index {last}")
+        elif last >= log.first_index and log.term_at(LogIndex(last)) != known.terms[last]:
+            self._violated(group, f"node {node.number} leads with another index {last}")
+
+    def _check_applied(
+        self, node: SimulatedNode, group: GroupId, partition: Partition, before: int | None
+    ) -> None:
+        known = self._groups[group]
+        first = max(1 + (before or 0), partition.log.first_index)
+        if before is not None and partition.applied < before:
+            self._violated(group, f"node {node.number} took back what it had applied")
+        for index, frames in _read(partition, first, partition.applied):
+            self._compare(node, group, known, index, frames)
+
+    def _compare(
+        self, node: SimulatedNode, group: GroupId, known: _Group, first: int, frames: bytes
+    ) -> None:
+        """One run of applied frames against what others applied at the same places."""
+        if first > known.last + 1:
+            return  # it begins after a snapshot; its log is compared in the end
+        if first > known.last:
+            known.extend(frames)
+            return
+        both = known.slice(first, known.last)
+        if not (frames.startswith(both) or both.startswith(frames)):
+            self._violated(group, f"node {node.number} applied other bytes from index {first} on")
+        elif len(frames) > len(both):
+            known.extend(frames[len(both) :])
+
+    def _violated(self, group: GroupId, what: str) -> None:
+        self.violations.append(f"state machine safety: group {group}: {what}")
+
+    def applied(self, group: GroupId) -> int:
+        """The last index that any replica is known to have applied."""
+        return self._groups[group].last
+
+
+def _read(partition: Partition, first: int, last: int) -> Iterator[tuple[int, bytes]]:
+    """Runs of frames of a log; nothing where it cannot be read now."""
+    while first <= last:
+        try:
+            found = partition.log.read(LogIndex(first), LogIndex(last), READ_BYTES)
+        except AegisError:
+            return
+        yield found.first, found.data
+        first = found.last + 1
+
+
+def whole_logs(
+    nodes: Iterable[SimulatedNode], group: GroupId
+) -> dict[str, list[tuple[int, int, bytes]]]:
+    """(index, term, frame) of every replica of a group, uncommitted tails included."""
+    found: dict[str, list[tuple[int, int, bytes]]] = {}
+    for node in nodes:
+        partition = node.shard.manager.partitions.get(group) if node.shard else None
+        if partition is None or partition.replica.damaged:
+            continue
+        frames: list[tuple[int, int, bytes]] = []
+        log = partition.log
+        for _, data in _read(partition, log.first_index, log.last_index):
+            for position, header in iter_frames(data):
+                frame = data[position : position + header.size]
+                frames.append((header.index, header.term, frame))
+        found[f"node {node.number}"] = frames
+    return found
