@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -143,7 +143,8 @@ def running_cluster(directory: Path) -> Iterator[tuple[LocalCluster, str]]:
         yield cluster, bootstrap_of(nodes)
     finally:
         ignore_signals()  # a second Ctrl-C must not leave nodes behind
-        if (directory / "nodes").exists():
+        # Stopped before all node files were written: then nothing was started either.
+        with suppress(ConfigError):
             cluster.down()
 
 
