@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aegis_cluster.broker.produce import refusal
-from aegis_cluster.errors import AegisError, NotLeader, PeerViolation
+from aegis_cluster.errors import AegisError, Corruption, NotLeader, PeerViolation
 from aegis_cluster.ids import GroupId, LogIndex, RecordOffset
 from aegis_cluster.limits import FETCH_BYTES_MAX, FETCH_WAIT_MS_MAX, REQUEST_PARTS_MAX
 from aegis_cluster.wire.protocol import Part, Request, take_int, take_list
@@ -139,14 +139,20 @@ class Fetches:
             if partition is None:
                 raise NotLeader("This shard has no replica of the partition; ask for metadata.")
             if strict and not partition.serving:
-                raise partition.not_leader()
+                raise partition.unable()
             partition.check_fetch(item.offset)
+            return self._find(partition, item, bytes_max)
         except AegisError as error:
             return _Found(refusal(error), b"")
+
+    def _find(self, partition: Partition, item: FetchItem, bytes_max: int) -> _Found:
         fields = [0, partition.high_watermark, partition.log_start_offset]
         if item.offset >= partition.high_watermark or bytes_max == 0:
             return _Found(fields, b"")
-        first = partition.log.index_of_offset(item.offset)
+        try:
+            first = partition.log.index_of_offset(item.offset)
+        except Corruption as error:
+            raise _damaged(partition, error) from error
         hot = partition.log.read_cached(first, partition.applied, bytes_max)
         return _Found(fields, hot.data if hot else None, first, partition.applied)
 
@@ -156,7 +162,8 @@ class Fetches:
         if not cold:
             call.reply([f.fields for f in found], [f.data or b"" for f in found])
             return
-        logs = {slot: self._partitions[call.items[slot].group].log for slot in cold}
+        partitions = {slot: self._partitions[call.items[slot].group] for slot in cold}
+        logs = {slot: partition.log for slot, partition in partitions.items()}
 
         def read() -> dict[int, ReadResult | AegisError]:
             results: dict[int, ReadResult | AegisError] = {}
@@ -172,7 +179,9 @@ class Fetches:
             fields = [f.fields for f in found]
             parts: list[Part] = [f.data or b"" for f in found]
             for slot, result in results.items():
-                if isinstance(result, AegisError):
+                if isinstance(result, Corruption):
+                    fields[slot] = refusal(_damaged(partitions[slot], result))
+                elif isinstance(result, AegisError):
                     fields[slot] = refusal(result)
                 else:
                     parts[slot] = result.data
@@ -184,3 +193,9 @@ class Fetches:
         found = [self._look(item, 0, call.strict) for item in call.items]
         call.done = True
         call.reply([f.fields for f in found], [b"" for _ in found])
+
+
+def _damaged(partition: Partition, error: Corruption) -> AegisError:
+    """What a reader hears of damage: another replica will lead soon, unless there is none."""
+    partition.damage_met(error)
+    return error if partition.is_alone else partition.not_leader()

@@ -11,13 +11,17 @@ applied here, and hears "unknown" when this replica stopped leading before it kn
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict, deque
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeVar
 
+from aegis_cluster.broker.snapshots import Body, Package, decode_package, encode_package
 from aegis_cluster.errors import (
     AegisError,
+    Corruption,
+    CorruptLog,
     CorruptRecord,
     InvariantBroken,
     NotLeader,
@@ -29,9 +33,10 @@ from aegis_cluster.errors import (
 )
 from aegis_cluster.ids import GroupId, LogIndex, Member, RecordOffset, Term, TopicPartition
 from aegis_cluster.limits import MIB, RAFT_APPEND_BYTES_MAX
-from aegis_cluster.raft import AppendRequest, Entry, Role
+from aegis_cluster.raft import AppendRequest, Entry, InstallSnapshot, Role
 from aegis_cluster.raft.codec import membership_from_fields, membership_to_fields
-from aegis_cluster.storage.types import HardState
+from aegis_cluster.raft.progress import Following
+from aegis_cluster.storage.types import HardState, ReadResult
 from aegis_cluster.wire.batch import BatchHeader, batch_header
 from aegis_cluster.wire.frame import (
     FrameKind,
@@ -48,16 +53,22 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from aegis_cluster.broker.folds import PartitionState
-    from aegis_cluster.raft import Effects, Envelope, Replica
+    from aegis_cluster.raft import Effects, Envelope, Replica, SnapshotInstall
     from aegis_cluster.raft import Message as RaftMessage
     from aegis_cluster.storage.log import PartitionLog
     from aegis_cluster.storage.store import ShardStore
-    from aegis_cluster.storage.types import ReadResult
     from aegis_cluster.wire.frame import FrameHeader
 
 SNAPSHOT_FRAMES: Final = 100_000
 SNAPSHOT_BYTES: Final = 64 * MIB
 APPLY_READ_BYTES: Final = 1 * MIB
+SNAPSHOT_TICKS: Final = 100
+"""A snapshot that brought its receiver no further for so long is sent again."""
+
+log_ = logging.getLogger(__name__)
+
+
+T = TypeVar("T")
 
 
 class Waiter(Protocol):
@@ -81,9 +92,7 @@ class Rounds(Protocol):
 class ReadLater(Protocol):
     """Run a blocking read in a helper thread; `done` gets its result in the shard's own."""
 
-    def __call__(
-        self, job: Callable[[], ReadResult], done: Callable[[ReadResult], None]
-    ) -> None: ...
+    def __call__(self, job: Callable[[], T], done: Callable[[T], None]) -> None: ...
 
 
 class Sender(Protocol):
@@ -139,6 +148,8 @@ class Partition:
         self.state = state
         self.applied = LogIndex(0)
         self.high_watermark = RecordOffset(0)
+        self.damage: str | None = None
+        """What of this replica cannot be read, and where; None while it is whole."""
         self.on_advance: Callable[[Partition], None] = _ignore
         self._store = store
         self._rounds = rounds
@@ -159,6 +170,11 @@ class Partition:
         self._led_term: Term | None = None
         self._snapshot_index = LogIndex(0)
         self._bytes_since_snapshot = 0
+        self._folded = LogIndex(0)
+        """The state is that after this index; only after an install above `applied`."""
+        self._package: Package | None = None
+        self._ticks = 0
+        self._snapshots_sent: dict[Member, int] = {}
 
     # ---- questions
 
@@ -182,6 +198,28 @@ class Partition:
             leader=None if leader is None or self.leads else leader.node,
         )
 
+    @property
+    def is_alone(self) -> bool:
+        """No other replica could repair this one."""
+        return set(self.replica.membership.voters) <= {self.replica.me}
+
+    @property
+    def has_unfinished(self) -> bool:
+        """Effects of the core wait for a round of writes."""
+        return bool(self._unfinished)
+
+    def unable(self) -> AegisError:
+        """Why this replica does not do what only a leader may do."""
+        if self.damage is None or not self.is_alone:
+            return self.not_leader()
+        return CorruptLog(
+            f"The only replica of {self.name} is damaged, so the partition is stopped:"
+            f" {self.damage}. Offsets {self.log.log_start_offset} to {self.log.end_offset} stand"
+            " before the damage; restore the files from a backup, or delete the topic.",
+            log_start=self.log.log_start_offset,
+            readable_to=self.log.end_offset,
+        )
+
     def check_fetch(self, offset: RecordOffset) -> None:
         """Raise `OffsetOutOfRange` for an offset that this log does not hold and will not get."""
         if self.log_start_offset <= offset <= self.high_watermark:
@@ -196,12 +234,24 @@ class Partition:
 
     # ---- inputs
 
-    def load_snapshot(self, index: LogIndex, body: list[Any]) -> None:
+    def load_snapshot(self, index: LogIndex, body: Body) -> None:
         """Start from a folded state instead of from the log's first frame."""
-        self.state.load_body(body)
-        self.applied = self._snapshot_index = index
         self.high_watermark = self.log.end_offset_at(index)
+        self._load_state(index, body)
         self.replica.applied(index)
+
+    def _load_state(self, index: LogIndex, body: Body) -> None:
+        self.state.load_body(body.state)
+        self.applied = self._snapshot_index = index
+        self._folded = body.folded
+        self._time_ms = max(self._time_ms, body.time_ms)
+        self._bytes_since_snapshot = 0
+
+    def damage_met(self, error: Corruption) -> None:
+        """Stored bytes fail their check: from now on this replica waits to be rebuilt."""
+        if self.damage is None:
+            self.damage = str(error)
+            log_.error("The replica of %s on this node is damaged: %s", self.name, error)
 
     def receive(self, sender: Member, message: RaftMessage, frames: memoryview | None) -> None:
         """One Raft message; `frames` are the bytes that came with an `AppendRequest`.
@@ -210,8 +260,14 @@ class Partition:
         """
         if self._proposals:
             self.step()  # our own frames are made in the term they were proposed in
-        if isinstance(message, AppendRequest) and frames is not None:
+        if self.replica.damaged:
+            frames = None  # its log is rebuilt by other means, see repair
+        elif isinstance(message, AppendRequest) and frames is not None:
             message = self._with_entries(message, frames)
+        elif isinstance(message, InstallSnapshot):
+            if frames is None:
+                raise PeerViolation(f"A leader sent a snapshot of {self.name} without its state.")
+            self._package = decode_package(frames)
         self.replica.receive(sender, message)
         self.step()
         self._received.clear()
@@ -220,6 +276,9 @@ class Partition:
         """One tick of the shard's clock."""
         if self._proposals:
             self.step()
+        self._ticks += 1
+        if self._snapshots_sent:
+            self._look_after_snapshots()
         self.replica.tick()
 
     def append(self, batch: bytes, header: BatchHeader) -> Placed:
@@ -228,7 +287,7 @@ class Partition:
         Raises `NotLeader` (certainly not done).
         """
         if not self.serving:
-            raise self.not_leader()
+            raise self.unable()
         try:
             entry = self.replica.propose(FrameKind.DATA, len(batch))
         except NotLeader:
@@ -257,7 +316,7 @@ class Partition:
         Raises `NotLeader`.
         """
         if not self.serving:
-            raise self.not_leader()
+            raise self.unable()
         self._next_read += 1
         self._read_waiters[self._next_read] = waiter
         self.replica.read_index(self._next_read)
@@ -295,6 +354,8 @@ class Partition:
         if effects.durable is not None:
             state = HardState(effects.durable.term, effects.durable.vote)
             self._store.set_hard_state(self.group, state)
+        if effects.install is not None:
+            self._install(effects.install)
         if effects.truncate_from is not None:
             self._truncate(effects.truncate_from)
         if effects.append:
@@ -307,6 +368,8 @@ class Partition:
             self._unfinished.append((effects, None))
         else:
             self._finish(effects)
+        for need in effects.snapshots:
+            self._send_snapshot(need.to)
         self._advance(effects)
 
     def _finish(self, effects: Effects) -> None:
@@ -347,6 +410,65 @@ class Partition:
         """The wall clock, kept from falling within this partition (append time in frames)."""
         self._time_ms = max(self._time_ms, self._wall_ms())
         return self._time_ms
+
+    # ---- snapshots for and from others
+
+    def package(self) -> Package:
+        """The start of this log and the state as it is now, for a replica without either."""
+        begin = self.log.begin
+        return Package(
+            begin.index,
+            begin.term,
+            begin.chain,
+            begin.offset,
+            LogIndex(max(self.applied, self._folded)),
+            self._time_ms,
+            self.replica.membership_at(begin.index),
+            self.state.to_body(),
+        )
+
+    def _send_snapshot(self, to: Member) -> None:
+        """The member lacks frames that are dropped here (Raft §7); the rest follows as appends."""
+        log_.info("Sending the snapshot of %s to node %s.", self.name, to.node)
+        package = self.package()
+        message = InstallSnapshot(
+            self.replica.term, package.index, package.term, package.membership
+        )
+        self._snapshots_sent[to] = self._ticks
+        self._send(self, to, message, encode_package(package))
+
+    def _look_after_snapshots(self) -> None:
+        """Nobody says that a snapshot was lost; that nothing came of it for long says it."""
+        for member, sent_at in list(self._snapshots_sent.items()):
+            progress = self.replica.progress.get(member)
+            if progress is None or progress.state is not Following.SNAPSHOT:
+                del self._snapshots_sent[member]
+            elif self._ticks - sent_at >= SNAPSHOT_TICKS:
+                del self._snapshots_sent[member]
+                self.replica.snapshot_failed(member)
+
+    def _install(self, install: SnapshotInstall) -> None:
+        """Begin anew with a received snapshot; it is durable when storage returns."""
+        package, self._package = self._package, None
+        fits = package is not None and package.index == install.index
+        invariant(fits, "a snapshot is installed with its state", at=install.index)
+        if package is None:
+            return
+        body = package.body(rebuilding=False)
+        self._store.install(
+            self.group,
+            index=package.index,
+            term=package.term,
+            chain=package.chain,
+            next_offset=package.next_offset,
+            body=body.to_values(),
+        )
+        self._load_state(package.index, body)
+        self.high_watermark = package.next_offset
+        self._unapplied.clear()
+        self._chain = self.log.last_chain
+        self._chain_is_unproved = False
+        self._next_offset = self.log.end_offset
 
     def _truncate(self, from_index: LogIndex) -> None:
         invariant(from_index > self.applied, "an applied frame was cut", at=from_index)
@@ -453,11 +575,18 @@ class Partition:
             return
         log = self.log
 
-        def read() -> ReadResult:
-            return log.read(first, last, RAFT_APPEND_BYTES_MAX)
+        def read() -> ReadResult | Corruption:
+            try:
+                return log.read(first, last, RAFT_APPEND_BYTES_MAX)
+            except OffsetOutOfRange:
+                return ReadResult(b"", first, message.prev_index)  # dropped; the core asks again
+            except Corruption as error:
+                return error
 
-        def done(result: ReadResult) -> None:
-            if self.leads and self.replica.term == message.term:
+        def done(result: ReadResult | Corruption) -> None:
+            if isinstance(result, Corruption):
+                self.damage_met(result)
+            elif result.data and self.leads and self.replica.term == message.term:
                 self._send(self, to, message._replace(last_index=result.last), result.data)
 
         self._read_later(read, done)
@@ -465,7 +594,7 @@ class Partition:
     # ---- applying
 
     def _advance(self, effects: Effects) -> None:
-        if effects.commit_index > self.applied:
+        if effects.commit_index > self.applied and not self.replica.damaged:
             self._apply_to(effects.commit_index)
         for context, index in effects.read_ready:
             waiter = self._read_waiters.pop(context, None)
@@ -478,7 +607,11 @@ class Partition:
 
     def _apply_to(self, commit_index: LogIndex) -> None:
         while self.applied < commit_index:
-            index, frame = self._next_unapplied(commit_index)
+            try:
+                index, frame = self._next_unapplied(commit_index)
+            except Corruption as error:
+                self.damage_met(error)
+                break
             invariant(index == self.applied + 1, "apply left a gap", at=index, have=self.applied)
             self._apply(frame)
             self.applied = index
@@ -511,7 +644,8 @@ class Partition:
             return
         payload = frame_payload(frame, header)
         batch = batch_header(payload)
-        self.state.apply(header, batch, payload)
+        if header.index > self._folded:
+            self.state.apply(header, batch, payload)
         self.high_watermark = RecordOffset(batch.base_offset + batch.last_offset_delta + 1)
 
     def _snapshot_is_due(self) -> bool:
@@ -521,7 +655,14 @@ class Partition:
         return frames >= SNAPSHOT_FRAMES or self._bytes_since_snapshot >= SNAPSHOT_BYTES
 
     def _save_snapshot(self) -> None:
-        self._store.save_snapshot(self.group, self.applied, self.state.to_body())
+        body = Body(
+            LogIndex(max(self.applied, self._folded)),
+            self._time_ms,
+            self.replica.membership_at(self.applied),
+            rebuilding=False,
+            state=self.state.to_body(),
+        )
+        self._store.save_snapshot(self.group, self.applied, body.to_values())
         self._snapshot_index = self.applied
         self._bytes_since_snapshot = 0
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from aegis_cluster.broker import fetch
+from aegis_cluster.broker import fetch, repair
 from aegis_cluster.broker.transport import Listener
 from aegis_cluster.cluster import controller
 from aegis_cluster.cluster.metadata import GrantProducerIds
@@ -21,7 +21,7 @@ from aegis_cluster.errors import (
     StorageFailed,
     WrongCluster,
 )
-from aegis_cluster.ids import GroupId, Member, NodeId
+from aegis_cluster.ids import GroupId, LogIndex, Member, NodeId
 from aegis_cluster.raft.codec import message_from_fields
 from aegis_cluster.wire.codes import error_to_reply
 from aegis_cluster.wire.descriptions import node_from_fields
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from aegis_cluster.broker.shard import Shard
     from aegis_cluster.broker.transport import Transport
     from aegis_cluster.cluster.metadata import Command
-    from aegis_cluster.ids import LogIndex
 
     Done = Callable[[Reply | AegisError], None]
 
@@ -100,6 +99,8 @@ class PeerApi:
                 self.grant_producer_ids(self._answer(origin, request))
             case Api.FETCH:
                 self._fetch(origin, request)
+            case Api.COPY_LOG:
+                self._copy_log(origin, request)
             case _:
                 raise PeerViolation(f"Api {api.name} is not for the peers listener.")
 
@@ -179,6 +180,24 @@ class PeerApi:
         deadline_ms = self._shard.now_ms + wait_ms
         call = fetch.FetchCall(items, deadline_ms, strict=False, reply=reply)
         self._shard.fetches.start(call, self._shard.now_ms)
+
+    # ---- rebuilding a damaged replica
+
+    def _copy_log(self, origin: bytes, request: Request) -> None:
+        """[group, 0] -> start and state; [group, first index] -> committed frames."""
+        group = GroupId(take_int(request.fields, 0, "group"))
+        first = LogIndex(take_int(request.fields, 1, "first"))
+        partition = self._shard.manager.partitions.get(group)
+        if partition is None:
+            raise NotLeader("This shard has no replica of the partition.")
+
+        def answer(fields: list[Any], parts: list[Part]) -> None:
+            self._reply(origin, request, fields, parts)
+
+        if first == 0:
+            repair.answer_start(partition, answer)
+        else:
+            repair.answer_frames(partition, first, answer, self._shard)
 
     # ---- answers
 

@@ -140,7 +140,7 @@ def _place(
     call: ProduceCall, slot: int, partition: Partition, batch: bytes, header: BatchHeader
 ) -> None:
     if not partition.serving:
-        raise partition.not_leader()
+        raise partition.unable()
     decision = partition.state.producers.decide(header)
     if decision.error is not None:
         result, index, own = refusal(decision.error), decision.wait_for, False

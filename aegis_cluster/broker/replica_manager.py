@@ -7,15 +7,18 @@ are looked at.
 
 from __future__ import annotations
 
+import logging
 import random
 from typing import TYPE_CHECKING
 
 from aegis_cluster.broker.folds import PartitionState
 from aegis_cluster.broker.metadata_stm import MetadataFold
 from aegis_cluster.broker.partition import Partition
-from aegis_cluster.errors import invariant
-from aegis_cluster.ids import METADATA_GROUP, GroupId, LogIndex, Member, Term, TopicPartition
+from aegis_cluster.broker.snapshots import Body, body_from_values, recovered_membership
+from aegis_cluster.errors import Corruption, invariant
+from aegis_cluster.ids import METADATA_GROUP, GroupId, LogIndex, Member, TopicPartition
 from aegis_cluster.raft import Membership, RaftConfig, RaftLog, Replica
+from aegis_cluster.storage.types import NO_HARD_STATE, HardState, RecoveredGroup
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -24,7 +27,8 @@ if TYPE_CHECKING:
     from aegis_cluster.storage.log import PartitionLog
     from aegis_cluster.storage.rounds import Round
     from aegis_cluster.storage.store import ShardStore
-    from aegis_cluster.storage.types import RecoveredGroup
+
+log = logging.getLogger(__name__)
 
 
 class ReplicaManager:
@@ -40,6 +44,7 @@ class ReplicaManager:
         send: Sender,
         read_later: ReadLater,
         on_advance: Callable[[Partition], None],
+        on_opened: Callable[[Partition], None],
     ) -> None:
         self.partitions: dict[GroupId, Partition] = {}
         self.metadata: MetadataFold | None = None
@@ -50,6 +55,7 @@ class ReplicaManager:
         self._send = send
         self._read_later = read_later
         self._on_advance = on_advance
+        self._on_opened = on_opened
         self._due: dict[GroupId, Partition] = {}
         self._round_number = 1
         self._waiting: dict[GroupId, Partition] = {}
@@ -57,31 +63,70 @@ class ReplicaManager:
 
     # ---- opening and closing
 
-    def recover(self) -> list[RecoveredGroup]:
-        """Open what the disk holds; return the groups that are damaged and so stay mute."""
-        damaged = []
+    def recover(self) -> None:
+        """Open what the disk holds; what is damaged there stays mute until it is rebuilt."""
         for found in self._store.recover():
-            partition = self._open(
-                group=found.group,
-                name=TopicPartition(found.topic, found.partition),
-                voters=found.voters,
-                log=found.log,
-                term=found.hard_state.term,
-                vote=found.hard_state.vote,
-                commit_index=max(found.commit_index, found.snapshot[0] if found.snapshot else 0),
-                damaged=found.damage is not None,
-            )
-            if found.snapshot is not None:
-                partition.load_snapshot(*found.snapshot)
-            if found.damage is not None:
-                damaged.append(found)
-        return damaged
+            self._open_found(found)
+
+    def reopen(self, group: GroupId) -> Partition:
+        """Open a replica anew from what storage holds of it now."""
+        old = self.partitions[group]
+        old.close()
+        found = RecoveredGroup(
+            group,
+            old.name.topic,
+            old.name.partition,
+            old.replica.membership.voters,
+            self._store.hard_state(group),
+            old.log,
+            old.log.commit_index,
+            self._store.load_snapshot(group),
+            old.log.damage,
+        )
+        opened = self._open_found(found)
+        self._on_opened(opened)
+        return opened
+
+    def _open_found(self, found: RecoveredGroup) -> Partition:
+        body = body_from_values(found.snapshot[1]) if found.snapshot is not None else None
+        start, changes = recovered_membership(found, Membership.of(found.voters), body)
+        partition = self._open(
+            group=found.group,
+            name=TopicPartition(found.topic, found.partition),
+            membership=start,
+            changes=changes,
+            log_=found.log,
+            hard_state=found.hard_state,
+            commit_index=max(found.commit_index, found.snapshot[0] if found.snapshot else 0),
+            damaged=found.damage is not None or (body is not None and body.rebuilding),
+        )
+        if found.damage is not None:
+            place = f"{found.damage.file}, byte {found.damage.position}"
+            partition.damage = f"{found.damage.reason} ({place}, index {found.damage.index})"
+        elif body is not None and body.rebuilding:
+            partition.damage = "its rebuilding was interrupted"
+        elif body is not None:
+            self._load(partition, found, body)
+        if partition.damage is not None:
+            log.error("The replica of %s is damaged: %s", partition.name, partition.damage)
+        return partition
+
+    def _load(self, partition: Partition, found: RecoveredGroup, body: Body) -> None:
+        try:
+            partition.load_snapshot(LogIndex(found.snapshot[0] if found.snapshot else 0), body)
+        except Corruption as error:
+            partition.damage_met(error)
+            partition.replica.mark_damaged()
 
     def create(self, group: GroupId, name: TopicPartition, voters: Sequence[Member]) -> Partition:
         """Start a new, empty replica; its directory and manifest entry are durable on return."""
         invariant(group not in self.partitions, "a group is opened once", group=group)
-        log = self._store.create_group(group, name.topic, name.partition, tuple(voters))
-        return self._open(group=group, name=name, voters=voters, log=log)
+        log_ = self._store.create_group(group, name.topic, name.partition, tuple(voters))
+        opened = self._open(
+            group=group, name=name, membership=Membership.of(voters), changes=(), log_=log_
+        )
+        self._on_opened(opened)
+        return opened
 
     def remove(self, group: GroupId) -> None:
         """Forget and delete a replica whose topic is gone."""
@@ -97,10 +142,10 @@ class ReplicaManager:
         *,
         group: GroupId,
         name: TopicPartition,
-        voters: Sequence[Member],
-        log: PartitionLog,
-        term: Term = Term(0),  # noqa: B008 - a NewType call is a constant
-        vote: Member | None = None,
+        membership: Membership,
+        changes: Sequence[tuple[LogIndex, Membership]],
+        log_: PartitionLog,
+        hard_state: HardState = NO_HARD_STATE,
         commit_index: int = 0,
         damaged: bool = False,
     ) -> Partition:
@@ -108,15 +153,19 @@ class ReplicaManager:
         if group == METADATA_GROUP:
             fold = self.metadata = MetadataFold()
         raft_log = RaftLog(
-            first_index=log.first_index, last_index=log.last_index, term_runs=log.term_runs()
+            first_index=log_.first_index,
+            last_index=log_.last_index,
+            term_runs=log_.term_runs(),
+            previous_term=log_.begin.term,
         )
         replica = Replica(
             RaftConfig(),
             self._me,
-            term=term,
-            vote=vote,
+            term=hard_state.term,
+            vote=hard_state.vote,
             log=raft_log,
-            membership=Membership.of(voters),
+            membership=membership,
+            membership_entries=changes,
             commit_index=LogIndex(commit_index),
             rng=random.Random(self._rng.getrandbits(64)),
             damaged=damaged,
@@ -125,7 +174,7 @@ class ReplicaManager:
             group=group,
             name=name,
             replica=replica,
-            log=log,
+            log=log_,
             store=self._store,
             state=PartitionState(fold),
             rounds=self,
@@ -170,16 +219,20 @@ class ReplicaManager:
     def begin_round(self) -> tuple[int, Round | None] | None:
         """Write all that is staged; None when nothing is, or when the journal has no room now.
 
-        In the latter case everything stays staged until a checkpoint has made room.
+        In the latter case everything stays staged until a checkpoint has made room. A replica
+        whose work found room only in part waits for the next round, with all of its promises.
         """
         if not self._waiting:
             return None
         written = self._store.begin_round()
-        if written is None and self._store.staged_groups:
+        left = self._store.staged_groups
+        if written is None and left:
             return None
         number = self._round_number
-        self._round_members[number] = list(self._waiting.values())
-        self._waiting.clear()
+        self._round_members[number] = [
+            one for group, one in self._waiting.items() if group not in left
+        ]
+        self._waiting = {group: one for group, one in self._waiting.items() if group in left}
         self._round_number += 1
         return number, written
 

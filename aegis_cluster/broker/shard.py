@@ -21,10 +21,12 @@ from aegis_cluster.broker.links import Links
 from aegis_cluster.broker.metadata_reader import MetadataReader
 from aegis_cluster.broker.peer_api import PeerApi
 from aegis_cluster.broker.producer_ids import ProducerIds
+from aegis_cluster.broker.repair import Repairs
 from aegis_cluster.broker.replica_backend import ReplicaBackend
 from aegis_cluster.broker.replica_manager import ReplicaManager
 from aegis_cluster.broker.requests import RequestApi
 from aegis_cluster.broker.transport import Listener, PeerKey
+from aegis_cluster.cluster.metadata_table import MetadataTable
 from aegis_cluster.errors import AegisError, StorageFailed
 from aegis_cluster.ids import METADATA_GROUP, METADATA_TOPIC, Member, ShardId, TopicPartition
 from aegis_cluster.limits import RAFT_TICK_MS
@@ -37,7 +39,6 @@ if TYPE_CHECKING:
     from aegis_cluster.broker.context import ShardContext
     from aegis_cluster.broker.partition import Partition
     from aegis_cluster.broker.transport import Transport
-    from aegis_cluster.cluster.metadata_table import MetadataTable
     from aegis_cluster.raft import Message as RaftMessage
     from aegis_cluster.storage.rounds import Round
     from aegis_cluster.storage.store import ShardStore
@@ -64,6 +65,7 @@ class Shard:
     ) -> None:
         self.context = context
         self.store = store
+        self.transport = transport
         self.now_ms = now_ms
         self._next_tick_ms = now_ms + RAFT_TICK_MS
         self.addresses = AddressBook(context)
@@ -82,21 +84,29 @@ class Shard:
             send=self._send_raft,
             read_later=transport.read_later,
             on_advance=self._advanced,
+            on_opened=self._opened,
         )
         self._refusals: dict[PeerKey, str] = {}
         """What was last said of each link that is refused: once is enough."""
         self.clients = Clients()
         self.fetches = Fetches(self.manager.partitions, transport)
-        self.damaged = self.manager.recover()
+        self._wall_ms = wall_ms
+        self._built = False
+        self.reader: MetadataReader | None = None
+        self.controller: ControllerFrontend | None = None
+        self.manager.recover()
         self._found_cluster()
-        self.controller = self._controller(wall_ms)
-        self.reader = None if self.controller else MetadataReader(self, self.links)
+        self.controller = self._controller()
+        if not self._holds_metadata():
+            self.reader = MetadataReader(self, self.links)
+        self.repairs = Repairs(self)
         self.backend = ReplicaBackend(self)
         self.producer_ids = ProducerIds(self)
         self.requests = RequestApi(self, transport)
         self.peer_api = PeerApi(self, transport)
         for key in self.addresses.seeds():
             self._ensure_link(key)
+        self._built = True
         self.backend.reconcile()
 
     # ---- what it knows
@@ -104,11 +114,19 @@ class Shard:
     @property
     def table(self) -> MetadataTable:
         """The committed metadata, as far as this shard has it."""
-        if self.manager.metadata is not None:
-            return self.manager.metadata.table
-        if self.reader is None:
+        fold, reader = self.manager.metadata, self.reader
+        if fold is None and reader is None:
             raise AssertionError("a shard reads the metadata or holds a replica of it")
-        return self.reader.table
+        if reader is None or (fold is not None and fold.table.index > reader.table.index):
+            return fold.table if fold is not None else MetadataTable()
+        return reader.table
+
+    def _holds_metadata(self) -> bool:
+        """A healthy replica of `__cluster/0` is here, and as far as any copy that was read."""
+        partition, fold = self.manager.partitions.get(METADATA_GROUP), self.manager.metadata
+        if partition is None or fold is None or partition.replica.damaged:
+            return False
+        return self.reader is None or fold.table.index >= self.reader.table.index
 
     def _found_cluster(self) -> None:
         """Start our replica of `__cluster/0`, on a founder that has not done so yet."""
@@ -117,12 +135,20 @@ class Shard:
         if is_founder and METADATA_GROUP not in self.manager.partitions:
             self.manager.create(METADATA_GROUP, TopicPartition(METADATA_TOPIC, 0), voters)
 
-    def _controller(self, wall_ms: Callable[[], int]) -> ControllerFrontend | None:
+    def _controller(self) -> ControllerFrontend | None:
         partition = self.manager.partitions.get(METADATA_GROUP)
         fold = self.manager.metadata
         if partition is None or fold is None:
             return None
-        return ControllerFrontend(partition, fold, wall_ms)
+        return ControllerFrontend(partition, fold, self._wall_ms)
+
+    def _opened(self, partition: Partition) -> None:
+        """A replica was started, or opened anew after its repair."""
+        if not self._built:
+            return
+        if partition.group == METADATA_GROUP:
+            self.controller = self._controller()
+        self._advanced(partition)
 
     # ---- inputs
 
@@ -168,6 +194,15 @@ class Shard:
         self.requests.expire(self.now_ms)
         self.producer_ids.tick()
         self.backend.tick()
+        self.repairs.tick()
+        self._read_metadata()
+
+    def _read_metadata(self) -> None:
+        """Follow `__cluster/0` from outside for as long as the replica here is not good enough."""
+        if self._holds_metadata():
+            self.reader = None
+        elif self.reader is None:
+            self.reader = MetadataReader(self, self.links)
         if self.reader is not None:
             self.reader.tick()
 
@@ -237,6 +272,11 @@ class Shard:
         partition = self.manager.partitions.get(METADATA_GROUP)
         leader = partition.replica.leader if partition else None
         return PeerKey(leader.node, ShardId(0)) if leader else None
+
+    @property
+    def damaged(self) -> list[dict[str, Any]]:
+        """Replicas that are damaged or being rebuilt, with the reason in words."""
+        return self.repairs.report()
 
     def describe(self) -> dict[str, Any]:
         """Who this shard is, for a status answer."""

@@ -25,11 +25,7 @@ def shard_status(shard: Shard) -> list[Any]:
     partitions = sorted(shard.manager.partitions.items())
     replicas = [_replica_status(partition) for _, partition in partitions]
     linked = sorted({key.node for key in shard.links.ups()})
-    damaged = [
-        {"group": found.group, "topic": found.topic, "why": str(found.damage)}
-        for found in shard.damaged
-    ]
-    return [identity, linked, replicas, damaged]
+    return [identity, linked, replicas, shard.damaged]
 
 
 def _replica_status(partition: Partition) -> dict[str, Any]:

@@ -57,6 +57,7 @@ class Api(IntEnum):
     REGISTER_NODE = 10
     PRODUCER_IDS = 11
     RAFT = 12
+    COPY_LOG = 13
 
 
 API_VERSIONS: Final[dict[int, tuple[int, int]]] = {api.value: (1, 1) for api in Api}

@@ -1,0 +1,252 @@
+"""Rebuilding a damaged replica from its leader.
+
+The idea: a replica that has lost what it had acknowledged promises nothing (the core is mute), so
+it cannot be brought up by ordinary appends, which are acknowledged. Its shard copies instead: it
+asks the leader for the start of the log and the folded state, begins anew with them, fetches every
+committed frame after that, and notes how long the leader's log was when it first asked. Once it
+holds that much durably it is opened again as a healthy replica.
+
+    ASK ──start, state──▶ COPY ──holds the target, durably──▶ opened again
+     ▲                      │
+     └── leader lost, frames do not fit ──┘
+
+Why the target is enough: the leader has committed a no-op of its own term when it answers, so its
+log holds everything that was ever committed on the strength of an acknowledgement from here; and
+what this replica acknowledged in the leader's own term stands in the leader's log.
+
+The rule it protects: until then the snapshot on disk says *rebuilding*, so a restart in between
+finds a replica that still may not vote (C3).
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Final
+
+from aegis_cluster.broker.links import Call
+from aegis_cluster.broker.snapshots import Package, decode_package, encode_package
+from aegis_cluster.errors import AegisError, Corruption, CorruptRecord, OffsetOutOfRange
+from aegis_cluster.ids import NO_INDEX, GroupId, LogIndex
+from aegis_cluster.limits import RAFT_APPEND_BYTES_MAX
+from aegis_cluster.wire.frame import check_frame, iter_frames
+from aegis_cluster.wire.protocol import Api, Part, Reply, take_int, take_part
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from aegis_cluster.broker.partition import Partition
+    from aegis_cluster.broker.shard import Shard
+    from aegis_cluster.storage.types import ReadResult
+
+    Answer = Callable[[list[Any], list[Part]], None]
+
+EVERY_MS: Final = 200
+CALL_MS: Final = 5_000
+
+log = logging.getLogger(__name__)
+
+
+# The leader's half
+
+
+def answer_start(partition: Partition, answer: Answer) -> None:
+    """[] -> [last index] and the package, from a leader that knows what is committed."""
+    if not partition.serving:
+        raise partition.not_leader()
+    answer([partition.replica.log.last_index], [encode_package(partition.package())])
+
+
+def answer_frames(partition: Partition, first: LogIndex, answer: Answer, shard: Shard) -> None:
+    """[first index] -> committed frames from there on, as many as fit; none if there are none."""
+    if not partition.serving:
+        raise partition.not_leader()
+    frames, last = partition.log, partition.applied
+    if first > last:
+        answer([last], [b""])
+        return
+
+    def read() -> ReadResult | Corruption | OffsetOutOfRange:
+        try:
+            return frames.read(first, last, RAFT_APPEND_BYTES_MAX)
+        except (Corruption, OffsetOutOfRange) as error:
+            return error
+
+    def done(result: ReadResult | Corruption | OffsetOutOfRange) -> None:
+        if isinstance(result, Corruption):
+            partition.damage_met(result)
+        elif not isinstance(result, OffsetOutOfRange):
+            answer([last], [result.data])
+
+    shard.transport.read_later(read, done)
+
+
+# The damaged replica's half
+
+
+class Stage(Enum):
+    ASK = "ask"
+    COPY = "copy"
+
+
+@dataclass(slots=True)
+class Repair:
+    """One replica that is being rebuilt."""
+
+    stage: Stage = Stage.ASK
+    asking: bool = False
+    package: Package | None = None
+    target: LogIndex = NO_INDEX
+    """What the leader's log ended with when it was first asked."""
+
+
+class Repairs:
+    """All repairs of one shard; `tick` moves them on."""
+
+    def __init__(self, shard: Shard) -> None:
+        self._shard = shard
+        self._repairs: dict[GroupId, Repair] = {}
+        self._due_ms = shard.now_ms
+
+    def tick(self) -> None:
+        """Let damaged leaders hand over, and damaged replicas be rebuilt."""
+        if self._shard.now_ms < self._due_ms:
+            return
+        self._due_ms = self._shard.now_ms + EVERY_MS
+        for group, partition in list(self._shard.manager.partitions.items()):
+            if partition.replica.damaged:
+                self._move_on(group, partition)
+            elif partition.damage is not None:
+                self._stop_promising(partition)
+
+    def report(self) -> list[dict[str, Any]]:
+        """What is damaged here, for a status answer."""
+        found = []
+        for group, partition in sorted(self._shard.manager.partitions.items()):
+            if partition.damage is None and not partition.replica.damaged:
+                continue
+            if partition.is_alone:
+                why = str(partition.unable())
+            else:
+                repair = self._repairs.get(group)
+                why = (
+                    f"{partition.damage or 'it lost what it had acknowledged'};"
+                    f" {_progress(partition, repair)}"
+                )
+            found.append({"group": group, "topic": partition.name.topic, "why": why})
+        return found
+
+    def _stop_promising(self, partition: Partition) -> None:
+        """Damage was met while reading: hand over first, then be rebuilt."""
+        if partition.leads and not partition.is_alone:
+            partition.step_aside()
+            return
+        partition.replica.mark_damaged()
+        self._shard.manager.due(partition)
+
+    def _move_on(self, group: GroupId, partition: Partition) -> None:
+        if partition.damage is None:
+            partition.damage = "frames that it had acknowledged are missing"
+            log.error("The replica of %s on this node lost acknowledged frames.", partition.name)
+        repair = self._repairs.setdefault(group, Repair())
+        leader = partition.replica.leader
+        if repair.asking or partition.is_alone or leader is None:
+            return
+        if repair.stage is Stage.ASK:
+            self._ask(group, [group, 0], lambda reply: self._started(group, reply))
+        elif partition.log.durable_index == partition.log.last_index:
+            self._go_on(group, partition, repair)
+
+    def _go_on(self, group: GroupId, partition: Partition, repair: Repair) -> None:
+        """All that was copied is durable: copy more, or be done."""
+        if partition.log.last_index >= repair.target and not partition.log.resetting:
+            self._finish(group, partition, repair)
+            return
+        first = LogIndex(partition.log.last_index + 1)
+        self._ask(group, [group, first], lambda reply: self._copied(group, reply))
+
+    def _ask(
+        self, group: GroupId, fields: list[Any], done: Callable[[Reply | AegisError], None]
+    ) -> None:
+        shard, repair = self._shard, self._repairs[group]
+        leader = shard.manager.partitions[group].replica.leader
+        if leader is None:
+            return
+        repair.asking = True
+
+        def answered(reply: Reply | AegisError) -> None:
+            repair.asking = False
+            if self._repairs.get(group) is repair and group in shard.manager.partitions:
+                done(reply)
+
+        key = shard.addresses.key_of(shard.table, leader.node, group)
+        call = Call(shard.now_ms + CALL_MS, answered)
+        shard.links.call(key, Api.COPY_LOG, fields, now_ms=shard.now_ms, call=call)
+
+    def _started(self, group: GroupId, reply: Reply | AegisError) -> None:
+        if isinstance(reply, AegisError):
+            log.debug("Group %s waits for its leader: %s", group, reply)
+            return
+        repair, partition = self._repairs[group], self._shard.manager.partitions[group]
+        repair.target = LogIndex(take_int(reply.fields, 0, "last_index"))
+        package = repair.package = decode_package(take_part(reply.parts, 0, "state"))
+        log.warning("Rebuilding %s up to index %s from its leader.", partition.name, repair.target)
+        self._shard.store.install(
+            group,
+            index=package.index,
+            term=package.term,
+            chain=package.chain,
+            next_offset=package.next_offset,
+            body=package.body(rebuilding=True).to_values(),
+            rebuild=True,
+        )
+        repair.stage = Stage.COPY
+        self._shard.manager.wait_for_round(partition)
+
+    def _copied(self, group: GroupId, reply: Reply | AegisError) -> None:
+        repair, partition = self._repairs[group], self._shard.manager.partitions[group]
+        try:
+            if isinstance(reply, AegisError):
+                raise reply
+            frames = _checked(partition, take_part(reply.parts, 0, "frames"))
+        except AegisError as error:
+            log.info("Rebuilding %s starts over: %s", partition.name, error)
+            repair.stage = Stage.ASK
+            return
+        if not frames:
+            return  # the rest of what is wanted is not committed yet
+        self._shard.store.append(group, frames)
+        self._shard.store.note_commit(group, partition.log.last_index)
+        self._shard.manager.wait_for_round(partition)
+        self._due_ms = self._shard.now_ms  # no need to wait for the next piece
+
+    def _finish(self, group: GroupId, partition: Partition, repair: Repair) -> None:
+        """Say durably that it is whole again, then open it anew."""
+        if partition.has_unfinished or repair.package is None:
+            return
+        body = repair.package.body(rebuilding=False)
+        self._shard.store.save_snapshot(group, repair.package.index, body.to_values())
+        del self._repairs[group]
+        log.warning("%s is whole again, up to index %s.", partition.name, partition.log.last_index)
+        self._shard.manager.reopen(group)
+
+
+def _checked(partition: Partition, data: Part) -> list[bytes]:
+    """The frames in `data`, each proved to follow the one before."""
+    chain, index = partition.log.last_chain, partition.log.last_index
+    frames = []
+    for position, header in iter_frames(data):
+        check_frame(partition.group, data, position, previous_chain=chain)
+        index = LogIndex(index + 1)
+        if header.index != index:
+            raise CorruptRecord("the leader sent another frame", have=header.index, want=index)
+        chain = header.chain
+        frames.append(bytes(data[position : position + header.size]))
+    return frames
+
+
+def _progress(partition: Partition, repair: Repair | None) -> str:
+    if repair is None or repair.stage is Stage.ASK:
+        return "it takes no part in votes until a leader of the partition can rebuild it"
+    return f"it is being rebuilt: index {partition.log.last_index} of {repair.target}"
