@@ -315,14 +315,19 @@ class StreamingEngine:
         producer = await self._own_producer(deadline)
         now_ms = _now_ms()
         batches: dict[asyncio.Future[Stored], list[tuple[int, int]]] = defaultdict(list)
+        refused: dict[int, AegisError] = {}
         for number, message in enumerate(_messages(messages, keys)):
-            row = to_row(message, now_ms)
-            partition = _partition(producer, info, row[1])
-            future, place = await producer.add(info, partition, row, deadline)
-            batches[future].append((number, place))
+            try:
+                row = to_row(message, now_ms)
+                partition = _partition(producer, info, row[1])
+                future, place = await producer.add(info, partition, row, deadline)
+            except AegisError as error:
+                refused[number] = error  # those before it are under way already
+            else:
+                batches[future].append((number, place))
         if batches:
             await asyncio.wait(batches)
-        return _receipts(batches)
+        return _receipts(batches, refused)
 
     async def _own_producer(self, deadline: float) -> Producer:
         if self._producer is None:
@@ -355,20 +360,27 @@ def _messages(
 ) -> Iterable[Message]:
     if keys is None:
         return (m if isinstance(m, Message) else Message(payload=m) for m in messages)
+    values, names = list(messages), list(keys)
+    if len(values) != len(names):
+        raise Misuse(f"{len(values)} messages came with {len(names)} keys; give one for each.")
     return (
         replace(m, key=key) if isinstance(m, Message) else Message(key=key, payload=m)
-        for m, key in zip(messages, keys, strict=True)
+        for m, key in zip(values, names, strict=True)
     )
 
 
 def _receipts(
     batches: dict[asyncio.Future[Stored], list[tuple[int, int]]],
+    refused: dict[int, AegisError],
 ) -> list[BatchReceipt]:
-    """What became of each batch; `batches` names the inputs in it and their places there."""
+    """What became of each batch; `batches` names the inputs in it and their places there.
+
+    refused: inputs that never got into a batch.
+    """
     receipts: list[BatchReceipt] = []
-    failed: list[int] = []
+    failed: list[int] = list(refused)
     unknown: list[int] = []
-    first: BaseException | None = None
+    first: BaseException | None = next(iter(refused.values()), None)
     for future, members in batches.items():
         error = future.exception()
         if error is None:

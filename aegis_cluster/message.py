@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from aegis_cluster.client.producer import Row
     from aegis_cluster.wire.records import Record
 
+EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 RESERVED_HEADERS: Final = ("aegis", "aegis-key")
 
 
@@ -158,11 +159,11 @@ def to_ms(time: datetime) -> int:
     """Milliseconds since 1970. Raises `Misuse` for a naive time: it names no moment."""
     if time.tzinfo is None:
         raise Misuse("A timestamp needs a time zone; use datetime.now(UTC).")
-    return int(time.timestamp() * 1000)
+    return (time - EPOCH) // timedelta(milliseconds=1)
 
 
 def from_ms(time_ms: int) -> datetime:
-    return datetime.fromtimestamp(time_ms / 1000, UTC)
+    return EPOCH + timedelta(milliseconds=time_ms)
 
 
 Offset.EARLIEST = Offset(_Kind.EARLIEST)

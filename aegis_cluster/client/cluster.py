@@ -204,7 +204,15 @@ class ClusterClient:
         token = uuid.uuid4().hex
         fields = [name, partitions, replicas, list(settings), token]
         reply, _ = await self.ask_controller(Api.CREATE_TOPIC, fields, deadline)
-        await self.refresh([name], deadline, take_int(reply.fields, 0, "index"))
+        await self._know([name], deadline, take_int(reply.fields, 0, "index"))
+
+    async def _know(self, topics: Sequence[str], deadline: float, index: int) -> None:
+        """Have metadata that shows a change of ours; if there is no time left, the next call has
+        to, because the change itself was done."""
+        try:
+            await self.refresh(topics, deadline, index)
+        except Unavailable:
+            self.metadata.require(LogIndex(index), topics)
 
     async def delete_topic(self, name: str, deadline: float) -> None:
         """Delete a topic. Raises `TopicNotFound`, unless an earlier try of ours was unanswered."""
@@ -213,9 +221,9 @@ class ClusterClient:
         except OutcomeUnknown as error:
             if not isinstance(error.__cause__, TopicNotFound):
                 raise
-            await self.refresh([name], deadline)
+            await self._know([name], deadline, self.metadata.index)
             return
-        await self.refresh([name], deadline, LogIndex(take_int(reply.fields, 0, "index")))
+        await self._know([name], deadline, take_int(reply.fields, 0, "index"))
 
     def topic_gone(self, name: str) -> TopicNotFound:
         """What to say of messages for a topic that was deleted meanwhile."""

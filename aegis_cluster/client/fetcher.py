@@ -79,6 +79,7 @@ class Fetcher:
     _chunks: deque[Chunk] = field(default_factory=deque)
     _buffered: int = 0
     _failure: AegisError | None = None
+    _closed: bool = False
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _news: asyncio.Event = field(default_factory=asyncio.Event)
     _room: asyncio.Event = field(default_factory=asyncio.Event)
@@ -89,6 +90,9 @@ class Fetcher:
         self._spawn(self._run())
 
     async def close(self) -> None:
+        """Stop fetching; a `next_records` that waits ends with None."""
+        self._closed = True
+        self._news.set()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -98,7 +102,7 @@ class Fetcher:
 
         Raises `OffsetOutOfRange`, `TopicNotFound`, `Corruption`.
         """
-        while True:
+        while not self._closed:
             if self._chunks:
                 chunk = self._chunks.popleft()
                 records = self._decode(chunk)
@@ -113,6 +117,7 @@ class Fetcher:
                     await self._news.wait()
             except TimeoutError:
                 return None
+        return None
 
     def seek(self, partition: int, offset: int) -> None:
         """Go on reading one partition from another offset."""

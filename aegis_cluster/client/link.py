@@ -12,7 +12,13 @@ import itertools
 from typing import TYPE_CHECKING, Any, Final
 
 from aegis_cluster.client.socket import ClientSocket
-from aegis_cluster.errors import AegisError, OutcomeUnknown, PeerViolation, Unavailable
+from aegis_cluster.errors import (
+    AegisError,
+    OutcomeUnknown,
+    PeerViolation,
+    Unavailable,
+    UnsupportedVersion,
+)
 from aegis_cluster.wire.codes import error_from_reply
 from aegis_cluster.wire.protocol import (
     PROTOCOL_VERSION,
@@ -153,16 +159,17 @@ class Link:
             if reply.correlation == _HELLO:
                 self._greeted(reply)
                 return
+            refusal = error_from_reply(reply.code, reply.fields) if reply.code else None
         except PeerViolation:
             self._lost()
             return
         future = self._pending.get(reply.correlation)
         if future is None or future.done():
             return
-        if reply.code == 0:
+        if refusal is None:
             future.set_result(reply)
         else:
-            self._refused(future, error_from_reply(reply.code, reply.fields))
+            self._refused(future, refusal)
 
     def _refused(self, future: asyncio.Future[Reply], error: AegisError) -> None:
         future.set_exception(error)
@@ -170,12 +177,11 @@ class Link:
             self._connected()  # the process behind the address was replaced without our noticing
 
     def _greeted(self, reply: Reply) -> None:
-        if reply.code != 0:
-            self.refusal = error_from_reply(reply.code, reply.fields)
-            self._ready.set()
-            return
-        hello = Hello.from_fields(reply.fields)
-        check_protocol(hello)
-        self.hello = hello
-        self.refusal = None
+        self.refusal = error_from_reply(reply.code, reply.fields) if reply.code else None
+        if self.refusal is None:
+            self.hello = Hello.from_fields(reply.fields)
+            try:
+                check_protocol(self.hello)
+            except UnsupportedVersion as refusal:
+                self.refusal = refusal
         self._ready.set()

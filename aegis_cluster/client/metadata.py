@@ -74,6 +74,12 @@ class Metadata:
             self.topics.pop(name, None)
         self.topics.update(found)
 
+    def require(self, index: LogIndex, changed: Sequence[str]) -> None:
+        """Believe nothing older than `index` from now on, and forget what has changed since."""
+        self.index = max(self.index, index)
+        for name in changed:
+            self.topics.pop(name, None)
+
     def topic(self, name: str) -> TopicInfo:
         """Raise `TopicNotFound`."""
         try:

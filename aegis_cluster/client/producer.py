@@ -279,6 +279,8 @@ class Producer:
         pause: float | None = None
         by_shard: dict[ShardAddress, list[_Lane]] = defaultdict(list)
         for lane in self._lanes.values():
+            if lane.open is not None and lane.open.deadline <= now:
+                self._close_batch(lane)  # wherever it was to go, it ends here
             lane.queue.expire(now)
             if lane.open is None and not lane.queue.waiting:
                 if lane.queue.in_flight:
@@ -438,7 +440,7 @@ class Producer:
 
     def _locate(self, lane: _Lane) -> None:
         """Ask any node who leads, and whether the topic still is what we think."""
-        if len(self._locating) < 8:
+        if len(self._locating) < 8 and not self._closed:
             self._spawn(self._refresh(lane))
 
     async def _refresh(self, lane: _Lane) -> None:

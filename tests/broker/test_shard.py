@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import random
+from typing import TYPE_CHECKING
 
 import pytest
 
 from aegis_cluster.errors import NotLeader, OutcomeUnknown
-from aegis_cluster.storage.rounds import Round
 from aegis_cluster.storage.store import ShardStore
 from aegis_cluster.wire.protocol import Api
 from tests.broker.harness import Client, Cluster, Host, batch
+
+if TYPE_CHECKING:
+    from aegis_cluster.storage.rounds import Round
 
 
 @pytest.fixture
@@ -256,6 +259,10 @@ def test_a_disk_that_lies_about_its_syncs_is_found_out(monkeypatch: pytest.Monke
         ticket.started = ticket.synced = True
 
     monkeypatch.setattr(ShardStore, "sync", lie)
-    with pytest.raises(AssertionError):
+
+    def run_all() -> None:
         for seed in range(12):
             test_what_was_acknowledged_survives_power_loss_at_any_moment(seed)
+
+    with pytest.raises(AssertionError):
+        run_all()
