@@ -76,6 +76,9 @@ class Connection:
     listener: Listener
     sink: Sink
     origin: bytes
+    repeats: bool = True
+    """Messages may arrive twice. Not for clients: a refusal says that *this* request was not
+    carried out, so a request that TCP brings once must not come again."""
     boot: int = 0
     up: bool = False
     closed: bool = False
@@ -118,11 +121,13 @@ class Network:
 
     # ---- connections
 
-    def dial(self, source: int, target: int, listener: Listener, sink: Sink) -> Connection:
+    def dial(
+        self, source: int, target: int, listener: Listener, sink: Sink, *, repeats: bool = True
+    ) -> Connection:
         """Begin to connect; `sink` hears of it."""
         self._count += 1
         origin = b"%d-%d" % (source, self._count)
-        connection = Connection(self, source, target, listener, sink, origin)
+        connection = Connection(self, source, target, listener, sink, origin, repeats)
         self._scheduler.after(self._latency(), self._attempt, connection, RECONNECT_US)
         return connection
 
@@ -201,7 +206,8 @@ class Network:
         is_greeting, connection.greeted[way] = not connection.greeted[way], True
         if faults.loss and not is_greeting and self._rng.random() < faults.loss:
             return
-        copies = 2 if faults.duplication and self._rng.random() < faults.duplication else 1
+        repeats = connection.repeats and faults.duplication
+        copies = 2 if repeats and self._rng.random() < faults.duplication else 1
         parts = [bytes(part) for part in message]
         for _ in range(copies):
             delay_us = self._arrival(connection, way) - self._scheduler.now_us

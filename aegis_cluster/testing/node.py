@@ -114,6 +114,7 @@ class SimulatedNode:
         self._store: ShardStore | None = None
         self._syncing = False
         self._checkpointing = False
+        self._reads_until_us = 0
         self.restart_after_us: Callable[[], int | None] = lambda: None
         """Asked when a process ends by itself; None leaves it down."""
         self.disk.make_dir(NODE_DIR)
@@ -235,7 +236,7 @@ class SimulatedNode:
 
     def input(self, boot: int, call: Callable[..., None], *arguments: Any) -> None:
         """Something for the next turn of the process that was started as number `boot`."""
-        if boot != self.boot or not self.up or len(self._inbox) >= INBOX_MESSAGES_MAX:
+        if boot != self.boot or not self.up:
             return
         self._inbox.append((call, arguments))
         self._plan_turn()
@@ -282,7 +283,8 @@ class SimulatedNode:
         return self.shard
 
     def requested(self, listener: Listener, origin: bytes, message: Sequence[Part]) -> None:
-        self.input(self.boot, self._request, listener, origin, message)
+        if len(self._inbox) < INBOX_MESSAGES_MAX:
+            self.input(self.boot, self._request, listener, origin, message)
 
     def _request(self, listener: Listener, origin: bytes, message: Sequence[Part]) -> None:
         if listener is Listener.PEERS:
@@ -399,10 +401,14 @@ class SimulatedNode:
         return self._network.reply(origin, self.boot, message)
 
     def read_later(self, job: Callable[[], T], done: Callable[[T], None]) -> None:
-        self._scheduler.after(self._sync_time(), self._in_thread, self.boot, self._read, job, done)
+        """One thread reads for all, so answers come in the order of the questions."""
+        now_us = self._scheduler.now_us
+        self._reads_until_us = max(now_us, self._reads_until_us) + self.traits.sync_us
+        delay_us = self._reads_until_us - now_us
+        self._scheduler.after(delay_us, self._in_thread, self.boot, self._read, job, done)
 
     def _read(self, job: Callable[[], T], done: Callable[[T], None]) -> None:
-        self._later(done, job())
+        self.input(self.boot, done, job())
 
 
 def address_of(node: int) -> NodeAddress:

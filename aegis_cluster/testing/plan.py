@@ -85,19 +85,19 @@ def draw_plan(rng: random.Random) -> Plan:
         partitions=rng.choice((1, 1, 2, 3)),
         producers=rng.choice((1, 2, 3)),
         readers=rng.choice((1, 1, 2)),
-        safety_us=rng.choice((2, 4, 6)) * SECOND,
-        write_every_us=rng.choice((20, 60, 150)) * MS,
+        safety_us=rng.choice((1, 2, 4)) * SECOND,
+        write_every_us=rng.choice((40, 100, 250)) * MS,
         records_max=rng.choice((1, 3)),
         value_bytes_max=rng.choice((0, 0, 400, 2_000)),
         fault_every_us=rng.choice((150, 400, 1_000)) * MS,
         network=_draw_network(rng),
-        limits=_draw_limits(rng),
         snapshot_frames=rng.choice((3, 20, 100_000)),
     )
+    plan.limits = _draw_limits(rng, plan.value_bytes_max)
     plan.machines = [_draw_machine(rng) for _ in range(plan.nodes)]
     if rng.random() < 0.3:
-        plan.safety_us = 6 * SECOND
-        plan.pause_from_us, plan.pause_to_us = 1 * SECOND, 5 * SECOND
+        plan.safety_us = 5 * SECOND
+        plan.pause_from_us, plan.pause_to_us = SECOND // 2, 4 * SECOND
     if rng.random() < 0.9:
         some = rng.sample(FAULTS, rng.randint(1, 6))
         plan.faults = {kind: rng.choice((1, 3)) for kind in sorted(some)}
@@ -115,9 +115,9 @@ def _draw_network(rng: random.Random) -> NetworkFaults:
     )
 
 
-def _draw_limits(rng: random.Random) -> StoreLimits:
+def _draw_limits(rng: random.Random, value_bytes_max: int) -> StoreLimits:
     limits = replace(SMALL_STORE, checkpoint_interval_ms=rng.choice((50, 200, 1_000)))
-    if rng.random() < 0.3:
+    if value_bytes_max > 400 or rng.random() < 0.3:
         limits = replace(limits, journal_bytes=64 * 1024, segment_bytes=64 * 1024)
     return limits
 

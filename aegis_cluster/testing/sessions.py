@@ -81,7 +81,7 @@ class ClientLink:
         self._connection = self._dial()
 
     def _dial(self) -> Connection:
-        return self._network.dial(self._host, self._node, Listener.DATA, self)
+        return self._network.dial(self._host, self._node, Listener.DATA, self, repeats=False)
 
     def connected(self) -> None:
         hello = Hello(PROTOCOL_VERSION, "client", "", 0, "", f"client-{self._host}", 0)

@@ -31,7 +31,6 @@ from aegis_cluster.testing.watch import ReplicaWatch, whole_logs
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from aegis_cluster.testing.history import Write
 
 BOOTSTRAP_US: Final = 30 * SECOND
 VIOLATIONS_SHOWN: Final = 8
@@ -235,19 +234,20 @@ class Simulation:
         if not self._wait(deadline_us, self._writes_ended):
             self._stuck("writes did not end")
             return
-        last = [
-            self.producers[0].publish(partition, 1) for partition in range(self.plan.partitions)
-        ]
-        if not self._wait(deadline_us, lambda: settled(last)):
-            self._stuck("a new write did not end")
-            return
-        self._expect_stored(last)
+        for partition in range(self.plan.partitions):
+            if not self._store_one(partition, deadline_us):
+                self._stuck(f"no new write was stored in partition {partition}")
+                return
         self._read_back(deadline_us)
 
-    def _expect_stored(self, last: list[Write]) -> None:
-        for write in last:
-            if write.outcome is not Outcome.OK:
-                self._stuck(f"a new write was not stored: {write.reason}")
+    def _store_one(self, partition: int, deadline_us: int) -> bool:
+        """Write until a write is acknowledged."""
+        while True:
+            write = self.producers[0].publish(partition, 1)
+            if not self._wait(deadline_us, lambda write=write: settled([write])):  # type: ignore[misc]
+                return False
+            if write.outcome is Outcome.OK:
+                return True
 
     def _wait(self, deadline_us: int, done: Callable[[], bool]) -> bool:
         """Run on until something holds; looked at now and then, for that is cheaper."""
