@@ -4,16 +4,18 @@ request fields:  [wait_ms, [[group, offset, bytes_max], ...]]
 reply fields:    [[code, high_watermark, log_start, bytes] or [code, message, details], ...]
                  and one raw part per entry, in the same order; empty where there is nothing new
 
-A fetch needs no quorum: what is committed stays committed. Hot frames come from memory, the rest
-is read in a helper thread.
+A fetch needs no quorum: what is committed stays committed. One question does: whether an offset
+above our high watermark exists. A leader that others have replaced without its knowing would deny
+what clients have read elsewhere, so it makes sure that it still leads before it says no. Hot frames
+come from memory, the rest is read in a helper thread.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections import defaultdict
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from aegis_cluster.broker.produce import refusal
 from aegis_cluster.errors import AegisError, Corruption, NotLeader, PeerViolation
@@ -27,6 +29,10 @@ if TYPE_CHECKING:
     from aegis_cluster.broker.partition import Partition
     from aegis_cluster.broker.transport import Transport
     from aegis_cluster.storage.types import ReadResult
+
+
+CONFIRM_MS: Final = 1_000
+"""A leader that may be one no longer has so long to find out, however short the client's wait."""
 
 
 class FetchItem(NamedTuple):
@@ -44,6 +50,26 @@ class FetchCall:
     strict: bool
     reply: Callable[[list[list[Any]], list[Part]], None]
     done: bool = False
+    asked: set[GroupId] = field(default_factory=set)
+    """Partitions that make sure that they still lead before they deny the offset."""
+    confirmed: set[GroupId] = field(default_factory=set)
+    """Those that have."""
+
+
+class _Confirmation:
+    """Looks at a fetch again once its partition is known to have led after the fetch came."""
+
+    def __init__(self, fetches: Fetches, call: FetchCall, group: GroupId) -> None:
+        self._fetches = fetches
+        self._call = call
+        self._group = group
+
+    def committed(self) -> None:
+        self._call.confirmed.add(self._group)
+        self._fetches.look_again(self._call)
+
+    def lost(self, _: AegisError) -> None:
+        self._fetches.look_again(self._call)
 
 
 class _Found(NamedTuple):
@@ -85,6 +111,8 @@ class Fetches:
         """Answer at once where something is known, else wait for it or for the deadline."""
         if self._try(call) or call.done:
             return
+        if call.asked:
+            call.deadline_ms = max(call.deadline_ms, now_ms + CONFIRM_MS)
         if call.deadline_ms <= now_ms:
             self._answer_empty(call)
             return
@@ -124,7 +152,7 @@ class Fetches:
         found: list[_Found] = []
         ready = False
         for item in call.items:
-            answer = self._look(item, min(item.bytes_max, budget), call.strict)
+            answer = self._look(call, item, min(item.bytes_max, budget))
             ready |= answer.fields[0] != 0 or answer.data != b""
             budget -= len(answer.data) if answer.data is not None else item.bytes_max
             budget = max(budget, 0)
@@ -133,14 +161,20 @@ class Fetches:
             self._answer(call, found)
         return ready
 
-    def _look(self, item: FetchItem, bytes_max: int, strict: bool) -> _Found:
+    def look_again(self, call: FetchCall) -> None:
+        """Something that this call alone waited for is known."""
+        if not call.done:
+            self._try(call)
+
+    def _look(self, call: FetchCall, item: FetchItem, bytes_max: int) -> _Found:
         try:
             partition = self._partitions.get(item.group)
             if partition is None:
                 raise NotLeader("This shard has no replica of the partition; ask for metadata.")
-            if strict and not partition.serving:
+            if call.strict and not partition.serving:
                 raise partition.unable()
-            partition.check_fetch(item.offset)
+            if not self._makes_sure(call, item, partition):
+                partition.check_fetch(item.offset)
             return self._find(partition, item, bytes_max)
         except AegisError as error:
             return _Found(refusal(error), b"")
@@ -155,6 +189,16 @@ class Fetches:
             raise _damaged(partition, error) from error
         hot = partition.log.read_cached(first, partition.applied, bytes_max)
         return _Found(fields, hot.data if hot else None, first, partition.applied)
+
+    def _makes_sure(self, call: FetchCall, item: FetchItem, partition: Partition) -> bool:
+        """Whether a leader has to find out if it still leads before it denies an offset."""
+        is_beyond = item.offset > partition.high_watermark
+        if not call.strict or not is_beyond or item.group in call.confirmed:
+            return False
+        if item.group not in call.asked:
+            call.asked.add(item.group)
+            partition.wait_for_read(_Confirmation(self, call, item.group))
+        return True
 
     def _answer(self, call: FetchCall, found: list[_Found]) -> None:
         call.done = True
@@ -190,7 +234,7 @@ class Fetches:
         self._transport.read_later(read, done)
 
     def _answer_empty(self, call: FetchCall) -> None:
-        found = [self._look(item, 0, call.strict) for item in call.items]
+        found = [self._look(call, item, 0) for item in call.items]
         call.done = True
         call.reply([f.fields for f in found], [b"" for _ in found])
 

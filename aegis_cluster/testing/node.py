@@ -1,4 +1,4 @@
-"""One node of a simulated cluster: a machine with a disk and clocks, and the process that runs on it.
+"""One node of a simulated cluster: a machine with disk and clocks, and the process on it.
 
 The idea: the process is a real `broker.Shard` over a real `ShardStore`, driven in the order of
 `broker.loop`: finished disk work, peers, links, clients, step, write. What the loop gives to

@@ -38,7 +38,7 @@ class Scheduler:
         self._hash = blake2b(digest_size=12)
 
     def after(self, delay_us: int, call: Callable[..., None], *arguments: Any) -> None:
-        """Plan a call; it cannot be taken back, so whoever gets it checks whether it still cares."""
+        """Plan a call; it cannot be taken back: whoever gets it looks whether it still cares."""
         invariant(delay_us >= 0, "time only moves on", delay=delay_us)
         self._planned += 1
         heapq.heappush(self._heap, (self.now_us + delay_us, self._planned, call, arguments))

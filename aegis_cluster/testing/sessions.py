@@ -440,8 +440,8 @@ def records_of(frames: Part) -> list[tuple[int, bytes]]:
     found: list[tuple[int, bytes]] = []
     for position, header in iter_frames(frames):
         if header.kind is FrameKind.DATA:
-            for record in decode_batch(bytes(frame_payload(frames, header, position))):
-                found.append((record.offset, record.value or b""))
+            records = decode_batch(bytes(frame_payload(frames, header, position)))
+            found += [(record.offset, record.value or b"") for record in records]
     return found
 
 
