@@ -106,6 +106,14 @@ class Links:
         link = self._links.get(key)
         return link is not None and link.state is LinkState.UP
 
+    def incarnations(self, node: NodeId) -> set[str]:
+        """As which members the shards of a node answer us now."""
+        return {
+            link.member.incarnation
+            for key, link in self._links.items()
+            if key.node == node and link.state is LinkState.UP and link.member is not None
+        }
+
     def ups(self) -> list[PeerKey]:
         """Links that can carry a call now."""
         return [key for key in self.keys() if self.is_up(key)]

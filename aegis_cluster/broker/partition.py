@@ -39,6 +39,7 @@ from aegis_cluster.raft.progress import Following
 from aegis_cluster.storage.types import HardState, ReadResult
 from aegis_cluster.wire.batch import BatchHeader, batch_header
 from aegis_cluster.wire.frame import (
+    FRAME_HEADER_BYTES,
     FrameKind,
     check_frame,
     decode_header,
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from aegis_cluster.broker.folds import PartitionState
-    from aegis_cluster.raft import Effects, Envelope, Replica, SnapshotInstall
+    from aegis_cluster.raft import Effects, Envelope, Membership, Replica, SnapshotInstall
     from aegis_cluster.raft import Message as RaftMessage
     from aegis_cluster.storage.log import PartitionLog
     from aegis_cluster.storage.store import ShardStore
@@ -320,6 +321,12 @@ class Partition:
         self._next_read += 1
         self._read_waiters[self._next_read] = waiter
         self.replica.read_index(self._next_read)
+        self._rounds.due(self)
+
+    def change_membership(self, membership: Membership) -> None:
+        """Propose the next membership, one step away. Raises `NotLeader`, `NotReady`."""
+        payload = encode_fields(membership_to_fields(membership))
+        self.replica.change_membership(membership, FRAME_HEADER_BYTES + len(payload))
         self._rounds.due(self)
 
     def round_done(self, number: int) -> None:

@@ -21,7 +21,7 @@ from aegis_cluster.errors import (
     StorageFailed,
     WrongCluster,
 )
-from aegis_cluster.ids import GroupId, LogIndex, Member, NodeId
+from aegis_cluster.ids import METADATA_GROUP, GroupId, LogIndex, Member, NodeId
 from aegis_cluster.raft.codec import message_from_fields
 from aegis_cluster.wire.codes import error_to_reply
 from aegis_cluster.wire.descriptions import node_from_fields
@@ -135,6 +135,8 @@ class PeerApi:
             part = take_int(item, 1, "part", low=-1)
             frames = None if part < 0 else memoryview(take_part(request.parts, part, "frames"))
             partition = self._shard.manager.partitions.get(group)
+            if partition is None and group == METADATA_GROUP:
+                partition = self._shard.join_metadata(sender)
             if partition is not None:
                 partition.receive(
                     sender, message_from_fields(take_list(item, 2, "message")), frames

@@ -80,7 +80,7 @@ class ReplicaBackend:
         found = self._shard.table.partition_of(group)
         if found is None:
             return
-        partition = manager.create(group, name, found[1].replicas)
+        partition = manager.create(group, name, self._shard.table.founders_of(group))
         if self.prefers_us(partition):
             partition.replica.campaign()
         manager.due(partition)

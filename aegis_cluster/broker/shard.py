@@ -18,6 +18,7 @@ from aegis_cluster.broker.clients import Clients
 from aegis_cluster.broker.controller_frontend import ControllerFrontend
 from aegis_cluster.broker.fetch import Fetches
 from aegis_cluster.broker.links import Links
+from aegis_cluster.broker.membership_backend import MembershipBackend
 from aegis_cluster.broker.metadata_reader import MetadataReader
 from aegis_cluster.broker.peer_api import PeerApi
 from aegis_cluster.broker.producer_ids import ProducerIds
@@ -100,6 +101,7 @@ class Shard:
         if not self._holds_metadata():
             self.reader = MetadataReader(self, self.links)
         self.repairs = Repairs(self)
+        self.membership = MembershipBackend(self)
         self.backend = ReplicaBackend(self)
         self.producer_ids = ProducerIds(self)
         self.requests = RequestApi(self, transport)
@@ -134,6 +136,17 @@ class Shard:
         is_founder = self.context.me in voters and self.context.shard == 0
         if is_founder and METADATA_GROUP not in self.manager.partitions:
             self.manager.create(METADATA_GROUP, TopicPartition(METADATA_TOPIC, 0), voters)
+
+    def join_metadata(self, leader: Member) -> Partition | None:
+        """A leader of `__cluster/0` writes to us: it has made this node's first shard a learner.
+
+        The replica begins as no member; the log says when it became one.
+        """
+        if self.context.shard != 0 or self.context.me in self.context.founders:
+            return None
+        log.info("This node now holds a replica of the cluster's metadata.")
+        name = TopicPartition(METADATA_TOPIC, 0)
+        return self.manager.create(METADATA_GROUP, name, (leader,))
 
     def _controller(self) -> ControllerFrontend | None:
         partition = self.manager.partitions.get(METADATA_GROUP)
@@ -195,6 +208,7 @@ class Shard:
         self.producer_ids.tick()
         self.backend.tick()
         self.repairs.tick()
+        self.membership.tick()
         self._read_metadata()
 
     def _read_metadata(self) -> None:
@@ -276,7 +290,7 @@ class Shard:
     @property
     def damaged(self) -> list[dict[str, Any]]:
         """Replicas that are damaged or being rebuilt, with the reason in words."""
-        return self.repairs.report()
+        return self.repairs.report() + self.membership.report()
 
     def describe(self) -> dict[str, Any]:
         """Who this shard is, for a status answer."""

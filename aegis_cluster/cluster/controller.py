@@ -9,7 +9,13 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
-from aegis_cluster.cluster.metadata import CreateTopic, DeleteTopic, GrantProducerIds, RegisterNode
+from aegis_cluster.cluster.metadata import (
+    CreateTopic,
+    DeleteTopic,
+    GrantProducerIds,
+    RegisterNode,
+    ReplaceMember,
+)
 from aegis_cluster.cluster.placement import place
 from aegis_cluster.errors import InvalidTopic, TopicExists, TopicNotFound
 from aegis_cluster.ids import GroupId
@@ -32,9 +38,14 @@ _CLEANUPS: Final = ("delete",)
 _COMPRESSIONS: Final = ("none", "gzip", "snappy", "lz4", "zstd")
 
 
-def register_node(table: MetadataTable, info: NodeInfo) -> RegisterNode | None:
+def register_node(table: MetadataTable, info: NodeInfo) -> RegisterNode | ReplaceMember | None:
     """None when the node stands there already just so."""
-    return None if table.nodes.get(info.node) == info else RegisterNode(info)
+    known = table.nodes.get(info.node)
+    if known == info:
+        return None
+    if known is not None and known.incarnation != info.incarnation:
+        return ReplaceMember(info, known.member)
+    return RegisterNode(info)
 
 
 def create_topic(

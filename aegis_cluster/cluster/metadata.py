@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgpack
 
 from aegis_cluster.errors import CorruptRecord
-from aegis_cluster.ids import ProducerId
+from aegis_cluster.ids import Member, NodeId, ProducerId
 from aegis_cluster.wire.descriptions import (
     NodeInfo,
     TopicInfo,
@@ -30,6 +30,14 @@ COMMAND_VERSION: Final = 1
 @dataclass(frozen=True, slots=True)
 class RegisterNode:
     info: NodeInfo
+
+
+@dataclass(frozen=True, slots=True)
+class ReplaceMember:
+    """The node came back with an empty directory: a new member takes the places of the old one."""
+
+    info: NodeInfo
+    old: Member
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +58,7 @@ class GrantProducerIds:
     count: int
 
 
-Command = RegisterNode | CreateTopic | DeleteTopic | GrantProducerIds
+Command = RegisterNode | ReplaceMember | CreateTopic | DeleteTopic | GrantProducerIds
 
 
 def encode_command(command: Command) -> bytes:
@@ -58,6 +66,8 @@ def encode_command(command: Command) -> bytes:
     match command:
         case RegisterNode(info):
             body: list[Any] = ["register_node", node_to_fields(info)]
+        case ReplaceMember(info, old):
+            body = ["replace_member", node_to_fields(info), list(old)]
         case CreateTopic(topic):
             body = ["create_topic", topic_to_fields(topic)]
         case DeleteTopic(name):
@@ -83,6 +93,8 @@ def decode_command(value: bytes) -> Command:
     match kind, body:
         case "register_node", [values]:
             return RegisterNode(node_from_fields(values))
+        case "replace_member", [values, [int(node), str(incarnation)]]:
+            return ReplaceMember(node_from_fields(values), Member(NodeId(node), incarnation))
         case "create_topic", [values]:
             return CreateTopic(topic_from_fields(values))
         case "delete_topic", [str(name)]:

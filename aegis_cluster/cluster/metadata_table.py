@@ -7,6 +7,7 @@ at.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from aegis_cluster.cluster.metadata import (
@@ -15,9 +16,10 @@ from aegis_cluster.cluster.metadata import (
     DeleteTopic,
     GrantProducerIds,
     RegisterNode,
+    ReplaceMember,
 )
 from aegis_cluster.errors import invariant
-from aegis_cluster.ids import METADATA_GROUP, GroupId, LogIndex, NodeId, ProducerId
+from aegis_cluster.ids import METADATA_GROUP, GroupId, LogIndex, Member, NodeId, ProducerId
 from aegis_cluster.wire.descriptions import (
     NodeInfo,
     PartitionInfo,
@@ -38,6 +40,8 @@ class MetadataTable:
         self.topics: dict[str, TopicInfo] = {}
         self.next_group = GroupId(METADATA_GROUP + 1)
         self.next_producer_id = ProducerId(1)
+        self._founders: dict[GroupId, tuple[Member, ...]] = {}
+        """First voters of groups whose members changed since; other groups' are their replicas."""
         self._by_group: dict[GroupId, tuple[TopicInfo, PartitionInfo]] = {}
 
     def apply(self, index: LogIndex, command: Command) -> None:
@@ -47,6 +51,9 @@ class MetadataTable:
         match command:
             case RegisterNode(info):
                 self.nodes[info.node] = info
+            case ReplaceMember(info, old):
+                self.nodes[info.node] = info
+                self._replace(old, info.member)
             case CreateTopic(info):
                 self._add_topic(info)
             case DeleteTopic(name):
@@ -58,6 +65,28 @@ class MetadataTable:
     def partition_of(self, group: GroupId) -> tuple[TopicInfo, PartitionInfo] | None:
         """The topic and partition whose log this group is; None for one that is gone or unknown."""
         return self._by_group.get(group)
+
+    def founders_of(self, group: GroupId) -> tuple[Member, ...]:
+        """The voters that the group began with; whoever came later joins as a learner."""
+        placed = self._by_group[group][1]
+        return self._founders.get(group, placed.replicas)
+
+    def _replace(self, old: Member, new: Member) -> None:
+        """Put `new` in the place of `old` wherever other replicas are left to bring it up from."""
+        for name, topic in sorted(self.topics.items()):
+            if not any(_moves(placed, old) for placed in topic.partitions):
+                continue
+            for placed in topic.partitions:
+                if _moves(placed, old):
+                    self._founders.setdefault(placed.group, placed.replicas)
+            moved = tuple(
+                placed._replace(replicas=tuple(new if m == old else m for m in placed.replicas))
+                if _moves(placed, old)
+                else placed
+                for placed in topic.partitions
+            )
+            self.topics[name] = info = replace(topic, partitions=moved)
+            self._by_group |= {placed.group: (info, placed) for placed in moved}
 
     def _add_topic(self, info: TopicInfo) -> None:
         invariant(info.name not in self.topics, "topic created twice", topic=info.name)
@@ -73,6 +102,7 @@ class MetadataTable:
         if info is not None:
             for partition in info.partitions:
                 del self._by_group[partition.group]
+                self._founders.pop(partition.group, None)
 
     def to_body(self) -> list[Any]:
         """The whole table as msgpack-able values: a snapshot's body, or a copy's source."""
@@ -82,12 +112,13 @@ class MetadataTable:
             [topic_to_fields(topic) for _, topic in sorted(self.topics.items())],
             self.next_group,
             self.next_producer_id,
+            [[group, *map(list, members)] for group, members in sorted(self._founders.items())],
         ]
 
     @classmethod
     def from_body(cls, body: list[Any]) -> MetadataTable:
         table = cls()
-        index, nodes, topics, next_group, next_producer_id = body
+        index, nodes, topics, next_group, next_producer_id, *later = body
         for values in nodes:
             node = node_from_fields(values)
             table.nodes[node.node] = node
@@ -96,4 +127,12 @@ class MetadataTable:
         table.index = LogIndex(index)
         table.next_group = GroupId(next_group)
         table.next_producer_id = ProducerId(next_producer_id)
+        for group, *members in later[0] if later else ():
+            first = tuple(Member(NodeId(node), incarnation) for node, incarnation in members)
+            table._founders[GroupId(group)] = first
         return table
+
+
+def _moves(placed: PartitionInfo, old: Member) -> bool:
+    """An only replica stays where it was: there is nothing to bring a new one up from."""
+    return old in placed.replicas and len(placed.replicas) > 1

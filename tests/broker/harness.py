@@ -171,7 +171,7 @@ class Host:
             shard=self.key.shard,
             shards=self.shards,
             boot_id=f"boot-{self.key.node}-{self.boots}",
-            founders=tuple(cluster.member(NodeId(n + 1)) for n in range(cluster.nodes)),
+            founders=cluster.founders if self.key.node not in cluster.wiped else (),
             peers=tuple(NodeAddress("127.0.0.1", 7100 + 100 * n) for n in range(cluster.nodes)),
         )
 
@@ -233,16 +233,15 @@ class Cluster:
         self.now_ms = 0
         self.hosts: dict[PeerKey, Host] = {}
         self.inbox: dict[tuple[PeerKey, Listener, bytes], list[list[bytes]]] = {}
+        self.wiped: dict[NodeId, int] = {}
+        """How often a node's directory was replaced by an empty one."""
         self.cut: set[frozenset[NodeId]] = set()
         """Pairs of nodes that cannot reach each other."""
         self._queue: deque[Callable[[], None]] = deque()
         self._connections: dict[int, tuple[Host, int, Host, int]] = {}
         self._count = 0
         for node in range(1, nodes + 1):
-            disk = SimulatedDisk()
-            disk.make_dir(DIRECTORY)
-            disk.sync_dir("/")
-            prepare_node_dir(disk, DIRECTORY, shards, limits=limits)
+            disk = empty_disk(shards, limits)
             for number in range(shards):
                 key = PeerKey(NodeId(node), ShardId(number))
                 self.hosts[key] = Host(self, key, disk, shards)
@@ -251,7 +250,14 @@ class Cluster:
                 host.start()
 
     def member(self, node: NodeId) -> Member:
-        return Member(node, f"incarnation-{node}")
+        wiped = self.wiped.get(node, 0)
+        return Member(node, f"incarnation-{node}" + (f"-{wiped}" if wiped else ""))
+
+    @property
+    def founders(self) -> tuple[Member, ...]:
+        return tuple(
+            Member(NodeId(node), f"incarnation-{node}") for node in range(1, self.nodes + 1)
+        )
 
     def host(self, node: int, shard: int = 0) -> Host:
         return self.hosts[PeerKey(NodeId(node), ShardId(shard))]
@@ -360,6 +366,15 @@ class Cluster:
             if other.key.node == host.key.node:
                 other.end()
 
+    def wipe(self, node: int) -> None:
+        """The node ends, and its directory is formatted anew, to join; to be started by hand."""
+        hosts = [host for host in self.hosts.values() if host.key.node == node]
+        disk = empty_disk(hosts[0].shards, self.limits)
+        for host in hosts:
+            host.end()
+            host.disk = disk
+        self.wiped[NodeId(node)] = self.wiped.get(NodeId(node), 0) + 1
+
     def isolate(self, node: int) -> None:
         for other in range(1, self.nodes + 1):
             if other != node:
@@ -411,6 +426,15 @@ class Cluster:
         for placed in info.partitions:
             self.elect(placed.group)
         return info
+
+
+def empty_disk(shards: int, limits: StoreLimits) -> SimulatedDisk:
+    """A formatted directory without data."""
+    disk = SimulatedDisk()
+    disk.make_dir(DIRECTORY)
+    disk.sync_dir("/")
+    prepare_node_dir(disk, DIRECTORY, shards, limits=limits)
+    return disk
 
 
 def topic_fields(

@@ -1,0 +1,177 @@
+"""Compares who should hold a partition with who does, and mends the difference one step at a time.
+
+A node whose disk was wiped comes back as a new member: it registers, the metadata names it in
+place of the old one, and the leader of every partition that the old one held makes it a learner,
+lets it catch up, makes it a voter, and removes the old one. `__cluster/0` stands in no table: its
+members follow the registrations themselves.
+
+The rule it protects: nobody counts towards a majority before it has caught up (A11), one change
+at a time (A8), and where a majority of disks is gone, nothing is led, changed or thrown away: it is
+said in plain words instead.
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
+
+from aegis_cluster.errors import Refused
+from aegis_cluster.ids import METADATA_GROUP, GroupId, Member
+from aegis_cluster.raft.quorum import quorum_size
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from aegis_cluster.broker.partition import Partition
+    from aegis_cluster.broker.shard import Shard
+    from aegis_cluster.cluster.metadata_table import MetadataTable
+    from aegis_cluster.raft import Membership
+
+EVERY_MS: Final = 250
+UNREGISTERED_MS: Final = 10_000
+"""After so long without being registered a node says so."""
+
+log = logging.getLogger(__name__)
+
+
+def next_step(now: Membership, wanted: Collection[Member]) -> Membership | None:
+    """The next single change towards these voters; None where there is nothing to do."""
+    for member in sorted(wanted):
+        if member not in now.members:
+            return now.with_learner(member)
+    for member in now.learners:
+        return now.with_voter(member) if member in wanted else now.without(member)
+    for member in now.voters:
+        if member not in wanted:
+            return now.without(member)
+    return None
+
+
+def wanted_members(partition: Partition, table: MetadataTable) -> list[Member]:
+    """Who should hold the partition, as far as the table knows."""
+    if partition.group == METADATA_GROUP:
+        nodes = table.nodes
+        voters = partition.replica.membership.voters
+        return sorted(
+            {nodes[voter.node].member if voter.node in nodes else voter for voter in voters}
+        )
+    found = table.partition_of(partition.group)
+    return list(found[1].replicas) if found else list(partition.replica.membership.voters)
+
+
+class MembershipBackend:
+    """One per shard; acts on the partitions that are led here."""
+
+    def __init__(self, shard: Shard) -> None:
+        self._shard = shard
+        self._due_ms = shard.now_ms
+        self._started_ms = shard.now_ms
+        self._said: dict[GroupId, str] = {}
+
+    def tick(self) -> None:
+        """Propose the next change of each partition, and say what cannot be mended."""
+        shard = self._shard
+        if shard.now_ms < self._due_ms:
+            return
+        self._due_ms = shard.now_ms + EVERY_MS
+        for partition in shard.manager.partitions.values():
+            if partition.serving:
+                self._mend(partition)
+        self._say()
+
+    def _mend(self, partition: Partition) -> None:
+        now = partition.replica.membership
+        following = next_step(now, wanted_members(partition, self._shard.table))
+        if following is None:
+            return
+        with suppress(Refused):  # not yet: an earlier change, or a learner, is not finished
+            partition.change_membership(following)
+            log.info(
+                "Members of %s: voters %s, learners %s.",
+                partition.name,
+                _names(following.voters),
+                _names(following.learners),
+            )
+
+    # ---- what cannot be mended
+
+    def report(self) -> list[dict[str, Any]]:
+        """Partitions that have lost too many disks, for a status answer."""
+        problems = self._problems()
+        return [
+            {"group": group, "topic": topic, "why": why}
+            for group, (topic, why) in sorted(problems.items())
+        ]
+
+    def _say(self) -> None:
+        problems = {group: why for group, (_, why) in self._problems().items()}
+        for group, why in problems.items():
+            if self._said.get(group) != why:
+                log.error("%s", why)
+        self._said = problems
+
+    def _problems(self) -> dict[GroupId, tuple[str, str]]:
+        found = {
+            group: (partition.name.topic, why)
+            for group, partition in self._shard.manager.partitions.items()
+            if (why := self._why_stuck(partition)) is not None
+        }
+        unregistered = self._why_unregistered()
+        if unregistered is not None:
+            found.setdefault(METADATA_GROUP, ("__cluster", unregistered))
+        return found | self._lost_with_our_disk()
+
+    def _why_stuck(self, partition: Partition) -> str | None:
+        """No majority of the voters' disks is left."""
+        voters = partition.replica.membership.voters
+        if partition.replica.leader is not None or partition.is_alone:
+            return None
+        gone = [voter for voter in voters if self._is_wiped(voter)]
+        if len(voters) - len(gone) >= quorum_size(len(voters)):
+            return None
+        return (
+            f"{partition.name} has no leader and cannot get one: {len(gone)} of its {len(voters)}"
+            f" voters came back with empty data directories (nodes {_names(gone)}), and without a"
+            " majority nobody can know what was acknowledged. Nothing is changed, and what this"
+            " node holds is kept. Stop those nodes and give them their old data directories back."
+        )
+
+    def _is_wiped(self, voter: Member) -> bool:
+        """Somebody else answers where this voter was."""
+        now = self._shard.links.incarnations(voter.node)
+        return bool(now) and voter.incarnation not in now
+
+    def _why_unregistered(self) -> str | None:
+        shard = self._shard
+        info = shard.context.node_info
+        known = shard.table.nodes.get(info.node)
+        if known is not None and known.incarnation == info.incarnation:
+            self._started_ms = shard.now_ms
+        if shard.now_ms - self._started_ms < UNREGISTERED_MS:
+            return None
+        return (
+            f"Node {info.node} waits to join the cluster: no leader of __cluster/0 has registered"
+            " it. A majority of the nodes that hold the cluster's metadata must run, with the data"
+            " directories that they had."
+        )
+
+    def _lost_with_our_disk(self) -> dict[GroupId, tuple[str, str]]:
+        """Partitions whose only replica was on a directory that this node no longer has."""
+        me, table = self._shard.context.me, self._shard.table
+        return {
+            placed.group: (
+                topic,
+                f"{topic}/{placed.partition} had its only replica in an earlier data directory of"
+                f" node {me.node}. Give the node that directory back, or delete the topic.",
+            )
+            for topic, info in table.topics.items()
+            for placed in info.partitions
+            if len(placed.replicas) == 1
+            and placed.replicas[0].node == me.node
+            and placed.replicas[0] != me
+        }
+
+
+def _names(members: Collection[Member]) -> str:
+    return ", ".join(str(member.node) for member in members) or "none"
