@@ -132,14 +132,9 @@ class Producer:
             self._producer_id = await self._cluster.new_producer_id(deadline)
 
     def choose_partition(self, info: TopicInfo) -> int:
-        """For a record without a key: one partition until its batch is full, then the next."""
+        """For a record without a key: one partition until its batch leaves, then the next."""
         number = self._sticky.setdefault(info.name, hash_start(self._cluster.client_id, info))
-        lane = self._lanes.get((info.name, number))
-        if lane is None or lane.open is None or lane.open.builder.count == 0:
-            return number
-        if lane.open.builder.size_bytes >= self._options.batch_bytes // 2:
-            self._sticky[info.name] = number = (number + 1) % len(info.partitions)
-        return number
+        return number % len(info.partitions)
 
     async def add(
         self, info: TopicInfo, partition: int, row: Row, deadline: float
@@ -212,6 +207,8 @@ class Producer:
         if opened is None:
             return
         lane.open = None
+        if self._sticky.get(lane.info.name) == lane.partition:
+            self._sticky[lane.info.name] = (lane.partition + 1) % len(lane.info.partitions)
         future, room = opened.future, opened.room
 
         def done(result: Outcome | AegisError) -> None:

@@ -105,9 +105,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--boot-id", required=True)
     parser.add_argument("--parent-pid", type=int, required=True)
     options = parser.parse_args(arguments)
-    logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s"
-    )
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(message)s")
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     _raise_file_limit()
     try:

@@ -298,7 +298,7 @@ class ShardStore:
     def _leave_marker(self, reason: str) -> None:
         """Say what was durable. A helper thread may come here, so the groups are copied first."""
         if self._journal_files is None:
-            return  # recovery is not done: what an earlier marker says, if there is one, still holds
+            return  # recovery is not done: an earlier marker, if there is one, still holds
         groups = list(self._groups.copy().values())
         durable = {
             one.entry.group: one.log.durable_index for one in groups if one.log.damage is None

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from aegis_cluster.errors import PeerViolation
 from aegis_cluster.ids import GroupId, Member, NodeId, ShardId
+from aegis_cluster.limits import MESSAGE_BYTES_DEFAULT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -55,7 +56,7 @@ class TopicSettings:
     retention_bytes: int | None = None
     cleanup: str = "delete"
     compression: str = "none"
-    max_message_bytes: int = 1_000_000
+    max_message_bytes: int = MESSAGE_BYTES_DEFAULT
 
 
 class PartitionInfo(NamedTuple):

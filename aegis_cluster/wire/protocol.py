@@ -349,5 +349,8 @@ def check_protocol(hello: Hello) -> None:
     """Refuse a link whose other end speaks another protocol."""
     if hello.protocol_version != PROTOCOL_VERSION:
         raise UnsupportedVersion(
-            "another protocol version", have=hello.protocol_version, want=PROTOCOL_VERSION
+            f"The other side speaks version {hello.protocol_version} of the protocol, this one"
+            f" {PROTOCOL_VERSION}. Run the same version of aegis-cluster on both.",
+            have=hello.protocol_version,
+            want=PROTOCOL_VERSION,
         )
