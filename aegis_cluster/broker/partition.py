@@ -36,6 +36,7 @@ from aegis_cluster.limits import MIB, RAFT_APPEND_BYTES_MAX
 from aegis_cluster.raft import AppendRequest, Entry, InstallSnapshot, Role
 from aegis_cluster.raft.codec import membership_from_fields, membership_to_fields
 from aegis_cluster.raft.progress import Following
+from aegis_cluster.storage.checked_file import pack_body
 from aegis_cluster.storage.types import HardState, ReadResult
 from aegis_cluster.wire.batch import BatchHeader, batch_header
 from aegis_cluster.wire.frame import (
@@ -157,7 +158,8 @@ class Partition:
         self._wall_ms = wall_ms
         self._send = send
         self._read_later = read_later
-        self._proposals: dict[tuple[LogIndex, Term], _Proposal] = {}
+        self._proposals: dict[tuple[LogIndex, Term], _Proposal | bytes] = {}
+        """What becomes a frame in the next step: a batch, or the payload of another kind."""
         self._received: dict[tuple[LogIndex, Term], bytes] = {}
         self._unapplied: deque[tuple[LogIndex, bytes]] = deque()
         self._waiters: defaultdict[LogIndex, list[Waiter]] = defaultdict(list)
@@ -293,7 +295,7 @@ class Partition:
             entry = self.replica.propose(FrameKind.DATA, len(batch))
         except NotLeader:
             raise self.not_leader() from None  # leadership is being handed over
-        placed = Placed(entry.index, self._next_offset, self._now())
+        placed = Placed(entry.index, self._next_offset, self.now())
         self._proposals[entry.index, entry.term] = _Proposal(
             batch, placed.base_offset, placed.time_ms, b""
         )
@@ -328,6 +330,23 @@ class Partition:
         payload = encode_fields(membership_to_fields(membership))
         self.replica.change_membership(membership, FRAME_HEADER_BYTES + len(payload))
         self._rounds.due(self)
+
+    def set_log_start(self, offset: RecordOffset) -> None:
+        """Decide that the log starts at `offset` from now on. Raises `NotLeader`, `Throttled`."""
+        payload = pack_body(offset)
+        entry = self.replica.propose(FrameKind.LOG_START, FRAME_HEADER_BYTES + len(payload))
+        self._proposals[entry.index, entry.term] = payload
+        log_.info("%s starts at offset %s from now on.", self.name, offset)
+        self._rounds.due(self)
+
+    def drop_before(self, index: LogIndex) -> None:
+        """Drop whole segments below `index`, as far as the state on disk covers them."""
+        if self._snapshot_index < index - 1 and self.applied <= self.replica.durable_index:
+            self._save_snapshot()
+        upto = min(index, self._snapshot_index + 1, self.replica.commit_hint)
+        first = self._store.drop_before(self.group, LogIndex(upto))
+        if first > self.replica.log.first_index:
+            self.replica.compact(LogIndex(first - 1))
 
     def round_done(self, number: int) -> None:
         """All rounds up to `number` are on disk: finish the effects that waited for them."""
@@ -413,7 +432,7 @@ class Partition:
             " a later leader may still commit it."
         )
 
-    def _now(self) -> int:
+    def now(self) -> int:
         """The wall clock, kept from falling within this partition (append time in frames)."""
         self._time_ms = max(self._time_ms, self._wall_ms())
         return self._time_ms
@@ -515,9 +534,9 @@ class Partition:
         except CorruptRecord as error:
             raise InvariantBroken("a leader's log left the chain of ours", why=str(error)) from None
 
-    def _make_frame(self, entry: Entry, proposal: _Proposal | None) -> bytes:
+    def _make_frame(self, entry: Entry, proposal: _Proposal | bytes | None) -> bytes:
         invariant(entry.term == self.replica.term, "only frames of our own term are made")
-        if proposal is not None:
+        if isinstance(proposal, _Proposal):
             return encode_data_frame(
                 group=self.group,
                 index=entry.index,
@@ -529,8 +548,9 @@ class Partition:
                 annotation=proposal.annotation,
             )
         kind = FrameKind(entry.kind)
-        invariant(kind in (FrameKind.NOOP, FrameKind.MEMBERSHIP), "a proposal was lost", kind=kind)
-        payload = b""
+        own = kind in (FrameKind.NOOP, FrameKind.MEMBERSHIP) or proposal is not None
+        invariant(own, "a proposal was lost", kind=kind)
+        payload = proposal or b""
         if entry.membership is not None:
             payload = encode_fields(membership_to_fields(entry.membership))
         return encode_frame(
@@ -538,7 +558,7 @@ class Partition:
             index=entry.index,
             term=entry.term,
             kind=kind,
-            time_ms=self._now(),
+            time_ms=self.now(),
             previous_chain=self._chain,
             payload=payload,
         )

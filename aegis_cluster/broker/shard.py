@@ -26,6 +26,7 @@ from aegis_cluster.broker.repair import Repairs
 from aegis_cluster.broker.replica_backend import ReplicaBackend
 from aegis_cluster.broker.replica_manager import ReplicaManager
 from aegis_cluster.broker.requests import RequestApi
+from aegis_cluster.broker.retention import Retention
 from aegis_cluster.broker.transport import Listener, PeerKey
 from aegis_cluster.cluster.metadata_table import MetadataTable
 from aegis_cluster.errors import AegisError, StorageFailed
@@ -102,6 +103,7 @@ class Shard:
             self.reader = MetadataReader(self, self.links)
         self.repairs = Repairs(self)
         self.membership = MembershipBackend(self)
+        self.retention = Retention(self)
         self.backend = ReplicaBackend(self)
         self.producer_ids = ProducerIds(self)
         self.requests = RequestApi(self, transport)
@@ -209,6 +211,7 @@ class Shard:
         self.backend.tick()
         self.repairs.tick()
         self.membership.tick()
+        self.retention.tick()
         self._read_metadata()
 
     def _read_metadata(self) -> None:

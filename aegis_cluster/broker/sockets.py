@@ -53,9 +53,18 @@ class _PeerSocket:
 class Sockets:
     """All sockets of one shard; `poll` says which have something."""
 
-    def __init__(self, endpoints: dict[Listener, str]) -> None:
-        """Bind the listeners. Raises `ConfigError`, naming the address, when one is taken."""
-        self._context = zmq.Context()
+    def __init__(
+        self,
+        endpoints: dict[Listener, str],
+        *,
+        context: zmq.Context[zmq.Socket[bytes]] | None = None,
+    ) -> None:
+        """Bind the listeners. Raises `ConfigError`, naming the address, when one is taken.
+
+        context: one that is shared with others, who end it; None: one of our own.
+        """
+        self._own_context = context is None
+        self._context = zmq.Context() if context is None else context
         self._poller = zmq.Poller()
         self._ready: set[object] = set()
         self._listeners = {
@@ -177,7 +186,8 @@ class Sockets:
             self.close_peer(key)
         for socket in self._listeners.values():
             socket.close(0)
-        self._context.destroy(linger=0)
+        if self._own_context:
+            self._context.destroy(linger=0)
 
 
 def _send(socket: zmq.Socket[bytes], message: Sequence[Part]) -> bool:

@@ -416,11 +416,20 @@ class Cluster:
             "all nodes are registered everywhere",
         )
 
-    def topic(self, name: str = "t", *, partitions: int = 1, replicas: int = 3) -> TopicInfo:
+    def topic(
+        self,
+        name: str = "t",
+        *,
+        partitions: int = 1,
+        replicas: int = 3,
+        settings: TopicSettings | None = None,
+    ) -> TopicInfo:
         """Create a topic and wait for its leaders."""
         self.registered()
         client = Client(self, self.elect())
-        reply = client.ask(Api.CREATE_TOPIC, topic_fields(name, partitions, replicas))
+        reply = client.ask(
+            Api.CREATE_TOPIC, topic_fields(name, partitions, replicas, settings=settings)
+        )
         assert reply.code == 0, reply
         info = self.elect().alive.table.topics[name]
         for placed in info.partitions:
@@ -438,9 +447,14 @@ def empty_disk(shards: int, limits: StoreLimits) -> SimulatedDisk:
 
 
 def topic_fields(
-    name: str, partitions: int | None = 1, replicas: int | None = 3, token: str = "token"
+    name: str,
+    partitions: int | None = 1,
+    replicas: int | None = 3,
+    token: str = "token",
+    *,
+    settings: TopicSettings | None = None,
 ) -> list[Any]:
-    return [name, partitions, replicas, settings_to_fields(TopicSettings()), token]
+    return [name, partitions, replicas, settings_to_fields(settings or TopicSettings()), token]
 
 
 class Client:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
 
-from aegis_cluster.errors import CorruptLog
+from aegis_cluster.errors import CorruptLog, Refused
 from aegis_cluster.ids import LogIndex
 from aegis_cluster.wire.protocol import Api
 from tests.broker.harness import DIRECTORY, Client, Cluster, Host, batch
@@ -57,7 +58,9 @@ def lead_with(cluster: Cluster, host: Host, group: int) -> None:
     def leads() -> bool:
         leader = cluster.elect(group)
         if leader is not host:
-            leader.partition(group).step_aside()
+            with suppress(Refused):
+                leader.partition(group).replica.transfer_leadership(host.alive.context.me)
+            leader.alive.manager.due(leader.partition(group))
         return leader is host
 
     cluster.until(leads, "leadership moves", 2_000)
