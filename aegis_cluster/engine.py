@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections import defaultdict
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from aegis_cluster.client.cluster import ClusterClient, Pause
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 
     from aegis_cluster.client.metadata import ShardAddress
     from aegis_cluster.client.producer import Stored
+    from aegis_cluster.embedded import EmbeddedNode
 
 DEFAULT_TIMEOUT_S: Final = REQUEST_TIMEOUT_MS_DEFAULT / 1000
 DEFAULT_RETENTION: Final = "7d"
@@ -108,13 +110,35 @@ class TopicDescription:
 
 
 class StreamingEngine:
-    """Made by `StreamingEngine.connect(...)`; an async context manager, for one event loop."""
+    """Made by `open` or `connect`; an async context manager, for one event loop."""
 
-    def __init__(self, bootstrap: Sequence[str], request_timeout: float) -> None:
+    def __init__(
+        self,
+        bootstrap: Sequence[str] = (),
+        request_timeout: float = DEFAULT_TIMEOUT_S,
+        *,
+        directory: Path | None = None,
+    ) -> None:
         self.request_timeout = request_timeout
         self._bootstrap = bootstrap
+        self._directory = directory
+        self._node: EmbeddedNode | None = None
         self._cluster: ClusterClient | None = None
         self._producer: Producer | None = None
+
+    @classmethod
+    def open(
+        cls, path: str | Path, *, request_timeout: float = DEFAULT_TIMEOUT_S
+    ) -> StreamingEngine:
+        """An engine whose one node runs in this process and keeps its files in the directory
+        `path`, which is made when missing.
+
+        The directory is locked while the engine is open: entering raises `NotReady` when another
+        engine or node uses it. It can also be served by `aegis node run`, as a cluster of one
+        node, and be opened here again. What was acknowledged is on disk, so a crash of the
+        process loses none of it.
+        """
+        return cls(request_timeout=request_timeout, directory=Path(path))
 
     @classmethod
     def connect(
@@ -130,13 +154,23 @@ class StreamingEngine:
         return cls(addresses, request_timeout)
 
     async def __aenter__(self) -> Self:
-        self._cluster = ClusterClient(self._bootstrap)
         try:
+            self._cluster = await self._start()
             await self._cluster.connect(self._cluster.deadline(self.request_timeout))
         except BaseException:
-            await self._cluster.close()
+            await self.close()
             raise
         return self
+
+    async def _start(self) -> ClusterClient:
+        if self._directory is None:
+            return ClusterClient(self._bootstrap)
+        from aegis_cluster.embedded import EmbeddedNode  # a client never loads a broker
+
+        node = EmbeddedNode(self._directory)
+        cluster = await node.start()
+        self._node = node
+        return cluster
 
     async def __aexit__(
         self,
@@ -154,11 +188,16 @@ class StreamingEngine:
         if self._cluster is not None:
             await self._cluster.close()
             self._cluster = None
+        if self._node is not None:
+            await self._node.close()
+            self._node = None
 
     @property
     def cluster(self) -> ClusterClient:
         if self._cluster is None:
             raise Misuse("The engine is not open; use 'async with StreamingEngine.connect(…)'.")
+        if self._cluster.failure is not None:
+            raise self._cluster.failure
         return self._cluster
 
     def _deadline(self, timeout: float | None) -> float:

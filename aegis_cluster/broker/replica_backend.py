@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from aegis_cluster.broker.transport import PeerKey
 
 REGISTER_EVERY_MS: Final = 1_000
+REGISTER_AGAIN_MS: Final = 100
+"""After a refusal: at a start, the controller is often about to be elected."""
 CALL_MS: Final = 2_000
 
 log = logging.getLogger(__name__)
@@ -92,13 +94,14 @@ class ReplicaBackend:
         shard = self._shard
         if shard.context.shard != 0 or shard.now_ms < self._register_at_ms:
             return
-        self._register_at_ms = shard.now_ms + REGISTER_EVERY_MS
         info = shard.context.node_info
         if shard.table.nodes.get(info.node) == info:
+            self._register_at_ms = shard.now_ms + REGISTER_EVERY_MS
             return
         key = self._controller()
         if key is None:
-            return
+            return  # the next tick may know one
+        self._register_at_ms = shard.now_ms + REGISTER_EVERY_MS
         call = Call(shard.now_ms + CALL_MS, self._registered)
         fields = [node_to_fields(info)]
         if key.node == shard.context.me.node:
@@ -117,4 +120,5 @@ class ReplicaBackend:
 
     def _registered(self, reply: Reply | AegisError) -> None:
         if isinstance(reply, AegisError):
+            self._register_at_ms = self._shard.now_ms + REGISTER_AGAIN_MS
             log.debug("Registering this node failed, trying again: %s", reply)

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import zmq
 
 from aegis_cluster.client.link import Link
-from aegis_cluster.client.metadata import NO_NODE, Metadata
-from aegis_cluster.config import control_endpoint
+from aegis_cluster.client.metadata import NO_NODE, Metadata, Routes, TcpRoutes
 from aegis_cluster.errors import (
     AegisError,
     NotLeader,
@@ -57,11 +56,23 @@ class Pause:
 class ClusterClient:
     """Shared by everything that one engine does; belongs to one event loop."""
 
-    def __init__(self, bootstrap: Sequence[str]) -> None:
-        self.metadata = Metadata()
+    def __init__(
+        self,
+        bootstrap: Sequence[str],
+        *,
+        context: zmq.Context[zmq.Socket[bytes]] | None = None,
+        routes: Routes | None = None,
+    ) -> None:
+        """context: one that is shared with others, who end it; None: one of our own."""
+        self.metadata = Metadata(routes or TcpRoutes())
+        self.failure: AegisError | None = None
+        """Why no request can succeed any more; None as long as one might."""
         self.client_id = uuid.uuid4().hex
         self._bootstrap = list(bootstrap)
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._own_context = context is None
+        self._context: zmq.Context[zmq.Socket[bytes]] = (
+            zmq.Context() if context is None else context
+        )
         self._links: dict[str, Link] = {}
         self._refreshing: dict[tuple[str, ...] | None, asyncio.Task[None]] = {}
         self._loop = asyncio.get_running_loop()
@@ -79,7 +90,15 @@ class ClusterClient:
             cluster_id = self.metadata.cluster_id
             link = Link(self._context, endpoint, client_id=self.client_id, cluster_id=cluster_id)
             self._links[endpoint] = link
+            if self.failure is not None:
+                link.fail(self.failure)
         return link
+
+    def fail(self, failure: AegisError) -> None:
+        """The cluster is gone for good: whatever waits ends, and later calls are refused."""
+        self.failure = failure
+        for link in self._links.values():
+            link.fail(failure)
 
     async def close(self) -> None:
         for task in list(self._refreshing.values()):
@@ -87,7 +106,8 @@ class ClusterClient:
         for link in self._links.values():
             link.close()
         self._links.clear()
-        self._context.destroy(linger=0)
+        if self._own_context:
+            self._context.destroy(linger=0)
 
     # ---- metadata
 
@@ -179,7 +199,7 @@ class ClusterClient:
             info = self.metadata.nodes.get(self.metadata.controller)
         if info is None:
             raise Unavailable("The cluster has no controller at the moment.")
-        return control_endpoint(info.host, info.base_port)
+        return self.metadata.routes.control(info)
 
     def _note_controller(self, error: NotLeader) -> None:
         leader = error.details.get("leader")

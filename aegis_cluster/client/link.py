@@ -117,6 +117,12 @@ class Link:
         self._pending[number] = future
         return future
 
+    def fail(self, refusal: AegisError) -> None:
+        """The other side is gone for good: later requests are refused, those sent are unknown."""
+        self.refusal = refusal
+        self._fail_pending()
+        self._ready.set()
+
     def close(self) -> None:
         self._socket.close()
         self._fail_pending()

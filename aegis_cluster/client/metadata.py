@@ -7,7 +7,7 @@ shard that is asked refuses and says who leads.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from aegis_cluster.config import control_endpoint, data_endpoint
 from aegis_cluster.errors import TopicNotFound
@@ -36,10 +36,31 @@ class ShardAddress(NamedTuple):
     endpoint: str
 
 
+class Routes(Protocol):
+    """Where a node that is described in the metadata listens."""
+
+    def control(self, node: NodeInfo, /) -> str:
+        """For questions about the cluster, and for the controller."""
+
+    def data(self, node: NodeInfo, shard: int, /) -> str:
+        """For produce and fetch."""
+
+
+class TcpRoutes:
+    """By the ports that follow from a node's base port."""
+
+    def control(self, node: NodeInfo) -> str:
+        return control_endpoint(node.host, node.base_port)
+
+    def data(self, node: NodeInfo, shard: int) -> str:
+        return data_endpoint(node.host, node.base_port, shard)
+
+
 @dataclass(slots=True)
 class Metadata:
     """The newest answer of any node, merged."""
 
+    routes: Routes = field(default_factory=TcpRoutes)
     cluster_id: str = ""
     index: LogIndex = NO_INDEX
     controller: NodeId = NO_NODE
@@ -101,7 +122,7 @@ class Metadata:
         if node is None:
             return None
         shard = node.shard_of(placed.group)
-        return ShardAddress(node.node, shard, data_endpoint(node.host, node.base_port, shard))
+        return ShardAddress(node.node, shard, self.routes.data(node, shard))
 
     def note_leader(self, group: GroupId, leader: object) -> None:
         """A shard has said who leads: believe it, or guess another one if it does not know."""
@@ -118,4 +139,4 @@ class Metadata:
     def control_endpoints(self) -> list[str]:
         """Of every known node, the controller's first."""
         infos = sorted(self.nodes.values(), key=lambda n: (n.node != self.controller, n.node))
-        return [control_endpoint(info.host, info.base_port) for info in infos]
+        return [self.routes.control(info) for info in infos]

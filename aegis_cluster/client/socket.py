@@ -60,11 +60,18 @@ class ClientSocket:
             (zmq.TCP_KEEPALIVE, 1),
         ):
             self._socket.set(option, value)
-        self._monitor: zmq.Socket[bytes] = self._socket.get_monitor_socket(
+        self._monitor: zmq.Socket[bytes] | None = None
+        self._fds = [_descriptor(self._socket)]
+        self._loop.add_reader(self._fds[0], self._readable)
+        if endpoint.startswith("inproc://"):
+            # Within a process there is no connection that could come and go.
+            self._socket.connect(endpoint)
+            self._loop.call_soon(self._greet)
+            return
+        self._monitor = self._socket.get_monitor_socket(
             zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
         )
-        self._fds = (_descriptor(self._socket), _descriptor(self._monitor))
-        self._loop.add_reader(self._fds[0], self._readable)
+        self._fds.append(_descriptor(self._monitor))
         self._loop.add_reader(self._fds[1], self._follow)
         self._socket.connect(endpoint)
         self._loop.call_soon(self._follow)
@@ -89,8 +96,9 @@ class ClientSocket:
             return
         for fd in self._fds:
             self._loop.remove_reader(fd)
-        self._socket.disable_monitor()
-        self._monitor.close(0)
+        if self._monitor is not None:
+            self._socket.disable_monitor()
+            self._monitor.close(0)
         self._socket.close(0)
 
     def _readable(self) -> None:
@@ -104,10 +112,15 @@ class ClientSocket:
             self._on_message([f.bytes if len(f) < COPY_BYTES else f.buffer for f in frames])
         self._loop.call_soon(self._readable)
 
+    def _greet(self) -> None:
+        if not self._socket.closed:
+            self._on_connected()
+
     def _follow(self) -> None:
         """Tell of connections made and lost, after what came over them was delivered."""
-        while not self._monitor.closed and self._monitor.poll(0):
-            event = recv_monitor_message(self._monitor)["event"]
+        monitor = self._monitor
+        while monitor is not None and not monitor.closed and monitor.poll(0):
+            event = recv_monitor_message(monitor)["event"]
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._on_connected()
             else:
