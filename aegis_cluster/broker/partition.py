@@ -23,6 +23,7 @@ from aegis_cluster.errors import (
     Corruption,
     CorruptLog,
     CorruptRecord,
+    DiskFull,
     InvariantBroken,
     NotLeader,
     OffsetOutOfRange,
@@ -33,7 +34,7 @@ from aegis_cluster.errors import (
 )
 from aegis_cluster.ids import GroupId, LogIndex, Member, RecordOffset, Term, TopicPartition
 from aegis_cluster.limits import MIB, RAFT_APPEND_BYTES_MAX
-from aegis_cluster.raft import AppendRequest, Entry, InstallSnapshot, Role
+from aegis_cluster.raft import AppendRequest, Entry, InstallSnapshot, Role, TimeoutNow
 from aegis_cluster.raft.codec import membership_from_fields, membership_to_fields
 from aegis_cluster.raft.progress import Following
 from aegis_cluster.storage.checked_file import pack_body
@@ -202,6 +203,11 @@ class Partition:
         )
 
     @property
+    def is_internal(self) -> bool:
+        """One of the cluster's own logs, which go on when the disk is full."""
+        return self.name.topic.startswith("__")
+
+    @property
     def is_alone(self) -> bool:
         """No other replica could repair this one."""
         return set(self.replica.membership.voters) <= {self.replica.me}
@@ -267,13 +273,24 @@ class Partition:
             frames = None  # its log is rebuilt by other means, see repair
         elif isinstance(message, AppendRequest) and frames is not None:
             message = self._with_entries(message, frames)
+            if self._lacks_room_for(message):
+                self._received.clear()
+                return
         elif isinstance(message, InstallSnapshot):
             if frames is None:
                 raise PeerViolation(f"A leader sent a snapshot of {self.name} without its state.")
             self._package = decode_package(frames)
+        if isinstance(message, TimeoutNow) and self._store.disk_full and not self.is_internal:
+            return
         self.replica.receive(sender, message)
         self.step()
         self._received.clear()
+
+    def _lacks_room_for(self, request: AppendRequest) -> bool:
+        """Users' batches are let go by while the disk is full; their leader sends them again."""
+        if self.is_internal or not self._store.disk_full:
+            return False
+        return any(entry.kind == FrameKind.DATA for entry in request.entries)
 
     def tick(self) -> None:
         """One tick of the shard's clock."""
@@ -291,6 +308,11 @@ class Partition:
         """
         if not self.serving:
             raise self.unable()
+        if self._store.disk_full and not self.is_internal:
+            raise DiskFull(
+                f"The disk of the node that leads {self.name} is full; nothing was written. It"
+                " goes on by itself when there is room."
+            )
         try:
             entry = self.replica.propose(FrameKind.DATA, len(batch))
         except NotLeader:
@@ -357,11 +379,11 @@ class Partition:
             self._unfinished.popleft()
             self._finish(effects)
 
-    def step_aside(self) -> None:
-        """Hand leadership to the replica that is furthest along, unless that is under way."""
+    def step_aside(self, to: Member | None = None) -> None:
+        """Hand leadership to a voter, by default the one furthest along, unless under way."""
         if self.leads and not self.replica.transferring:
             with suppress(Refused):
-                self.replica.transfer_leadership()
+                self.replica.transfer_leadership(to)
             self._rounds.due(self)
 
     def close(self) -> None:

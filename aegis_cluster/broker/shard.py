@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any, Final
 from aegis_cluster.broker.addresses import AddressBook
 from aegis_cluster.broker.clients import Clients
 from aegis_cluster.broker.controller_frontend import ControllerFrontend
+from aegis_cluster.broker.disk_space import DiskSpace
 from aegis_cluster.broker.fetch import Fetches
+from aegis_cluster.broker.leader_balancer import LeaderBalancer
 from aegis_cluster.broker.links import Links
 from aegis_cluster.broker.membership_backend import MembershipBackend
 from aegis_cluster.broker.metadata_reader import MetadataReader
@@ -104,7 +106,9 @@ class Shard:
         self.repairs = Repairs(self)
         self.membership = MembershipBackend(self)
         self.retention = Retention(self)
+        self.disk_space = DiskSpace(self)
         self.backend = ReplicaBackend(self)
+        self.balancer = LeaderBalancer(self)
         self.producer_ids = ProducerIds(self)
         self.requests = RequestApi(self, transport)
         self.peer_api = PeerApi(self, transport)
@@ -209,9 +213,11 @@ class Shard:
         self.requests.expire(self.now_ms)
         self.producer_ids.tick()
         self.backend.tick()
+        self.balancer.tick()
         self.repairs.tick()
         self.membership.tick()
         self.retention.tick()
+        self.disk_space.tick()
         self._read_metadata()
 
     def _read_metadata(self) -> None:
@@ -292,8 +298,12 @@ class Shard:
 
     @property
     def damaged(self) -> list[dict[str, Any]]:
-        """Replicas that are damaged or being rebuilt, with the reason in words."""
-        return self.repairs.report() + self.membership.report()
+        """What is wrong here, in words: replicas that are damaged, disks that are full or gone."""
+        return [
+            *self.disk_space.report(),
+            *self.repairs.report(),
+            *self.membership.report(),
+        ]
 
     def describe(self) -> dict[str, Any]:
         """Who this shard is, for a status answer."""

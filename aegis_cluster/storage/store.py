@@ -48,6 +48,7 @@ from aegis_cluster.storage.manifest import (
     write_manifest,
 )
 from aegis_cluster.storage.marker import Marker, write_marker
+from aegis_cluster.storage.reserve import Reserve
 from aegis_cluster.storage.rounds import Checkpoint, Round
 from aegis_cluster.storage.shard_recovery import (
     FoundGroup,
@@ -143,6 +144,7 @@ class ShardStore:
         self._slots: CheckpointSlots | None = None
         self._journal_files: Journal | None = None
         self._free_bytes = 0
+        self._reserve = Reserve(disk, shard_dir(node_dir, shard), self._limits.reserve_bytes)
         self._free_bytes_ms = 0
         """When the free space was looked at; bytes written since are taken off."""
 
@@ -162,6 +164,7 @@ class ShardStore:
                 have=shards,
             )
         self._shards = shards
+        self._reserve.open(self._measure_space())
         recovery = ShardRecovery(
             disk=self._disk,
             node_dir=self._node_dir,
@@ -232,7 +235,7 @@ class ShardStore:
         """Less than the reserve is free: users' appends are to be refused (`DiskFull`), so that
         deletes, offset commits and membership go on. False again by itself.
         """
-        return self._free_bytes < self._limits.reserve_bytes
+        return not self._reserve.held or self._free_bytes < self._limits.reserve_bytes
 
     @property
     def free_bytes(self) -> int:
@@ -792,10 +795,15 @@ class ShardStore:
             if group in self._groups:
                 self._groups[group].log.release_sealed(taken.sealed)
 
+    def _measure_space(self) -> int:
+        return self._disk.free_bytes(f"{self._node_dir}/{PARTITIONS_DIR}")
+
     def _look_at_space(self, now_ms: int) -> None:
         if now_ms - self._free_bytes_ms >= self._limits.checkpoint_interval_ms:
             with self._guard("look at the free space"):
-                self._free_bytes = self._disk.free_bytes(f"{self._node_dir}/{PARTITIONS_DIR}")
+                self._free_bytes = self._measure_space()
+                if self._reserve.update(self._free_bytes):
+                    self._free_bytes = self._measure_space()
             self._free_bytes_ms = now_ms
 
 
