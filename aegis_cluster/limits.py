@@ -50,6 +50,9 @@ SHARD_IN_FLIGHT_BYTES_MAX: Final = 256 * MIB
 SHARD_DRAIN_BYTES: Final = 16 * MIB
 SHARD_DRAIN_MESSAGES: Final = 512
 FETCHES_WAITING_PER_CLIENT_MAX: Final = 256
+REQUESTS_WAITING_MAX: Final = 4_096
+"""Of all clients of one shard together, for metadata or for a producer id."""
+REQUEST_WAIT_MS_MAX: Final = 60_000
 LINK_QUEUE_BYTES_MAX: Final = 64 * MIB
 TAIL_CACHE_BYTES: Final = 128 * MIB
 """Recent frames of all partitions of one shard, kept in memory."""

@@ -79,6 +79,7 @@ class _Found(NamedTuple):
     data: bytes | None
     first: LogIndex = LogIndex(0)
     last: LogIndex = LogIndex(0)
+    bytes_max: int = 0
 
 
 def parse(request: Request) -> tuple[int, list[FetchItem]]:
@@ -188,7 +189,7 @@ class Fetches:
         except Corruption as error:
             raise _damaged(partition, error) from error
         hot = partition.log.read_cached(first, partition.applied, bytes_max)
-        return _Found(fields, hot.data if hot else None, first, partition.applied)
+        return _Found(fields, hot.data if hot else None, first, partition.applied, bytes_max)
 
     def _makes_sure(self, call: FetchCall, item: FetchItem, partition: Partition) -> bool:
         """Whether a leader has to find out if it still leads before it denies an offset."""
@@ -212,9 +213,9 @@ class Fetches:
         def read() -> dict[int, ReadResult | AegisError]:
             results: dict[int, ReadResult | AegisError] = {}
             for slot in cold:
-                answer, item = found[slot], call.items[slot]
+                answer = found[slot]
                 try:
-                    results[slot] = logs[slot].read(answer.first, answer.last, item.bytes_max)
+                    results[slot] = logs[slot].read(answer.first, answer.last, answer.bytes_max)
                 except AegisError as error:
                     results[slot] = error
             return results

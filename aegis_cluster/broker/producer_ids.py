@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from aegis_cluster.broker.links import Call
-from aegis_cluster.errors import AegisError, NotReady
+from aegis_cluster.errors import AegisError, NotReady, Throttled
 from aegis_cluster.ids import ProducerId, ShardId
+from aegis_cluster.limits import REQUESTS_WAITING_MAX
 from aegis_cluster.wire.protocol import Api, Reply, take_int
 
 if TYPE_CHECKING:
@@ -34,6 +35,9 @@ class ProducerIds:
 
     def take(self, deadline_ms: int, done: Callable[[ProducerId | AegisError], None]) -> None:
         """Give one id to `done`, or `NotReady` when none could be had in time."""
+        if len(self._waiting) >= REQUESTS_WAITING_MAX:
+            done(Throttled("Too many clients wait here for a producer id; ask another node."))
+            return
         self._waiting.append((deadline_ms, done))
         self._serve()
 

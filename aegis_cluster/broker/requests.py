@@ -18,9 +18,11 @@ from aegis_cluster.errors import (
     NotReady,
     PeerViolation,
     StorageFailed,
+    Throttled,
     WrongCluster,
 )
 from aegis_cluster.ids import GroupId, LogIndex
+from aegis_cluster.limits import REQUEST_WAIT_MS_MAX, REQUESTS_WAITING_MAX
 from aegis_cluster.wire.codes import error_to_reply
 from aegis_cluster.wire.descriptions import (
     TopicSettings,
@@ -215,6 +217,9 @@ class RequestApi:
         groups = [GroupId(take_int(asked, place, "group")) for place in range(len(asked))]
         _OffsetsCall(groups, self._shard, exchange)
 
+    def _deadline_ms(self, exchange: _Exchange) -> int:
+        return self._shard.now_ms + min(exchange.request.ms_left, REQUEST_WAIT_MS_MAX)
+
     def _init_producer(self, exchange: _Exchange) -> None:
         def done(result: ProducerId | AegisError) -> None:
             if isinstance(result, AegisError):
@@ -222,7 +227,7 @@ class RequestApi:
             else:
                 exchange.reply([result, 0])
 
-        deadline_ms = self._shard.now_ms + exchange.request.ms_left
+        deadline_ms = self._deadline_ms(exchange)
         self._shard.producer_ids.take(deadline_ms, done)
 
     # ---- metadata and topics
@@ -233,7 +238,9 @@ class RequestApi:
         if wanted <= self._shard.table.index:
             self._reply_metadata(exchange)
             return
-        deadline_ms = self._shard.now_ms + exchange.request.ms_left
+        if len(self._awaiting_metadata) >= REQUESTS_WAITING_MAX:
+            raise Throttled("Too many requests wait here for newer metadata; ask another node.")
+        deadline_ms = self._deadline_ms(exchange)
         self._awaiting_metadata.append((deadline_ms, wanted, exchange))
 
     def _reply_metadata(self, exchange: _Exchange) -> None:

@@ -53,6 +53,8 @@ REQUESTS_IN_FLIGHT: Final = 4
 RETRY_S: Final = 0.02
 RETRY_S_MAX: Final = 0.25
 EXPIRY_STEP_S: Final = 0.05
+DEADLINE_SPREAD_S: Final = 1.0
+"""Records share a batch, and with it the earliest of their deadlines, if these are so close."""
 RECORD_OVERHEAD_BYTES: Final = 64
 
 Row = tuple[int, bytes | None, bytes | None, list[tuple[str, bytes | None]]]
@@ -192,7 +194,12 @@ class Producer:
         opened = lane.open
         if opened is not None:
             is_full = opened.builder.count >= BATCH_RECORDS_MAX
-            if not is_full and opened.builder.size_bytes + size <= self._options.batch_bytes:
+            is_alike = abs(opened.deadline - deadline) <= DEADLINE_SPREAD_S
+            if (
+                is_alike
+                and not is_full
+                and opened.builder.size_bytes + size <= self._options.batch_bytes
+            ):
                 opened.deadline = min(opened.deadline, deadline)
                 return opened
             self._close_batch(lane)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import pytest
 
 from aegis_cluster.broker import clients as clients_module
+from aegis_cluster.broker import fetch as fetch_module
+from aegis_cluster.broker import producer_ids as producer_ids_module
+from aegis_cluster.broker import requests as requests_module
 from aegis_cluster.broker.transport import Listener
 from aegis_cluster.errors import (
     InvalidBatch,
@@ -19,7 +22,11 @@ from aegis_cluster.errors import (
     UnsupportedVersion,
     WrongCluster,
 )
-from aegis_cluster.limits import BATCH_BYTES_MAX, FETCHES_WAITING_PER_CLIENT_MAX
+from aegis_cluster.limits import (
+    BATCH_BYTES_MAX,
+    FETCHES_WAITING_PER_CLIENT_MAX,
+    REQUEST_WAIT_MS_MAX,
+)
 from aegis_cluster.wire.batch import encode_batch
 from aegis_cluster.wire.codes import Code, error_from_reply
 from aegis_cluster.wire.protocol import Api, Hello
@@ -353,3 +360,36 @@ def test_metadata_of_the_future_is_waited_for(cluster: Cluster, client: Client) 
     Client(cluster, cluster.elect()).ask(Api.INIT_PRODUCER)
     cluster.tick(3)
     assert client.reply(waiting) is not None
+
+
+def test_only_so_many_may_wait_for_what_is_not_there(
+    cluster: Cluster, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(requests_module, "REQUESTS_WAITING_MAX", 3)
+    monkeypatch.setattr(producer_ids_module, "REQUESTS_WAITING_MAX", 3)
+    for_ever = 2**63 - 1
+    waiting = [client.send(Api.METADATA, [10_000, None], ms_left=for_ever) for _ in range(3)]
+    assert isinstance(client.refusal(Api.METADATA, [10_000, None]), Throttled)
+    cluster.isolate(client.host.key.node)
+    cluster.tick(40)
+    waiting += [client.send(Api.INIT_PRODUCER, ms_left=for_ever) for _ in range(3)]
+    assert isinstance(client.refusal(Api.INIT_PRODUCER), Throttled)
+    assert not any(client.reply(number) for number in waiting)
+    cluster.now_ms += REQUEST_WAIT_MS_MAX
+    cluster.tick(2)
+    assert all(client.reply(number) for number in waiting), "and none of them for ever"
+
+
+def test_cold_reads_share_one_budget(
+    cluster: Cluster, client: Client, group: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(10):
+        client.stored(group, batch(b"x" * 500))
+    for host in cluster.alive:
+        cluster.kill(host)
+    for host in cluster.hosts.values():
+        host.start()
+    monkeypatch.setattr(fetch_module, "FETCH_BYTES_MAX", 2_000)
+    reader = Client(cluster, cluster.elect(group))
+    reply = reader.ask(Api.FETCH, [0, [[group, 0, 1_500]] * 20])
+    assert 500 < sum(map(len, reply.parts)) <= 2_000

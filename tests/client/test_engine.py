@@ -413,6 +413,28 @@ def test_a_busy_producer_makes_larger_batches() -> None:
     run(test())
 
 
+def test_a_hasty_message_does_not_take_patient_ones_along() -> None:
+    async def test() -> None:
+        async with fake_node(topic_info()) as node, engine_at(node) as engine:
+            gate = asyncio.Event()
+
+            async def first_waits(request: Request) -> Any:
+                await gate.wait()
+                return node.produce(request)
+
+            node.answers[Api.PRODUCE] = first_waits
+            patient = [asyncio.create_task(engine.publish("t", Message(payload=0)))]
+            await until(lambda: node.count(Api.PRODUCE) == 1)
+            patient.append(asyncio.create_task(engine.publish("t", Message(payload=1))))
+            await asyncio.sleep(0)
+            with pytest.raises((OutcomeUnknown, RequestTimeout)):
+                await engine.publish("t", Message(payload=2), timeout=0.05)
+            gate.set()
+            assert [(await task).offset for task in patient] == [0, 1]
+
+    run(test())
+
+
 def test_closing_ends_what_is_under_way() -> None:
     async def test() -> None:
         async with fake_node(topic_info()) as node:
