@@ -68,7 +68,11 @@ class ControllerFrontend:
         if command is None:
             self._wait(ahead.index, _Outcome(None, ahead.index, own=False, answer=answer))
             return
-        index = self._append(command)
+        try:
+            index = self._append(command)
+        except Refused as refusal:  # leadership is being handed over, or too much is waiting
+            answer(refusal, LogIndex(0))
+            return
         self._wait(index, _Outcome(command, index, own=True, answer=answer))
 
     def _append(self, command: Command) -> LogIndex:

@@ -57,17 +57,32 @@ class Adversary:
         self._plan_next()
 
     def heal(self) -> None:
-        """Everything works again: the network, the disks, and all nodes are up."""
+        """Everything works again, but for a minority that is dead until `revive`."""
         self._active = False
+        dead = self._rng.sample(range(len(self._nodes)), self._plan.down_after_heal)
         self._network.mend()
         self._network.faults = type(self._network.faults)()
-        for node in self._nodes:
+        for place, node in enumerate(self._nodes):
             node.disk.forget_faults()
             node.traits.sync_slow = 0.0
-            node.restart_after_us = _soon
-            node.resume()
-            if not node.up:
-                node.start()
+            if place in dead:
+                node.restart_after_us = _never
+                node.kill("stays down for a while")
+                node.held_down = True
+            else:
+                self._mend_node(node)
+
+    def revive(self) -> None:
+        """The rest comes back."""
+        for node in self._nodes:
+            node.held_down = False
+            self._mend_node(node)
+
+    def _mend_node(self, node: SimulatedNode) -> None:
+        node.restart_after_us = _soon
+        node.resume()
+        if not node.up:
+            node.start()
 
     def _plan_next(self) -> None:
         if self._kinds:
@@ -123,6 +138,53 @@ class Adversary:
         node = self._some_node()
         node.pause()
         self._scheduler.after(self._rng.choice((100, 700, 2_000)) * MS, node.resume)
+
+    def _pause_kill(self) -> None:
+        """RELIABILITY §2.3: one sleeps while others go on; then one that went on loses its power
+        and is left with the sleeper alone. What it had promised must still be there."""
+        sleeper, killed, others = self._three_parts()
+        if killed is None:
+            return
+        sleeper.pause()
+
+        def turn_round() -> None:
+            killed.lose_power()
+            for node in others:
+                node.pause()
+                self._scheduler.after(1_500 * MS, node.resume)
+            sleeper.resume()
+
+        self._scheduler.after(self._rng.choice((100, 300, 700)) * MS, turn_round)
+
+    def _cut_kill(self) -> None:
+        """The same with cuts."""
+        sleeper, killed, others = self._three_parts()
+        if killed is None:
+            return
+        self._isolate([sleeper.number])
+
+        def turn_round() -> None:
+            killed.lose_power()
+            self._network.mend()
+            self._isolate([node.number for node in others])
+            self._scheduler.after(1_500 * MS, self._network.mend)
+
+        self._scheduler.after(self._rng.choice((100, 300, 700)) * MS, turn_round)
+
+    def _three_parts(
+        self,
+    ) -> tuple[SimulatedNode, SimulatedNode | None, list[SimulatedNode]]:
+        """One that will be behind, one to be killed, and those that are kept away afterwards."""
+        nodes = list(self._nodes)
+        self._rng.shuffle(nodes)
+        away = (len(nodes) - 1) // 2
+        return nodes[0], nodes[1] if away else None, nodes[2 : 2 + away]
+
+    def _isolate(self, some: Sequence[int]) -> None:
+        """Nothing passes between these and the other nodes; clients reach them all."""
+        pairs = [(a, b) for a in self._numbers() for b in self._numbers()]
+        apart = [(a, b) for a, b in pairs if (a in some) != (b in some)]
+        self._network.cut(apart, break_after_us=self._break_after())
 
     # ---- network
 
@@ -180,6 +242,10 @@ class Adversary:
     def _step_down(self) -> None:
         """An operator moves leaders elsewhere."""
         self._some_node().step_aside()
+
+
+def _never() -> None:
+    return None
 
 
 def _soon() -> int:

@@ -61,6 +61,8 @@ class NetworkFaults:
     loss: float = 0.0
     duplication: float = 0.0
     reordering: float = 0.0
+    """Share of messages that others may overtake, up to `late_us` later."""
+    late_us: int = 200 * MS
     slow: float = 0.0
     """Share of messages that take up to `slow_us` longer."""
     slow_us: int = 300 * MS
@@ -220,7 +222,7 @@ class Network:
         if faults.slow and self._rng.random() < faults.slow:
             time_us += self._rng.randrange(faults.slow_us)
         if faults.reordering and self._rng.random() < faults.reordering:
-            return time_us
+            return time_us + int(self._rng.random() ** 2 * faults.late_us)
         connection.arrivals[way] = time_us = max(time_us, connection.arrivals[way])
         return time_us
 

@@ -98,6 +98,8 @@ class SimulatedNode:
         self.traits = MachineTraits()
         self.up = False
         self.paused = False
+        self.held_down = False
+        """Starts do nothing: somebody wants it dead for now."""
         self.boot = 0
         self.shard: Shard | None = None
         self.ends: list[str] = []
@@ -156,7 +158,7 @@ class SimulatedNode:
 
     def start(self) -> None:
         """Start the process: recover the files, open the links."""
-        if self.up:
+        if self.up or self.held_down:
             return
         self.up, self.paused = True, False
         self.boot += 1

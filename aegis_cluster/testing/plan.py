@@ -22,6 +22,8 @@ FAULTS: Final = (
     "kill",
     "power",
     "power_all",
+    "pause_kill",
+    "cut_kill",
     "disk_crash",
     "pause",
     "cut_node",
@@ -62,6 +64,8 @@ class Plan:
     """How long faults and load last."""
     heal_us: int = 20 * SECOND
     """Within so long after healing everything must work again."""
+    down_after_heal: int = 0
+    """So many nodes (a minority) are dead while progress is required; they come back later."""
     write_every_us: int = 60 * MS
     records_max: int = 3
     value_bytes_max: int = 0
@@ -94,6 +98,7 @@ def draw_plan(rng: random.Random) -> Plan:
         snapshot_frames=rng.choice((3, 20, 100_000)),
     )
     plan.limits = _draw_limits(rng, plan.value_bytes_max)
+    plan.down_after_heal = rng.randint(0, (plan.nodes - 1) // 2)
     plan.machines = [_draw_machine(rng) for _ in range(plan.nodes)]
     if rng.random() < 0.3:
         plan.safety_us = 5 * SECOND
@@ -126,6 +131,6 @@ def _draw_machine(rng: random.Random) -> MachineTraits:
     return MachineTraits(
         drift=rng.choice((0.0, 0.0, 0.01, -0.01, 0.05)),
         wall_offset_ms=rng.choice((0, 0, -3_600_000, 500)),
-        sync_us=rng.choice((100, 300, 5_000)),
-        sync_slow=rng.choice((0.0, 0.0, 0.05)),
+        sync_us=rng.choice((100, 300, 5_000, 30_000)),
+        sync_slow=rng.choice((0.0, 0.0, 0.05, 0.3)),
     )

@@ -281,6 +281,7 @@ class Simulation:
 
     def _read_back(self, deadline_us: int) -> None:
         """A new reader gets everything up to the end that the leaders name; logs agree."""
+        self.adversary.revive()
         asker = Asker(every_us=100 * MS, **self._session())
         everything = range(self.plan.partitions)
         if not self._wait(deadline_us, lambda: len(asker.ends) == len(everything)):
