@@ -98,7 +98,7 @@ def draw_plan(rng: random.Random) -> Plan:
         snapshot_frames=rng.choice((3, 20, 100_000)),
     )
     plan.limits = _draw_limits(rng, plan.value_bytes_max)
-    plan.down_after_heal = rng.randint(0, (plan.nodes - 1) // 2)
+    plan.down_after_heal = rng.randint(0, 1) if plan.nodes > 1 else 0
     plan.machines = [_draw_machine(rng) for _ in range(plan.nodes)]
     if rng.random() < 0.3:
         plan.safety_us = 5 * SECOND
