@@ -3,8 +3,11 @@
 What users import stands here; everything below is the machine.
 """
 
-from aegis_cluster.engine import StreamingEngine, TopicConfig, TopicDescription
+from aegis_cluster.channel import Channel
+from aegis_cluster.engine import EngineStats, StreamingEngine
 from aegis_cluster.errors import AegisError, OutcomeUnknown, Refused
+from aegis_cluster.filters import EventFilter
+from aegis_cluster.ids import TopicPartition
 from aegis_cluster.message import (
     BatchReceipt,
     Message,
@@ -13,15 +16,32 @@ from aegis_cluster.message import (
     Receipt,
     ReceivedMessage,
 )
-from aegis_cluster.subscriber import SubscribeConfig, Subscriber
+from aegis_cluster.producer import Pending, Producer, ProducerConfig
+from aegis_cluster.subscriber import (
+    AckMode,
+    DeliveryMode,
+    MessageBatch,
+    SubscribeConfig,
+    Subscriber,
+)
+from aegis_cluster.topics import TopicConfig, TopicDescription
 
 __all__ = [
+    "AckMode",
     "AegisError",
     "BatchReceipt",
+    "Channel",
+    "DeliveryMode",
+    "EngineStats",
+    "EventFilter",
     "Message",
+    "MessageBatch",
     "Offset",
     "OutcomeUnknown",
     "PartitionOffsets",
+    "Pending",
+    "Producer",
+    "ProducerConfig",
     "Receipt",
     "ReceivedMessage",
     "Refused",
@@ -30,4 +50,5 @@ __all__ = [
     "Subscriber",
     "TopicConfig",
     "TopicDescription",
+    "TopicPartition",
 ]

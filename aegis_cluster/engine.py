@@ -8,105 +8,51 @@ happen) or an `OutcomeUnknown`.
 from __future__ import annotations
 
 import asyncio
-import time
-from collections import defaultdict
-from dataclasses import dataclass, replace
+import contextlib
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
 
-from aegis_cluster.client.cluster import ClusterClient, Pause
-from aegis_cluster.client.producer import Producer, ProducerOptions
-from aegis_cluster.config import parse_duration, parse_size
-from aegis_cluster.errors import (
-    AegisError,
-    ConfigError,
-    Misuse,
-    NotLeader,
-    OutcomeUnknown,
-    PartlyPublished,
-    RequestTimeout,
-    TopicExists,
-)
-from aegis_cluster.limits import REQUEST_TIMEOUT_MS_DEFAULT
-from aegis_cluster.message import (
-    BatchReceipt,
-    Message,
-    PartitionOffsets,
-    Receipt,
-    from_ms,
-    to_row,
-)
+from aegis_cluster.channel import Channel
+from aegis_cluster.client.cluster import ClusterClient
+from aegis_cluster.client.offsets import list_offsets
+from aegis_cluster.config import StreamingConfig, load_streaming_config
+from aegis_cluster.errors import ConfigError, Misuse, TopicExists, TopicNotFound
+from aegis_cluster.history import History, last_messages, messages_after
+from aegis_cluster.message import PartitionOffsets, to_ms
+from aegis_cluster.producer import Producer, ProducerConfig, all_or_partly, messages_of
 from aegis_cluster.subscriber import SubscribeConfig, Subscriber
-from aegis_cluster.wire.codes import error_from_reply
-from aegis_cluster.wire.descriptions import TopicInfo, TopicSettings, settings_to_fields
-from aegis_cluster.wire.partitioner import partition_for
-from aegis_cluster.wire.protocol import Api, take_int, take_list
+from aegis_cluster.topics import TopicConfig, TopicDescription
+from aegis_cluster.wire.descriptions import settings_to_fields
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
+    from datetime import datetime
     from types import TracebackType
-    from typing import Self
+    from typing import Any, Self
 
-    from aegis_cluster.client.metadata import ShardAddress
-    from aegis_cluster.client.producer import Stored
     from aegis_cluster.embedded import EmbeddedNode
+    from aegis_cluster.filters import EventFilter
+    from aegis_cluster.message import BatchReceipt, Message, Receipt
 
-DEFAULT_TIMEOUT_S: Final = REQUEST_TIMEOUT_MS_DEFAULT / 1000
-DEFAULT_RETENTION: Final = "7d"
-DEFAULT_MESSAGE_SIZE: Final = "1MB"
-OFFSETS_TRY_S: Final = 1.0
+
+__all__ = ["EngineStats", "StreamingEngine", "TopicConfig", "TopicDescription"]
 
 
 @dataclass(frozen=True, slots=True)
-class TopicConfig:
-    """How a topic is made; None means the configured default.
+class EngineStats:
+    """What `engine.stats()` tells.
 
-    partitions: 1. replication_factor: min(3, nodes). retention: `"7d"`. retention_bytes:
-    unlimited. cleanup: `"delete"`. compression: none. max_message_size: `"1MB"`.
+    messages: offsets that are kept, log start to high watermark, over all partitions.
+    buffered_bytes: of messages that this engine's producers have sent and not seen answered.
     """
 
-    partitions: int | None = None
-    replication_factor: int | None = None
-    retention: str | None = None
-    retention_bytes: str | int | None = None
-    cleanup: str | None = None
-    compression: str | None = None
-    max_message_size: str | int | None = None
-    kind: str = "topic"
-
-    def settings(self) -> TopicSettings:
-        """As numbers. Raises `ConfigError`, naming the value."""
-        size = self.max_message_size or DEFAULT_MESSAGE_SIZE
-        return TopicSettings(
-            kind=self.kind,
-            retention_ms=_parse(parse_duration, "retention", self.retention or DEFAULT_RETENTION),
-            retention_bytes=None
-            if self.retention_bytes is None
-            else _parse(parse_size, "retention_bytes", self.retention_bytes),
-            cleanup=self.cleanup or "delete",
-            compression=self.compression or "none",
-            max_message_bytes=_parse(parse_size, "max_message_size", size),
-        )
-
-
-def _parse(parse: Callable[[object], int], name: str, value: object) -> int:
-    try:
-        return parse(value)
-    except ValueError:
-        raise ConfigError(
-            f"{name} = {value!r} is not understood; write it like '7d' or '1MB'.", key=name
-        ) from None
-
-
-@dataclass(frozen=True, slots=True)
-class TopicDescription:
-    """A topic as the cluster sees it; replicas: node names, preferred leader first."""
-
-    name: str
+    cluster_id: str
+    nodes: int
+    topics: int
     partitions: int
-    replication_factor: int
-    settings: TopicSettings
-    replicas: dict[int, list[str]]
+    messages: int
+    buffered_bytes: int
 
 
 class StreamingEngine:
@@ -114,21 +60,30 @@ class StreamingEngine:
 
     def __init__(
         self,
-        bootstrap: Sequence[str] = (),
-        request_timeout: float = DEFAULT_TIMEOUT_S,
         *,
+        bootstrap: Sequence[str] = (),
         directory: Path | None = None,
+        request_timeout: float | None = None,
+        config: StreamingConfig | None = None,
     ) -> None:
-        self.request_timeout = request_timeout
+        self.settings = load_streaming_config() if config is None else config
+        """The configured defaults."""
+        configured_s = self.settings.request_timeout_ms / 1000
+        self.request_timeout = configured_s if request_timeout is None else request_timeout
         self._bootstrap = bootstrap
         self._directory = directory
         self._node: EmbeddedNode | None = None
         self._cluster: ClusterClient | None = None
-        self._producer: Producer | None = None
+        self._publisher: Producer | None = None
+        self._producers: set[Producer] = set()
 
     @classmethod
     def open(
-        cls, path: str | Path, *, request_timeout: float = DEFAULT_TIMEOUT_S
+        cls,
+        path: str | Path,
+        *,
+        request_timeout: float | None = None,
+        config: StreamingConfig | None = None,
     ) -> StreamingEngine:
         """An engine whose one node runs in this process and keeps its files in the directory
         `path`, which is made when missing.
@@ -137,21 +92,33 @@ class StreamingEngine:
         engine or node uses it. It can also be served by `aegis node run`, as a cluster of one
         node, and be opened here again. What was acknowledged is on disk, so a crash of the
         process loses none of it.
+
+        request_timeout: seconds, the default of every call's `timeout`. config: defaults of topics
+        and clients; None: from `./aegis.toml` and the environment.
         """
-        return cls(request_timeout=request_timeout, directory=Path(path))
+        return cls(directory=Path(path), request_timeout=request_timeout, config=config)
 
     @classmethod
     def connect(
-        cls, bootstrap: str, *, request_timeout: float = DEFAULT_TIMEOUT_S
+        cls,
+        bootstrap: str,
+        *,
+        request_timeout: float | None = None,
+        config: StreamingConfig | None = None,
     ) -> StreamingEngine:
-        """An engine for the cluster at these addresses (`"tcp://host:port,tcp://…"`)."""
+        """An engine for the cluster at these addresses (`"tcp://host:port,tcp://…"`).
+
+        request_timeout: seconds, the default of every call's `timeout`. config: defaults of topics
+        and clients; None: from `./aegis.toml` and the environment. Raises `ConfigError`; entering
+        raises `Unavailable` when no node answers in time.
+        """
         addresses = [address.strip() for address in bootstrap.split(",") if address.strip()]
         if not addresses or not all(address.startswith("tcp://") for address in addresses):
             raise ConfigError(
                 f"{bootstrap!r} is no list of addresses; write"
                 " 'tcp://127.0.0.1:7101,tcp://127.0.0.1:7201'."
             )
-        return cls(addresses, request_timeout)
+        return cls(bootstrap=addresses, request_timeout=request_timeout, config=config)
 
     async def __aenter__(self) -> Self:
         try:
@@ -182,9 +149,9 @@ class StreamingEngine:
 
     async def close(self) -> None:
         """End all links; what is not acknowledged yet ends as unknown or unsent."""
-        if self._producer is not None:
-            await self._producer.close()
-            self._producer = None
+        for producer in list(self._producers):
+            await producer.close()
+        self._publisher = None
         if self._cluster is not None:
             await self._cluster.close()
             self._cluster = None
@@ -195,7 +162,10 @@ class StreamingEngine:
     @property
     def cluster(self) -> ClusterClient:
         if self._cluster is None:
-            raise Misuse("The engine is not open; use 'async with StreamingEngine.connect(…)'.")
+            raise Misuse(
+                "The engine is not open; use 'async with StreamingEngine.open(…)' or"
+                " 'StreamingEngine.connect(…)'."
+            )
         if self._cluster.failure is not None:
             raise self._cluster.failure
         return self._cluster
@@ -221,7 +191,7 @@ class StreamingEngine:
                 name,
                 partitions=config.partitions,
                 replicas=config.replication_factor,
-                settings=settings_to_fields(config.settings()),
+                settings=settings_to_fields(config.settings(self.settings)),
                 deadline=self._deadline(timeout),
             )
         except TopicExists:
@@ -257,66 +227,33 @@ class StreamingEngine:
         self, topic: str, *, timeout: float | None = None
     ) -> dict[int, PartitionOffsets]:
         """Per partition: log start, high watermark, last stable offset, as of now (read index)."""
+        found = await list_offsets(self.cluster, topic, self._deadline(timeout))
+        return {
+            partition: PartitionOffsets(
+                offsets.log_start, offsets.high_watermark, offsets.last_stable_offset
+            )
+            for partition, offsets in found.items()
+        }
+
+    async def stats(self, *, timeout: float | None = None) -> EngineStats:
+        """Numbers of the cluster, as of now, and of this engine. Raises `RequestTimeout`."""
         deadline = self._deadline(timeout)
-        info = await self.cluster.topic(topic, deadline)
-        missing = set(range(len(info.partitions)))
-        found: dict[int, PartitionOffsets] = {}
-        pause = Pause(deadline)
-        while missing:
-            for address, partitions in self._by_leader(info, sorted(missing)).items():
-                found.update(await self._ask_offsets(info, address, partitions, deadline))
-            missing -= set(found)
-            if missing:
-                if self.cluster.now() >= deadline:
-                    raise RequestTimeout(
-                        f"Partitions {sorted(missing)} of {topic} have no leader that answers."
-                    )
-                await pause.wait()
-                await self.cluster.refresh([topic], deadline)
-                info = self.cluster.metadata.topic(topic)
-        return dict(sorted(found.items()))
-
-    def _by_leader(
-        self, info: TopicInfo, partitions: Iterable[int]
-    ) -> dict[ShardAddress, list[int]]:
-        by_leader: dict[ShardAddress, list[int]] = defaultdict(list)
-        for partition in partitions:
-            address = self.cluster.metadata.address_of(info, partition)
-            if address is not None:
-                by_leader[address].append(partition)
-        return by_leader
-
-    async def _ask_offsets(
-        self, info: TopicInfo, address: ShardAddress, partitions: list[int], deadline: float
-    ) -> dict[int, PartitionOffsets]:
-        """What one shard knows; partitions that it does not lead are left out."""
+        await self.cluster.refresh(None, deadline)
         metadata = self.cluster.metadata
-        groups = [info.partitions[partition].group for partition in partitions]
-        until = min(deadline, self.cluster.now() + OFFSETS_TRY_S)
-        try:
-            link = self.cluster.link(address.endpoint)
-            await link.ready(until)
-            reply = await link.request(Api.LIST_OFFSETS, [groups], deadline=until)
-        except AegisError as error:
-            if not error.retriable and not isinstance(error, OutcomeUnknown):
-                raise
-            for group in groups:
-                metadata.forget_leader(group)
-            return {}
-        found = {}
-        results = take_list(reply.fields, 0, "results")
-        for slot, partition in enumerate(partitions):
-            result = take_list(results, slot, "result")
-            if result[0] == 0:
-                start, end, stable = (take_int(result, n, "offset") for n in (1, 2, 3))
-                found[partition] = PartitionOffsets(start, end, stable)
-                continue
-            refusal = error_from_reply(result[0], result[1:])
-            if not refusal.retriable:
-                raise refusal
-            if isinstance(refusal, NotLeader):
-                metadata.note_leader(groups[slot], refusal.details.get("leader"))
-        return found
+        topics = sorted(metadata.topics)
+        messages = 0
+        for topic in topics:
+            with contextlib.suppress(TopicNotFound):  # deleted meanwhile
+                for offsets in (await list_offsets(self.cluster, topic, deadline)).values():
+                    messages += offsets.high_watermark - offsets.log_start
+        return EngineStats(
+            cluster_id=metadata.cluster_id,
+            nodes=len(metadata.nodes),
+            topics=len(topics),
+            partitions=sum(len(info.partitions) for info in metadata.topics.values()),
+            messages=messages,
+            buffered_bytes=sum(producer.buffered_bytes for producer in self._producers),
+        )
 
     # ---- publishing
 
@@ -327,14 +264,20 @@ class StreamingEngine:
 
         Raises `TopicNotFound`, `MessageTooLarge`, `UnsupportedPayload`, `OutcomeUnknown`, ….
         """
+        return await self._own_producer().publish(topic, message, self._deadline(timeout))
+
+    async def publish_to_many(
+        self, topics: Sequence[str], message: Message, *, timeout: float | None = None
+    ) -> list[Receipt]:
+        """Publish one message to several topics, independently of each other.
+
+        Returns one receipt for each topic, in their order. Raises `PartlyPublished` when only
+        some have it: its `failed` and `unknown` are positions in `topics`.
+        """
         deadline = self._deadline(timeout)
-        info = await self.cluster.topic(topic, deadline)
-        producer = await self._own_producer(deadline)
-        row = to_row(message, _now_ms())
-        partition = _partition(producer, info, row[1])
-        future, place = await producer.add(info, partition, row, deadline)
-        stored = await asyncio.shield(future)  # others may have records in the same batch
-        return Receipt(topic, partition, stored.base_offset + place, from_ms(stored.time_ms))
+        producer = self._own_producer()
+        calls = [producer.publish(topic, message, deadline) for topic in topics]
+        return all_or_partly(await asyncio.gather(*calls, return_exceptions=True))
 
     async def publish_many(
         self,
@@ -350,103 +293,77 @@ class StreamingEngine:
         and of which the outcome is unknown.
         """
         deadline = self._deadline(timeout)
-        info = await self.cluster.topic(topic, deadline)
-        producer = await self._own_producer(deadline)
-        now_ms = _now_ms()
-        batches: dict[asyncio.Future[Stored], list[tuple[int, int]]] = defaultdict(list)
-        refused: dict[int, AegisError] = {}
-        for number, message in enumerate(_messages(messages, keys)):
-            try:
-                row = to_row(message, now_ms)
-                partition = _partition(producer, info, row[1])
-                future, place = await producer.add(info, partition, row, deadline)
-            except AegisError as error:
-                refused[number] = error  # those before it are under way already
-            else:
-                batches[future].append((number, place))
-        if batches:
-            await asyncio.wait(batches)
-        return _receipts(batches, refused)
+        wanted = messages_of(messages, keys)
+        return await self._own_producer().publish_many(topic, wanted, deadline)
 
-    async def _own_producer(self, deadline: float) -> Producer:
-        if self._producer is None:
-            self._producer = Producer(self.cluster, ProducerOptions())
-        await self._producer.start(deadline)
-        return self._producer
+    def producer(self, config: ProducerConfig | None = None) -> Producer:
+        """A producer of its own, with a buffer of its own. Raises `ConfigError`."""
+        config = config or ProducerConfig()
+        options = config.options(self.settings)
+        producer = Producer(self, options, config.timeout_s(self.request_timeout))
+        self._producers.add(producer)
+        return producer
+
+    def forget(self, producer: Producer) -> None:
+        """A producer was closed."""
+        self._producers.discard(producer)
+
+    def _own_producer(self) -> Producer:
+        if self._publisher is None:
+            self._publisher = self.producer()
+        return self._publisher
+
+    def channel(self, topic: str) -> Channel:
+        """The same calls, bound to one topic; nothing is asked until one is used."""
+        return Channel(self, topic)
 
     # ---- reading
 
     def subscribe(
-        self, topic: str, config: SubscribeConfig | None = None, *, timeout: float | None = None
+        self,
+        topics: str | Sequence[str],
+        config: SubscribeConfig | None = None,
+        *,
+        filter: EventFilter | None = None,
+        timeout: float | None = None,
     ) -> Subscriber:
-        """Read a topic: an async context manager and an async iterator."""
-        wait = self.request_timeout if timeout is None else timeout
-        return Subscriber(self, topic, config or SubscribeConfig(), wait)
+        """Read topics: an async context manager and an async iterator.
 
+        topics: names, and patterns with `*`, `?` or `[…]`, which follow new topics too, from
+        their first message on. filter: hand out only what it matches. Starting raises
+        `TopicNotFound` for a name that no topic has.
+        """
+        names = [topics] if isinstance(topics, str) else list(dict.fromkeys(topics))
+        if not names:
+            raise Misuse("A subscription needs at least one topic or pattern.")
+        return Subscriber(
+            self,
+            names,
+            config or SubscribeConfig(),
+            self.request_timeout if timeout is None else timeout,
+            max_poll_records=self.settings.consumer.max_poll_records,
+            event_filter=filter,
+        )
 
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
+    def history(self, topic: str, count: int, *, timeout: float | None = None) -> History:
+        """The newest `count` messages of a topic by their timestamps, oldest first.
 
+        `await` it for a list, or step through it with `async for`. Raises `TopicNotFound`,
+        `RequestTimeout`, `CorruptRecord`.
+        """
+        if count < 1:
+            raise Misuse(f"history was asked for {count} messages; ask for at least 1.")
+        return History(lambda: last_messages(self.cluster, topic, count, self._deadline(timeout)))
 
-def _partition(producer: Producer, info: TopicInfo, key: bytes | None) -> int:
-    if key is None:
-        return producer.choose_partition(info)
-    return partition_for(key, len(info.partitions))
+    def history_after(
+        self, topic: str, timestamp: datetime, *, timeout: float | None = None
+    ) -> History:
+        """Every message of that time or later that a topic holds by now, partition by partition.
 
-
-def _messages(
-    messages: Iterable[Any], keys: Iterable[str | bytes | None] | None
-) -> Iterable[Message]:
-    if keys is None:
-        return (m if isinstance(m, Message) else Message(payload=m) for m in messages)
-    values, names = list(messages), list(keys)
-    if len(values) != len(names):
-        raise Misuse(f"{len(values)} messages came with {len(names)} keys; give one for each.")
-    return (
-        replace(m, key=key) if isinstance(m, Message) else Message(key=key, payload=m)
-        for m, key in zip(values, names, strict=True)
-    )
-
-
-def _receipts(
-    batches: dict[asyncio.Future[Stored], list[tuple[int, int]]],
-    refused: dict[int, AegisError],
-) -> list[BatchReceipt]:
-    """What became of each batch; `batches` names the inputs in it and their places there.
-
-    refused: inputs that never got into a batch.
-    """
-    receipts: list[BatchReceipt] = []
-    failed: list[int] = list(refused)
-    unknown: list[int] = []
-    first: BaseException | None = next(iter(refused.values()), None)
-    for future, members in batches.items():
-        error = future.exception()
-        if error is None:
-            places = [place for _, place in members]
-            receipts.extend(_runs(future.result(), places))
-            continue
-        first = first or error
-        numbers = [number for number, _ in members]
-        (unknown if isinstance(error, OutcomeUnknown) else failed).extend(numbers)
-    if first is None:
-        return receipts
-    if not receipts and not unknown and isinstance(first, AegisError):
-        raise first
-    raise PartlyPublished(
-        f"{len(failed)} messages were refused and of {len(unknown)} the outcome is unknown, the"
-        f" others were stored. First reason: {first}",
-        receipts=receipts,
-        failed=sorted(failed),
-        unknown=sorted(unknown),
-    ) from first
-
-
-def _runs(stored: Stored, places: list[int]) -> Iterable[BatchReceipt]:
-    """One receipt for each run of neighbours: others may have records between ours."""
-    start = 0
-    for end in range(1, len(places) + 1):
-        if end == len(places) or places[end] != places[end - 1] + 1:
-            offset = stored.base_offset + places[start]
-            yield BatchReceipt(stored.partition, offset, end - start)
-            start = end
+        `await` it for a list, or step through it with `async for`. Raises `TopicNotFound`,
+        `RequestTimeout`, `CorruptRecord`; `Misuse` for a time without a zone.
+        """
+        time_ms = to_ms(timestamp)
+        return History(
+            lambda: messages_after(self.cluster, topic, time_ms, self._deadline(timeout))
+        )

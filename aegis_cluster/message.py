@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import Enum
-from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, Protocol
 
 from aegis_cluster.errors import Misuse
 from aegis_cluster.wire.payload import decode_key, decode_payload, encode_key, encode_payload
@@ -43,9 +43,28 @@ class ReceivedMessage(Message):
     topic: str = ""
     partition: int = 0
     offset: int = 0
+    source: Redelivery | None = field(default=None, repr=False, compare=False)
+    """Who handed it out, and can do so again."""
 
     async def ack(self) -> None:
         """Mark the message handled; without a group there is no position to move."""
+
+    async def nack(self, delay: float | None = None) -> None:
+        """Have the message handed out again, before any later one of its partition.
+
+        delay: not before so many seconds; other partitions go on meanwhile. Does nothing once
+        the subscriber is closed. Raises `Misuse` for a message that no subscriber handed out.
+        """
+        if self.source is None:
+            raise Misuse("This message came from no subscriber, so none can hand it out again.")
+        self.source.hand_out_again(self, delay)
+
+
+class Redelivery(Protocol):
+    """What a message knows of its subscriber."""
+
+    def hand_out_again(self, message: ReceivedMessage, delay: float | None, /) -> None:
+        """Put it in front of what its partition has not handed out yet."""
 
 
 class Receipt(NamedTuple):
@@ -70,6 +89,7 @@ class _Kind(Enum):
     EARLIEST = "earliest"
     LATEST = "latest"
     AT = "at"
+    AT_TIME = "at_time"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +98,7 @@ class Offset:
 
     kind: _Kind
     number: int = 0
+    """An offset, or milliseconds since 1970."""
 
     @classmethod
     def at(cls, number: int) -> Offset:
@@ -86,13 +107,27 @@ class Offset:
             raise Misuse(f"Offsets start at 0; {number} is none.")
         return cls(_Kind.AT, number)
 
+    @classmethod
+    def at_time(cls, time: datetime) -> Offset:
+        """In every partition the first message of that time or later, in the order in which they
+        are stored; the end where there is none. Raises `Misuse` for a time without a zone."""
+        return cls(_Kind.AT_TIME, to_ms(time))
+
+    @property
+    def time_ms(self) -> int | None:
+        """What to ask leaders for; None where no time is meant."""
+        return self.number if self.kind is _Kind.AT_TIME else None
+
     EARLIEST: ClassVar[Offset]
     """The first message that is kept."""
     LATEST: ClassVar[Offset]
     """Only what comes from now on."""
 
-    def resolve(self, *, log_start: int, high_watermark: int) -> int:
-        """The offset that this means in one partition, as it stands now."""
+    def resolve(self, *, log_start: int, high_watermark: int, at_time: int | None = None) -> int:
+        """The offset that this means in one partition, as it stands now.
+
+        at_time: where the batch with the first message of `time_ms` begins.
+        """
         match self.kind:
             case _Kind.EARLIEST:
                 return log_start
@@ -100,6 +135,8 @@ class Offset:
                 return high_watermark
             case _Kind.AT:
                 return self.number
+            case _Kind.AT_TIME:
+                return high_watermark if at_time is None else at_time
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +171,9 @@ def _headers(headers: Mapping[str, str | bytes]) -> list[tuple[str, bytes | None
     return rows
 
 
-def from_record(topic: str, partition: int, record: Record) -> ReceivedMessage:
+def from_record(
+    topic: str, partition: int, record: Record, source: Redelivery | None = None
+) -> ReceivedMessage:
     """A record as a message. Raises `CorruptRecord` when it does not decode."""
     headers = record.headers
     return ReceivedMessage(
@@ -145,6 +184,7 @@ def from_record(topic: str, partition: int, record: Record) -> ReceivedMessage:
         topic=topic,
         partition=partition,
         offset=record.offset,
+        source=source,
     )
 
 

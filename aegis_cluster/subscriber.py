@@ -1,7 +1,11 @@
-"""Reading a topic: an async context manager, an async iterator, and polls.
+"""Reading topics: an async context manager, an async iterator, polls, and whole batches.
 
 It starts on entering or on the first step, and `close()` ends it. Without a group it keeps no
 positions: it reads every partition from `start` on.
+
+The idea: the fetcher below hands over records of one partition at a time; they wait here, not
+decoded, until a program asks for the next one. So whatever is sought, paused or handed out again
+happens between two messages, and a record that does not decode stops the reader right there.
 """
 
 from __future__ import annotations
@@ -9,38 +13,156 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from enum import Enum
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any, Final
 
 from aegis_cluster.client.fetcher import Fetcher
-from aegis_cluster.errors import Misuse
-from aegis_cluster.message import Offset, ReceivedMessage, from_record
+from aegis_cluster.client.offsets import list_offsets
+from aegis_cluster.errors import (
+    AegisError,
+    ConfigError,
+    Corruption,
+    CorruptRecord,
+    Misuse,
+    TopicNotFound,
+)
+from aegis_cluster.ids import TopicPartition
+from aegis_cluster.message import EPOCH, Offset, ReceivedMessage, from_record, to_ms
+from aegis_cluster.wire.payload import decode_key, decode_payload
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable, Sequence
     from types import TracebackType
     from typing import Self
 
     from aegis_cluster.engine import StreamingEngine
+    from aegis_cluster.filters import EventFilter
+    from aegis_cluster.wire.descriptions import TopicInfo
+    from aegis_cluster.wire.records import Record
+
+DISCOVER_S: Final = 1.0
+"""How often a subscription to a pattern looks for new topics."""
+_WILDCARDS: Final = frozenset("*?[")
+
+
+class DeliveryMode(Enum):
+    """How often a message is handled when things fail; only `AT_LEAST_ONCE` is there yet."""
+
+    AT_MOST_ONCE = "at_most_once"
+    AT_LEAST_ONCE = "at_least_once"
+    EXACTLY_ONCE = "exactly_once"
+
+
+class AckMode(Enum):
+    """When a message counts as handled; without a group there is no position to move."""
+
+    MANUAL = "manual"
+    AUTO = "auto"
+    NONE = "none"
 
 
 @dataclass(frozen=True, slots=True)
 class SubscribeConfig:
-    """How to read. start: where, in partitions that have no position yet."""
+    """How to read.
 
+    start: where, in every partition. max_poll_records: of one `poll`; None: as configured (500).
+    isolation: `"read_committed"` or `"read_uncommitted"`; equal until there are transactions.
+    Consumer groups are not there yet: `group_id`, `member_id`, `session_timeout`,
+    `AckMode.AUTO` and delivery modes other than `AT_LEAST_ONCE` raise `ConfigError`.
+    """
+
+    group_id: str | None = None
     start: Offset = Offset.LATEST
+    delivery_mode: DeliveryMode = DeliveryMode.AT_LEAST_ONCE
+    ack_mode: AckMode | None = None
+    isolation: str = "read_committed"
+    max_poll_records: int | None = None
+    session_timeout: str | None = None
+    member_id: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("group_id", "member_id", "session_timeout"):
+            if (value := getattr(self, name)) is not None:
+                raise ConfigError(
+                    f"{name} = {value!r}: consumer groups are not there yet. Leave it out, and"
+                    " keep positions yourself (`start=Offset.at(…)`, `seek`).",
+                    key=name,
+                )
+        if self.delivery_mode is not DeliveryMode.AT_LEAST_ONCE:
+            raise ConfigError(
+                f"delivery_mode = {self.delivery_mode.name}: it needs consumer groups, which are"
+                " not there yet; only AT_LEAST_ONCE is.",
+                key="delivery_mode",
+            )
+        if self.ack_mode is AckMode.AUTO:
+            raise ConfigError(
+                "ack_mode = AUTO: it moves the position of a consumer group, and groups are not"
+                " there yet; use MANUAL or NONE.",
+                key="ack_mode",
+            )
+        if self.isolation not in ("read_committed", "read_uncommitted"):
+            raise ConfigError(
+                f"isolation = {self.isolation!r}; allowed: 'read_committed', 'read_uncommitted'.",
+                key="isolation",
+            )
+        if self.max_poll_records is not None and self.max_poll_records < 1:
+            raise ConfigError(
+                f"max_poll_records = {self.max_poll_records}; allowed: 1 or more.",
+                key="max_poll_records",
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class MessageBatch:
+    """Neighbouring messages of one partition as columns of equal length.
+
+    timestamps: milliseconds since 1970. offsets rise; gaps are possible.
+    """
+
+    topic: str
+    partition: int
+    offsets: list[int]
+    timestamps: list[int]
+    keys: list[str | bytes | None]
+    values: list[Any]
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+
+_Waiting = tuple[TopicPartition, "Record | ReceivedMessage"]
 
 
 class Subscriber:
-    """Messages of one topic, each partition in order; belongs to one event loop."""
+    """Messages of some topics, each partition in order; belongs to one event loop."""
 
     def __init__(
-        self, engine: StreamingEngine, topic: str, config: SubscribeConfig, timeout: float
+        self,
+        engine: StreamingEngine,
+        topics: Sequence[str],
+        config: SubscribeConfig,
+        timeout: float,
+        *,
+        max_poll_records: int,
+        event_filter: EventFilter | None = None,
     ) -> None:
         self._engine = engine
-        self._topic = topic
+        self._names = [name for name in topics if not _is_pattern(name)]
+        self._patterns = [name for name in topics if _is_pattern(name)]
         self._config = config
         self._timeout = timeout
+        self._max_poll_records = config.max_poll_records or max_poll_records
+        self._filter = event_filter
         self._fetcher: Fetcher | None = None
-        self._ready: deque[ReceivedMessage] = deque()
+        self._starting = asyncio.Lock()
+        self._discovery: asyncio.Task[None] | None = None
+        self._ready: deque[_Waiting] = deque()
+        self._held: dict[TopicPartition, list[_Waiting]] = {}
+        """What was fetched of partitions that are paused or wait for a repeat."""
+        self._paused: set[TopicPartition] = set()
+        self._delayed: dict[TopicPartition, float] = {}
+        """When a partition goes on after `nack(delay)`, in the loop's time."""
         self._closed = False
 
     async def __aenter__(self) -> Self:
@@ -55,68 +177,393 @@ class Subscriber:
     ) -> None:
         await self.close()
 
+    async def close(self) -> None:
+        """Stop reading; a step that waits ends."""
+        self._closed = True
+        if self._discovery is not None:
+            self._discovery.cancel()
+            await asyncio.gather(self._discovery, return_exceptions=True)
+            self._discovery = None
+        if self._fetcher is not None:
+            await self._fetcher.close()
+
+    # ---- messages
+
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> ReceivedMessage:
-        if self._closed:
-            raise StopAsyncIteration
-        while not self._ready:
-            if not await self._fill(None):
-                raise StopAsyncIteration
-        return self._ready.popleft()
+        """The next message. Raises `OffsetOutOfRange`, `TopicNotFound`, `CorruptRecord` (again at
+        every step, until `seek`)."""
+        while not self._closed:
+            message = self._next_ready()
+            if message is not None:
+                return message
+            await self._fill(None)
+        raise StopAsyncIteration
 
     async def poll(
-        self, max_records: int = 500, timeout: float | None = None
+        self, max_records: int | None = None, timeout: float | None = None
     ) -> list[ReceivedMessage]:
-        """At most `max_records` messages; empty when none came within `timeout` seconds."""
-        if max_records < 1:
-            raise Misuse(f"poll was asked for {max_records} records; ask for at least 1.")
-        wait = self._timeout if timeout is None else timeout
-        if not self._ready:
-            await self._fill(asyncio.get_running_loop().time() + wait)
-        return [self._ready.popleft() for _ in range(min(max_records, len(self._ready)))]
+        """At most `max_records` messages (default: `max_poll_records`); empty when none came
+        within `timeout` seconds. Raises what a step of the iterator does."""
+        limit = self._max_poll_records if max_records is None else max_records
+        if limit < 1:
+            raise Misuse(f"poll was asked for {limit} records; ask for at least 1.")
+        deadline = self._now() + (self._timeout if timeout is None else timeout)
+        found: list[ReceivedMessage] = []
+        while not self._closed:
+            self._take_ready(found, limit)
+            if found or self._now() > deadline or not await self._fill(deadline):
+                break
+        return found
+
+    async def batches(self) -> AsyncIterator[MessageBatch]:
+        """Whole batches as columns, for speed; ends when the subscriber is closed.
+
+        Raises `Misuse` for a subscription with a filter, which looks at single messages.
+        """
+        if self._filter is not None:
+            raise Misuse("batches() hands out whole batches; subscribe without a filter for it.")
+        while not self._closed:
+            if self._ready:
+                yield self._take_batch()
+            else:
+                await self._fill(None)
+
+    # ---- where it stands
+
+    @property
+    def assignment(self) -> list[TopicPartition]:
+        """The partitions that are read, in order; empty until started."""
+        return sorted(self._fetcher.positions) if self._fetcher else []
 
     @property
     def positions(self) -> dict[int, int]:
-        """Next offset to be handed out, by partition; known once started."""
-        if self._fetcher is None:
-            return {}
-        positions = dict(self._fetcher.positions)
-        for message in reversed(self._ready):
-            positions[message.partition] = message.offset
+        """Next offset to be handed out, by partition; of a subscription to one topic.
+
+        Empty until started. Raises `Misuse` for several topics: see `position`.
+        """
+        if self._patterns or len(self._names) != 1:
+            raise Misuse("This subscription has several topics; use position(partition).")
+        return {place.partition: offset for place, offset in self._positions().items()}
+
+    def position(self, partition: int | TopicPartition) -> int:
+        """Next offset to be handed out of one partition. Raises `Misuse` if it is not read."""
+        place = self._place(partition)
+        positions = self._positions()
+        if place not in positions:
+            raise Misuse(f"{place} is not read here; see `assignment`.")
+        return positions[place]
+
+    def _positions(self) -> dict[TopicPartition, int]:
+        positions = self._fetcher.positions if self._fetcher else {}
+        waiting = [item for items in self._held.values() for item in items]
+        for place, item in reversed([*self._ready, *waiting]):
+            if place in positions:
+                positions[place] = item.offset
         return positions
 
-    async def close(self) -> None:
-        """Stop reading; a step that waits ends."""
-        self._closed = True
-        if self._fetcher is not None:
-            await self._fetcher.close()
+    async def lag(self, *, timeout: float | None = None) -> dict[TopicPartition, int]:
+        """How many offsets each partition has, as of now, that were not handed out yet.
 
-    async def _start(self) -> Fetcher:
-        if self._closed:
-            raise Misuse("This subscriber is closed; subscribe again.")
-        if self._fetcher is None:
+        Raises `TopicNotFound`, `RequestTimeout`.
+        """
+        fetcher = await self._start()
+        cluster = self._engine.cluster
+        deadline = cluster.deadline(self._timeout if timeout is None else timeout)
+        ends: dict[TopicPartition, int] = {}
+        for topic in sorted({place.topic for place in fetcher.positions}):
+            for number, offsets in (await list_offsets(cluster, topic, deadline)).items():
+                ends[TopicPartition(topic, number)] = offsets.high_watermark
+        return {
+            place: max(0, ends[place] - offset)
+            for place, offset in sorted(self._positions().items())
+            if place in ends
+        }
+
+    # ---- control
+
+    async def seek(
+        self,
+        partition: int | TopicPartition,
+        offset: int | Offset,
+        *,
+        timeout: float | None = None,
+    ) -> None:
+        """Go on reading one partition from another offset, also past one that does not decode.
+
+        partition: its number will do for a subscription to one topic. Raises `Misuse` if it is
+        not read; reading raises `OffsetOutOfRange` if nothing is kept there.
+        """
+        fetcher = await self._start()
+        place = self._place(partition)
+        if isinstance(offset, Offset):
             cluster = self._engine.cluster
-            deadline = cluster.deadline(self._timeout)
-            info = await cluster.topic(self._topic, deadline)
-            offsets = await self._engine.offsets(self._topic, timeout=self._timeout)
-            positions = {
-                partition: self._config.start.resolve(
-                    log_start=found.log_start, high_watermark=found.high_watermark
-                )
-                for partition, found in offsets.items()
-            }
-            self._fetcher = Fetcher(cluster, info, positions)
-            self._fetcher.start()
+            deadline = cluster.deadline(self._timeout if timeout is None else timeout)
+            asked = await list_offsets(cluster, place.topic, deadline, time_ms=offset.time_ms)
+            found = asked.get(place.partition)
+            if found is None:
+                raise Misuse(f"{place} is not read here; see `assignment`.")
+            target = offset.resolve(
+                log_start=found.log_start,
+                high_watermark=found.high_watermark,
+                at_time=found.at_time,
+            )
+        else:
+            target = Offset.at(offset).number
+        fetcher.seek(place, target)
+        self._drop(place)
+
+    def pause(self, partitions: Iterable[int | TopicPartition] | None = None) -> None:
+        """Hand out nothing more of these partitions (None: of all that are read now) until
+        `resume`. Raises `Misuse` for one that is not read."""
+        for place in self._places(partitions):
+            self._paused.add(place)
+            self._hold(place)
+
+    def resume(self, partitions: Iterable[int | TopicPartition] | None = None) -> None:
+        """Go on with these partitions (None: with all that are paused) where they stopped."""
+        places = list(self._paused) if partitions is None else self._places(partitions)
+        for place in sorted(places):
+            self._paused.discard(place)
+            self._let_go(place)
+
+    def hand_out_again(self, message: ReceivedMessage, delay: float | None) -> None:
+        """What `message.nack(delay)` calls."""
+        place = TopicPartition(message.topic, message.partition)
+        if self._closed or self._fetcher is None or place not in self._fetcher.positions:
+            return
+        self._ready.appendleft((place, message))
+        mine = sorted((item for item in self._ready if item[0] == place), key=_offset_of)
+        others = [item for item in self._ready if item[0] != place]
+        self._ready = deque([*mine, *others])
+        if delay is not None and delay > 0:
+            until = self._now() + delay
+            self._delayed[place] = max(until, self._delayed.get(place, until))
+        if place in self._delayed or place in self._paused:
+            self._hold(place)
+
+    def _hold(self, place: TopicPartition) -> None:
+        self._reader().hold(place, held=True)
+        mine = [item for item in self._ready if item[0] == place]
+        if mine:
+            both = {_offset_of(item): item for item in [*mine, *self._held.get(place, [])]}
+            self._held[place] = [both[offset] for offset in sorted(both)]
+            self._ready = deque(item for item in self._ready if item[0] != place)
+
+    def _let_go(self, place: TopicPartition) -> None:
+        """Hand a partition out again, unless something else still holds it."""
+        if place in self._paused or place in self._delayed:
+            return
+        self._ready.extendleft(reversed(self._held.pop(place, [])))
+        reader = self._reader()
+        if place in reader.positions:
+            reader.hold(place, held=False)
+        reader.wake()
+
+    def _drop(self, place: TopicPartition) -> None:
+        """Forget what is fetched of a partition."""
+        self._held.pop(place, None)
+        self._ready = deque(item for item in self._ready if item[0] != place)
+
+    def _reader(self) -> Fetcher:
+        if self._fetcher is None:
+            raise Misuse("This subscriber has not started; enter it with 'async with' first.")
         return self._fetcher
 
+    def _places(self, partitions: Iterable[int | TopicPartition] | None) -> list[TopicPartition]:
+        if partitions is None:
+            return list(self._reader().positions)
+        places = [self._place(partition) for partition in partitions]
+        missing = [place for place in places if place not in self._reader().positions]
+        if missing:
+            raise Misuse(f"{missing[0]} is not read here; see `assignment`.")
+        return places
+
+    def _place(self, partition: int | TopicPartition) -> TopicPartition:
+        if not isinstance(partition, int):
+            return partition
+        if self._patterns or len(self._names) != 1:
+            raise Misuse(
+                f"This subscription has several topics; name TopicPartition(topic, {partition})."
+            )
+        return TopicPartition(self._names[0], partition)
+
+    # ---- filling
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    def _next_ready(self) -> ReceivedMessage | None:
+        """The next message that passes the filter; None when none is at hand."""
+        while self._ready:
+            message = self._decoded(*self._ready[0])
+            self._ready.popleft()
+            if self._filter is None or self._filter.matches(message):
+                return message
+        return None
+
+    def _take_ready(self, found: list[ReceivedMessage], limit: int) -> None:
+        """Move messages over; what does not decode is told when it comes first."""
+        while len(found) < limit:
+            try:
+                message = self._next_ready()
+            except Corruption:
+                if found:
+                    return
+                raise
+            if message is None:
+                return
+            found.append(message)
+
+    def _decoded(self, place: TopicPartition, item: Record | ReceivedMessage) -> ReceivedMessage:
+        if isinstance(item, ReceivedMessage):
+            return item
+        try:
+            return from_record(place.topic, place.partition, item, self)
+        except Corruption as error:
+            raise _undecodable(place, item.offset, error) from error
+
+    def _take_batch(self) -> MessageBatch:
+        """What is ready of the first partition."""
+        place = self._ready[0][0]
+        batch = MessageBatch(place.topic, place.partition, [], [], [], [])
+        while self._ready and self._ready[0][0] == place:
+            item = self._ready[0][1]
+            try:
+                row = _columns(item)
+            except Corruption as error:
+                if batch.offsets:
+                    break
+                raise _undecodable(place, item.offset, error) from error
+            self._ready.popleft()
+            time_ms, key, value = row
+            batch.offsets.append(item.offset)
+            batch.timestamps.append(time_ms)
+            batch.keys.append(key)
+            batch.values.append(value)
+        return batch
+
     async def _fill(self, deadline: float | None) -> bool:
+        """Wait for records of some partition; False when the deadline has passed or it closed."""
         fetcher = await self._start()
-        found = await fetcher.next_records(deadline)
-        if found is None:
-            return False
-        partition, records = found
-        topic = self._topic
-        self._ready.extend(from_record(topic, partition, record) for record in records)
-        return True
+        self._end_delays()
+        if self._ready:
+            return True
+        until = [*self._delayed.values(), *([] if deadline is None else [deadline])]
+        found = await fetcher.next_records(min(until, default=None))
+        if found is not None:
+            place, records = found
+            self._ready.extend((place, record) for record in records)
+            return True
+        self._end_delays()
+        return not self._closed and (deadline is None or self._now() < deadline)
+
+    def _end_delays(self) -> None:
+        now = self._now()
+        for place in [place for place, until in self._delayed.items() if until <= now]:
+            del self._delayed[place]
+            self._let_go(place)
+
+    # ---- starting, and topics that come and go
+
+    async def _start(self) -> Fetcher:
+        async with self._starting:
+            if self._closed:
+                raise Misuse("This subscriber is closed; subscribe again.")
+            if self._fetcher is None:
+                await self._follow()
+        return self._reader()
+
+    async def _follow(self) -> None:
+        cluster = self._engine.cluster
+        deadline = cluster.deadline(self._timeout)
+        infos = {name: await cluster.topic(name, deadline) for name in self._names}
+        if self._patterns:
+            await cluster.refresh(None, deadline)
+            infos |= self._matching()
+        starts = [
+            (info, await self._positions_of(info, self._config.start, deadline))
+            for info in infos.values()
+        ]
+        fetcher = Fetcher(cluster, required=self._names)
+        for info, positions in starts:
+            fetcher.add(info, positions, skip_before_ms=self._config.start.time_ms)
+        self._fetcher = fetcher
+        if self._closed:  # meanwhile
+            await fetcher.close()
+        elif self._patterns:
+            self._discovery = asyncio.get_running_loop().create_task(self._discover(fetcher))
+
+    def _matching(self) -> dict[str, TopicInfo]:
+        """Known topics whose name one of the patterns matches."""
+        topics = self._engine.cluster.metadata.topics
+        return {
+            name: topics[name]
+            for name in sorted(topics)
+            if any(fnmatchcase(name, pattern) for pattern in self._patterns)
+        }
+
+    async def _positions_of(
+        self, info: TopicInfo, start: Offset, deadline: float
+    ) -> dict[int, int]:
+        found = await list_offsets(self._engine.cluster, info.name, deadline, time_ms=start.time_ms)
+        return {
+            partition: start.resolve(
+                log_start=offsets.log_start,
+                high_watermark=offsets.high_watermark,
+                at_time=offsets.at_time,
+            )
+            for partition, offsets in found.items()
+        }
+
+    async def _discover(self, fetcher: Fetcher) -> None:
+        """Look for new topics again and again; one that is new is read from its beginning."""
+        while True:
+            await asyncio.sleep(DISCOVER_S)
+            try:
+                await self._look_for_topics(fetcher)
+            except AegisError:
+                continue  # nobody answers at the moment; reading says so if it lasts
+
+    async def _look_for_topics(self, fetcher: Fetcher) -> None:
+        cluster = self._engine.cluster
+        deadline = cluster.deadline(self._timeout)
+        await cluster.refresh(None, deadline)
+        for name, info in self._matching().items():
+            group = fetcher.group_of(name)
+            if group == info.partitions[0].group:
+                continue
+            try:
+                positions = await self._positions_of(info, Offset.EARLIEST, deadline)
+            except TopicNotFound:
+                continue
+            if group is not None:
+                fetcher.remove(name)
+            fetcher.add(info, positions)
+
+
+def _is_pattern(name: str) -> bool:
+    return not _WILDCARDS.isdisjoint(name)
+
+
+def _offset_of(item: _Waiting) -> int:
+    return item[1].offset
+
+
+def _columns(item: Record | ReceivedMessage) -> tuple[int, str | bytes | None, Any]:
+    if isinstance(item, ReceivedMessage):
+        return to_ms(item.timestamp or EPOCH), item.key, item.payload
+    headers = item.headers
+    return item.timestamp_ms, decode_key(item.key, headers), decode_payload(item.value, headers)
+
+
+def _undecodable(place: TopicPartition, offset: int, error: Corruption) -> CorruptRecord:
+    return CorruptRecord(
+        f"The message at offset {offset} of {place} does not decode: {error}. Seek past it to"
+        " read on.",
+        topic=place.topic,
+        partition=place.partition,
+        offset=offset,
+    )

@@ -14,6 +14,7 @@ from aegis_cluster.broker import fetch, produce, status
 from aegis_cluster.cluster import controller
 from aegis_cluster.errors import (
     AegisError,
+    Corruption,
     NotLeader,
     NotReady,
     PeerViolation,
@@ -212,10 +213,17 @@ class RequestApi:
         self._shard.fetches.start(call, self._shard.now_ms)
 
     def _list_offsets(self, exchange: _Exchange) -> None:
-        """[[group, ...]] -> [[code, log_start, high_watermark, last_stable] or error, ...]."""
-        asked = take_list(exchange.request.fields, 0, "groups")
+        """[[group, ...]] -> [[code, log_start, high_watermark, last_stable] or error, ...].
+
+        A time in milliseconds may follow the groups; each answer then also has the offset of the
+        first batch that holds a message of that time or later, None where there is none.
+        """
+        fields = exchange.request.fields
+        asked = take_list(fields, 0, "groups")
         groups = [GroupId(take_int(asked, place, "group")) for place in range(len(asked))]
-        _OffsetsCall(groups, self._shard, exchange)
+        timed = len(fields) > 1 and not is_none(fields, 1, "time_ms")
+        time_ms = take_int(fields, 1, "time_ms") if timed else None
+        _OffsetsCall(groups, self._shard, exchange, time_ms)
 
     def _deadline_ms(self, exchange: _Exchange) -> int:
         return self._shard.now_ms + min(exchange.request.ms_left, REQUEST_WAIT_MS_MAX)
@@ -363,7 +371,9 @@ class RequestApi:
 class _OffsetsCall:
     """Offsets of several partitions, each as of a moment after the request came (read index)."""
 
-    def __init__(self, groups: list[GroupId], shard: Shard, exchange: _Exchange) -> None:
+    def __init__(
+        self, groups: list[GroupId], shard: Shard, exchange: _Exchange, time_ms: int | None
+    ) -> None:
         self._exchange = exchange
         self._results: list[list[Any]] = [[] for _ in groups]
         self._open = len(groups)
@@ -371,7 +381,7 @@ class _OffsetsCall:
             exchange.reply([[]])
         for slot, group in enumerate(groups):
             partition = shard.manager.partitions.get(group)
-            waiter = _OffsetsWaiter(self, slot, partition)
+            waiter = _OffsetsWaiter(self, slot, partition, time_ms)
             if partition is None:
                 waiter.lost(NotLeader("This shard has no replica of the partition."))
                 continue
@@ -388,16 +398,35 @@ class _OffsetsCall:
 
 
 class _OffsetsWaiter:
-    def __init__(self, call: _OffsetsCall, slot: int, partition: Partition | None) -> None:
+    def __init__(
+        self, call: _OffsetsCall, slot: int, partition: Partition | None, time_ms: int | None
+    ) -> None:
         self._call = call
         self._slot = slot
         self._partition = partition
+        self._time_ms = time_ms
 
     def committed(self) -> None:
         partition = self._partition
-        if partition is not None:
-            end = partition.high_watermark
-            self._call.settle(self._slot, [0, partition.log_start_offset, end, end])
+        if partition is None:
+            return
+        end = partition.high_watermark
+        result: list[Any] = [0, partition.log_start_offset, end, end]
+        try:
+            if self._time_ms is not None:
+                result.append(_offset_of_time(partition, self._time_ms))
+        except Corruption as error:
+            partition.damage_met(error)
+            self.lost(error if partition.is_alone else partition.not_leader())
+            return
+        self._call.settle(self._slot, result)
 
     def lost(self, error: AegisError) -> None:
         self._call.settle(self._slot, produce.refusal(error))
+
+
+def _offset_of_time(partition: Partition, time_ms: int) -> int | None:
+    """As committed; what is not may still vanish. The index leads to one short stretch of a file,
+    so this is read on the shard's own thread."""
+    found = partition.log.offset_of_time(time_ms)
+    return None if found is None or found >= partition.high_watermark else found

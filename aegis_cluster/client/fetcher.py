@@ -1,8 +1,9 @@
 """Reading: long polls at the leaders of many partitions, frames in, records out in order.
 
-The idea: a partition is idle, being fetched, or full (enough of it waits to be read). All idle
-partitions of one leader go into one long poll, so a quiet topic costs one open request a leader,
-and a busy one is fetched ahead while the reader works.
+The idea: a partition is idle, being fetched, held, or full (enough of it waits to be read). All
+idle partitions of one leader go into one long poll, so a quiet topic costs one open request a
+leader, and a busy one is fetched ahead while the reader works. A held partition drops what was
+fetched ahead and fetches it again later, so that it takes no room from the others.
 
 The rule it protects: within a partition, offsets come in order, without gap or repeat, over any
 number of leader changes: the next fetch starts where the last whole batch ended.
@@ -12,17 +13,21 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict, deque
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
 
 from aegis_cluster.errors import (
     AegisError,
+    Corruption,
+    CorruptRecord,
+    Misuse,
     NotLeader,
     OffsetOutOfRange,
     OutcomeUnknown,
     TopicNotFound,
 )
-from aegis_cluster.limits import FETCH_BYTES_DEFAULT, MIB
+from aegis_cluster.ids import TopicPartition
+from aegis_cluster.limits import FETCH_BYTES_DEFAULT, KIB, MIB, REQUEST_PARTS_MAX
 from aegis_cluster.wire.batch import decode_batch
 from aegis_cluster.wire.codes import error_from_reply
 from aegis_cluster.wire.frame import FrameKind, frame_payload, iter_frames
@@ -30,10 +35,11 @@ from aegis_cluster.wire.layout import batch_header
 from aegis_cluster.wire.protocol import Api, Reply, take_int, take_list, take_part
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from aegis_cluster.client.cluster import ClusterClient
     from aegis_cluster.client.metadata import ShardAddress
+    from aegis_cluster.ids import GroupId
     from aegis_cluster.wire.descriptions import TopicInfo
     from aegis_cluster.wire.records import Record
 
@@ -42,52 +48,119 @@ ANSWER_S: Final = 3.0
 """A long poll that is not answered so long after its time counts as lost."""
 BUFFER_BYTES_MAX: Final = 16 * MIB
 """Frames of one reader that wait to be read."""
+PARTITION_BYTES_MIN: Final = 64 * KIB
+"""What each of many partitions may answer in one fetch."""
 RETRY_S: Final = 0.02
 RETRY_S_MAX: Final = 0.5
 
 
-class Chunk(NamedTuple):
-    """Frames of one partition, not decoded yet."""
+@dataclass(slots=True, eq=False)
+class _Chunk:
+    """Frames of one partition, not decoded yet; position: the offset behind them."""
 
-    partition: int
+    place: TopicPartition
     frames: bytes
     position: int
 
 
 @dataclass(slots=True, eq=False)
 class _Cursor:
-    """One partition: the next offset to fetch, and the next one to hand out."""
+    """One partition: the next offset to fetch, and the next one to hand out.
 
-    partition: int
+    skip_before_ms: leave out the first records as long as they are older; None: leave out none.
+    """
+
+    place: TopicPartition
+    info: TopicInfo
     fetch_offset: int
     read_offset: int
+    skip_before_ms: int | None = None
     fetching: bool = False
+    held: bool = False
     retry_at: float = 0.0
     failures: int = 0
-    buffered: int = 0
+
+    @property
+    def group(self) -> GroupId:
+        return self.info.partitions[self.place.partition].group
 
 
-@dataclass(slots=True)
 class Fetcher:
-    """Reads some partitions of one topic; belongs to one event loop."""
+    """Reads some partitions of some topics; belongs to one event loop.
 
-    cluster: ClusterClient
-    info: TopicInfo
-    positions: dict[int, int]
-    """Next offset by partition; kept up as records are handed out."""
-    _cursors: dict[int, _Cursor] = field(default_factory=dict)
-    _chunks: deque[Chunk] = field(default_factory=deque)
-    _buffered: int = 0
-    _failure: AegisError | None = None
-    _closed: bool = False
-    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
-    _news: asyncio.Event = field(default_factory=asyncio.Event)
-    _room: asyncio.Event = field(default_factory=asyncio.Event)
+    required: topics whose readers are told `TopicNotFound` when they are deleted; others leave.
+    """
 
-    def start(self) -> None:
-        """Begin to fetch ahead."""
-        self._cursors = {p: _Cursor(p, at, at) for p, at in self.positions.items()}
+    def __init__(self, cluster: ClusterClient, *, required: Iterable[str]) -> None:
+        self._cluster = cluster
+        self._required = frozenset(required)
+        self._cursors: dict[TopicPartition, _Cursor] = {}
+        self._chunks: deque[_Chunk] = deque()
+        self._buffered = 0
+        self._failure: AegisError | None = None
+        self._closed = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._locating: set[str] = set()
+        self._news = asyncio.Event()
+        self._room = asyncio.Event()
         self._spawn(self._run())
+
+    # ---- what to read
+
+    def add(
+        self, info: TopicInfo, positions: Mapping[int, int], *, skip_before_ms: int | None = None
+    ) -> None:
+        """Read these partitions of a topic too, each from its position on."""
+        for partition, offset in positions.items():
+            place = TopicPartition(info.name, partition)
+            self._cursors[place] = _Cursor(place, info, offset, offset, skip_before_ms)
+        self._room.set()
+
+    def remove(self, topic: str) -> None:
+        """Read a topic no longer."""
+        for place in [place for place in self._cursors if place.topic == topic]:
+            self._drop_chunks(place)
+            del self._cursors[place]
+
+    def seek(self, place: TopicPartition, offset: int) -> None:
+        """Go on reading one partition from another offset. Raises `Misuse` if it isn't read."""
+        self._renew(place, offset, held=self._cursor(place).held)
+        self._failure = None
+
+    def hold(self, place: TopicPartition, *, held: bool) -> None:
+        """Fetch nothing of a partition for now, or fetch again. Raises `Misuse`."""
+        cursor = self._cursor(place)
+        if cursor.held != held:
+            self._renew(place, cursor.read_offset, held=held)
+
+    @property
+    def positions(self) -> dict[TopicPartition, int]:
+        """Next offset to be handed out."""
+        return {place: cursor.read_offset for place, cursor in self._cursors.items()}
+
+    def group_of(self, topic: str) -> GroupId | None:
+        """By which a topic that was deleted and made anew is told from the one that is read."""
+        cursor = self._cursors.get(TopicPartition(topic, 0))
+        return cursor.group if cursor else None
+
+    def _cursor(self, place: TopicPartition) -> _Cursor:
+        try:
+            return self._cursors[place]
+        except KeyError:
+            raise Misuse(f"{place} is not read here; see `assignment`.") from None
+
+    def _renew(self, place: TopicPartition, offset: int, *, held: bool) -> None:
+        """Another cursor, so that an answer to the old one is known as such."""
+        old = self._cursors[place]
+        self._drop_chunks(place)
+        skip = old.skip_before_ms if offset == old.read_offset else None
+        self._cursors[place] = _Cursor(place, old.info, offset, offset, skip, held=held)
+        self._room.set()
+
+    def _drop_chunks(self, place: TopicPartition) -> None:
+        dropped = sum(len(c.frames) for c in self._chunks if c.place == place)
+        self._chunks = deque(chunk for chunk in self._chunks if chunk.place != place)
+        self._release(dropped)
 
     async def close(self) -> None:
         """Stop fetching; a `next_records` that waits ends with None."""
@@ -97,56 +170,63 @@ class Fetcher:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def next_records(self, deadline: float | None) -> tuple[int, list[Record]] | None:
-        """Records of one partition, in order; None when the deadline passes without any.
+    def wake(self) -> None:
+        """Have a `next_records` that waits look again, and end with None."""
+        self._news.set()
 
-        Raises `OffsetOutOfRange`, `TopicNotFound`, `Corruption`.
+    # ---- handing out
+
+    async def next_records(
+        self, deadline: float | None
+    ) -> tuple[TopicPartition, list[Record]] | None:
+        """Records of one partition, in order, perhaps none of them left to hand out.
+
+        None when the deadline passes first, after `wake`, and after `close`. Raises
+        `OffsetOutOfRange`, `TopicNotFound`, `Corruption`; again at every call, until `seek`.
         """
-        while not self._closed:
-            if self._chunks:
-                chunk = self._chunks.popleft()
-                records = self._decode(chunk)
-                if records:
-                    return chunk.partition, records
-                continue
-            if self._failure is not None:
-                raise self._failure
+        if self._closed:
+            return None
+        if not self._chunks and self._failure is None:
             self._news.clear()
             try:
                 async with asyncio.timeout_at(deadline):
                     await self._news.wait()
             except TimeoutError:
                 return None
+        if self._chunks:
+            chunk = self._chunks[0]
+            return chunk.place, self._decode(chunk)
+        if self._failure is not None:
+            raise self._failure
         return None
 
-    def seek(self, partition: int, offset: int) -> None:
-        """Go on reading one partition from another offset."""
-        cursor = self._cursors[partition]
-        kept = [chunk for chunk in self._chunks if chunk.partition != partition]
-        dropped = sum(len(c.frames) for c in self._chunks if c.partition == partition)
-        self._chunks = deque(kept)
-        self._release(dropped)
-        fresh = _Cursor(partition, offset, offset)
-        self._cursors[partition] = fresh
-        cursor.fetching = False
-        self._failure = None
-        self._room.set()
+    def _decode(self, chunk: _Chunk) -> list[Record]:
+        """The records of the first chunk from the cursor's offset on; earlier ones were read.
 
-    # ---- decoding
-
-    def _decode(self, chunk: Chunk) -> list[Record]:
-        """The records of a chunk from the cursor's offset on; earlier ones were read before."""
-        self._release(len(chunk.frames))
-        cursor = self._cursors[chunk.partition]
+        What stands before a damaged batch is handed out first; then it raises, and the chunk
+        stays until somebody seeks elsewhere.
+        """
+        cursor = self._cursors[chunk.place]
         records: list[Record] = []
-        for position, header in iter_frames(chunk.frames):
-            if header.kind is FrameKind.DATA:
-                records.extend(decode_batch(frame_payload(chunk.frames, header, position)))
-        if records and records[0].offset < cursor.read_offset:
-            records = [record for record in records if record.offset >= cursor.read_offset]
-        if records:
+        try:
+            for position, header in iter_frames(chunk.frames):
+                if header.kind is FrameKind.DATA:
+                    payload = frame_payload(chunk.frames, header, position)
+                    records.extend(_from(decode_batch(payload), cursor))
+        except Corruption as error:
+            if not records:
+                raise CorruptRecord(
+                    f"{chunk.place}: what stands at offset {cursor.read_offset} or shortly after"
+                    f" fails its check: {error}. Seek past it to read on.",
+                    topic=chunk.place.topic,
+                    partition=chunk.place.partition,
+                    offset=cursor.read_offset,
+                ) from error
             cursor.read_offset = records[-1].offset + 1
-            self.positions[chunk.partition] = cursor.read_offset
+            return records
+        self._chunks.popleft()
+        self._release(len(chunk.frames))
+        cursor.read_offset = max(cursor.read_offset, chunk.position)
         return records
 
     def _release(self, size: int) -> None:
@@ -173,30 +253,34 @@ class Fetcher:
         pause: float | None = None
         by_shard: dict[ShardAddress, list[_Cursor]] = defaultdict(list)
         for cursor in self._cursors.values():
-            if cursor.fetching:
+            if cursor.fetching or cursor.held:
                 continue
             if cursor.retry_at > now:
                 left = cursor.retry_at - now
                 pause = left if pause is None else min(pause, left)
                 continue
-            address = self.cluster.metadata.address_of(self.info, cursor.partition)
+            address = self._cluster.metadata.address_of(cursor.info, cursor.place.partition)
             if address is None:
                 self._pause(cursor)
-                self._spawn(self._locate())
+                self._locate(cursor.place.topic)
                 continue
             by_shard[address].append(cursor)
         for address, cursors in by_shard.items():
-            for cursor in cursors:
-                cursor.fetching = True
-            self._spawn(self._fetch(address, cursors))
+            for start in range(0, len(cursors), REQUEST_PARTS_MAX):
+                self._begin(address, cursors[start : start + REQUEST_PARTS_MAX])
         return pause
+
+    def _begin(self, address: ShardAddress, cursors: list[_Cursor]) -> None:
+        for cursor in cursors:
+            cursor.fetching = True
+        self._spawn(self._fetch(address, cursors))
 
     async def _fetch(self, address: ShardAddress, cursors: list[_Cursor]) -> None:
         loop = asyncio.get_running_loop()
-        budget = max(FETCH_BYTES_DEFAULT // len(cursors), 64 * 1024)
-        items = [[self.info.partitions[c.partition].group, c.fetch_offset, budget] for c in cursors]
+        budget = max(FETCH_BYTES_DEFAULT // len(cursors), PARTITION_BYTES_MIN)
+        items = [[cursor.group, cursor.fetch_offset, budget] for cursor in cursors]
         try:
-            link = self.cluster.link(address.endpoint)
+            link = self._cluster.link(address.endpoint)
             await link.ready(loop.time() + RETRY_S_MAX)
             deadline = loop.time() + WAIT_MS / 1000 + ANSWER_S
             reply = await link.request(Api.FETCH, [WAIT_MS, items], deadline=deadline)
@@ -204,7 +288,7 @@ class Fetcher:
         except AegisError as error:
             for cursor in cursors:
                 self._failed(cursor, error)
-            await self._locate()
+            self._locate_all(cursors)
         finally:
             for cursor in cursors:
                 cursor.fetching = False
@@ -213,7 +297,7 @@ class Fetcher:
     def _take_reply(self, cursors: Sequence[_Cursor], reply: Reply) -> None:
         results = take_list(reply.fields, 0, "results")
         for slot, cursor in enumerate(cursors):
-            if self._cursors.get(cursor.partition) is not cursor:
+            if not self._is_current(cursor):
                 continue  # somebody has sought elsewhere meanwhile
             result = take_list(results, slot, "result")
             if take_int(result, 0, "code") == 0:
@@ -222,6 +306,9 @@ class Fetcher:
             else:
                 self._refused(cursor, result)
 
+    def _is_current(self, cursor: _Cursor) -> bool:
+        return self._cursors.get(cursor.place) is cursor
+
     def _take_frames(self, cursor: _Cursor, frames: bytes) -> None:
         if not frames:
             return
@@ -229,18 +316,17 @@ class Fetcher:
             if header.kind is FrameKind.DATA:
                 batch = batch_header(frame_payload(frames, header, position))
                 cursor.fetch_offset = batch.base_offset + batch.last_offset_delta + 1
-        self._chunks.append(Chunk(cursor.partition, frames, cursor.fetch_offset))
+        self._chunks.append(_Chunk(cursor.place, frames, cursor.fetch_offset))
         self._buffered += len(frames)
         self._news.set()
 
     def _refused(self, cursor: _Cursor, result: Sequence[Any]) -> None:
         error = error_from_reply(result[0], result[1:])
         if isinstance(error, NotLeader):
-            group = self.info.partitions[cursor.partition].group
-            self.cluster.metadata.note_leader(group, error.details.get("leader"))
+            self._cluster.metadata.note_leader(cursor.group, error.details.get("leader"))
             if error.details.get("leader") is None:
                 self._pause(cursor)
-                self._spawn(self._locate())
+                self._locate(cursor.place.topic)
         elif isinstance(error, OffsetOutOfRange) or not error.retriable:
             self._fail(error)
         else:
@@ -251,7 +337,7 @@ class Fetcher:
         if not error.retriable and not isinstance(error, OutcomeUnknown):
             self._fail(error)
             return
-        self.cluster.metadata.forget_leader(self.info.partitions[cursor.partition].group)
+        self._cluster.metadata.forget_leader(cursor.group)
         self._pause(cursor)
 
     def _pause(self, cursor: _Cursor) -> None:
@@ -263,18 +349,34 @@ class Fetcher:
         self._failure = error
         self._news.set()
 
-    async def _locate(self) -> None:
+    # ---- where topics are
+
+    def _locate_all(self, cursors: Iterable[_Cursor]) -> None:
+        for topic in {cursor.place.topic: None for cursor in cursors}:
+            self._locate(topic)
+
+    def _locate(self, topic: str) -> None:
         """Ask who leads now, and whether the topic still is the one we read."""
+        if topic not in self._locating:
+            self._locating.add(topic)
+            self._spawn(self._refresh(topic))
+
+    async def _refresh(self, topic: str) -> None:
         loop = asyncio.get_running_loop()
         try:
-            await self.cluster.refresh([self.info.name], loop.time() + 1.0)
-            fresh = self.cluster.metadata.topic(self.info.name)
-            if fresh.partitions[0].group != self.info.partitions[0].group:
-                raise TopicNotFound(f"Topic {self.info.name!r} was deleted and made anew.")
+            await self._cluster.refresh([topic], loop.time() + 1.0)
+            fresh = self._cluster.metadata.topic(topic)
+            if self.group_of(topic) not in (None, fresh.partitions[0].group):
+                raise TopicNotFound(f"Topic {topic!r} was deleted and made anew.", topic=topic)
         except TopicNotFound as error:
-            self._fail(error)
+            if topic in self._required:
+                self._fail(error)
+            else:
+                self.remove(topic)
         except AegisError:
             return
+        finally:
+            self._locating.discard(topic)
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -286,3 +388,16 @@ class Fetcher:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._fail(OutcomeUnknown(f"The reader broke down: {error!r}."))
+
+
+def _from(records: list[Record], cursor: _Cursor) -> list[Record]:
+    """What a cursor has not handed out yet, and is not too old for it."""
+    if records and records[0].offset < cursor.read_offset:
+        records = [record for record in records if record.offset >= cursor.read_offset]
+    if cursor.skip_before_ms is None:
+        return records
+    for number, record in enumerate(records):
+        if record.timestamp_ms >= cursor.skip_before_ms:
+            cursor.skip_before_ms = None
+            return records[number:]
+    return []

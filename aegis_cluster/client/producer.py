@@ -67,6 +67,8 @@ class ProducerOptions:
     buffer_bytes: int = CLIENT_BUFFER_BYTES_DEFAULT
     linger_s: float = 0.005
     compression: str | None = None
+    idempotent: bool = True
+    """False: no producer id, so a leader cannot tell a retry, and may store it twice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +132,7 @@ class Producer:
         """Have a producer id. Raises `Unavailable`."""
         if self._crash is not None:
             raise Misuse(f"This producer has broken down: {self._crash!r}.") from self._crash
-        if self._producer_id is None:
+        if self._producer_id is None and self._options.idempotent:
             self._producer_id = await self._cluster.new_producer_id(deadline)
 
     def choose_partition(self, info: TopicInfo) -> int:
@@ -166,6 +168,17 @@ class Producer:
             self._close_batch(lane)
         self._wake.set()
         return opened.future, place
+
+    @property
+    def buffered_bytes(self) -> int:
+        """Of all records that were added and have no outcome yet."""
+        return self._buffered
+
+    def close_batches(self) -> None:
+        """Let no open batch wait for more records."""
+        for lane in self._lanes.values():
+            self._close_batch(lane)
+        self._wake.set()
 
     async def close(self) -> None:
         """Stop sending; what is not answered yet ends as unknown or unsent."""

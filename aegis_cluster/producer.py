@@ -1,0 +1,381 @@
+"""A producer that a program keeps: it sends without waiting for each receipt.
+
+The idea: `send` puts a message into a buffer of bounded size and waits only while that is full, so
+a program that sends faster than the cluster stores is slowed down to its pace. Receipts are
+awaited one by one, or all at once by `flush`.
+
+After an unknown outcome the producer takes a new epoch before it sends on (KIP-360): a late copy
+of what was given up can then not slip in between newer messages; it was either stored in its
+place before them, or never will be.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from aegis_cluster.client.producer import Producer as Lanes
+from aegis_cluster.client.producer import ProducerOptions
+from aegis_cluster.config import StreamingConfig, parse_duration, parse_size
+from aegis_cluster.errors import (
+    AegisError,
+    ConfigError,
+    Misuse,
+    OutcomeUnknown,
+    PartlyPublished,
+)
+from aegis_cluster.limits import BATCH_BYTES_MAX, MESSAGE_BYTES_MAX
+from aegis_cluster.message import BatchReceipt, Message, Receipt, from_ms, to_row
+from aegis_cluster.wire.compression import codec_number
+from aegis_cluster.wire.partitioner import partition_for
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterable
+    from types import TracebackType
+    from typing import Self
+
+    from aegis_cluster.client.cluster import ClusterClient
+    from aegis_cluster.client.producer import Stored
+    from aegis_cluster.engine import StreamingEngine
+    from aegis_cluster.wire.descriptions import TopicInfo
+
+
+@dataclass(frozen=True, slots=True)
+class ProducerConfig:
+    """How a producer sends; None means the configured default (`[streaming.producer]`).
+
+    acks: `"quorum"`, durable on a majority; the only one that there is yet.
+    linger: how long a message may wait for company, `"5ms"`; only while a request to that leader
+    is in flight, so an idle producer sends at once. batch_size: `"256KB"`, before compression.
+    buffer_size: of all that is sent and not answered, `"64MB"`.
+    compression: `"lz4"`, `"zstd"`, `"none"`, …; None: the topic's.
+    idempotent: a retry is never stored twice; True. Where it is False, it may be.
+    transactional_id: transactions are not there yet.
+    request_timeout: the deadline of every message, `"30s"`.
+    """
+
+    acks: str | None = None
+    linger: str | None = None
+    batch_size: str | int | None = None
+    buffer_size: str | int | None = None
+    compression: str | None = None
+    idempotent: bool | None = None
+    transactional_id: str | None = None
+    request_timeout: str | None = None
+
+    def options(self, defaults: StreamingConfig) -> ProducerOptions:
+        """As numbers. Raises `ConfigError`, naming the key, the value and what is allowed."""
+        acks = defaults.producer.acks if self.acks is None else self.acks
+        if acks != "quorum":
+            raise ConfigError(
+                f"acks = {acks!r}: only 'quorum' is there yet; every message is acknowledged when"
+                " it is durable on a majority of its replicas.",
+                key="acks",
+            )
+        if self.transactional_id is not None:
+            raise ConfigError(
+                f"transactional_id = {self.transactional_id!r}: transactions are not there yet;"
+                " leave it out.",
+                key="transactional_id",
+            )
+        if self.compression is not None:
+            codec_number(self.compression)
+        linger_ms = _number(parse_duration, "linger", self.linger, (0, 60_000))
+        batch = _number(parse_size, "batch_size", self.batch_size, (1, BATCH_BYTES_MAX))
+        room = _number(parse_size, "buffer_size", self.buffer_size, (MESSAGE_BYTES_MAX, 2**42))
+        return ProducerOptions(
+            batch_bytes=defaults.producer.batch_bytes if batch is None else batch,
+            buffer_bytes=defaults.producer.buffer_bytes if room is None else room,
+            linger_s=(defaults.producer.linger_ms if linger_ms is None else linger_ms) / 1000,
+            compression=self.compression,
+            idempotent=self.idempotent is not False,
+        )
+
+    def timeout_s(self, default: float) -> float:
+        """Seconds; `default` where nothing is said. Raises `ConfigError`."""
+        limits = (1, 86_400_000)
+        found = _number(parse_duration, "request_timeout", self.request_timeout, limits)
+        return default if found is None else found / 1000
+
+
+def _number(
+    parse: Callable[[object], int], key: str, value: object, limits: tuple[int, int]
+) -> int | None:
+    if value is None:
+        return None
+    low, high = limits
+    try:
+        number = parse(value)
+    except ValueError as error:
+        raise ConfigError(f"{key}: {error}.", key=key, value=value) from None
+    if not low <= number <= high:
+        unit = "ms" if parse is parse_duration else "bytes"
+        raise ConfigError(
+            f"{key} = {value!r}; allowed: {low} to {high} {unit}.", key=key, value=value
+        )
+    return number
+
+
+class Pending:
+    """A message on its way; `await` it for its receipt, or for the reason why there is none.
+
+    Nobody has to: the message is sent all the same, and `flush` tells of failures.
+    """
+
+    __slots__ = ("_batch", "_place", "_topic")
+
+    def __init__(self, topic: str, batch: asyncio.Future[Stored], place: int) -> None:
+        self._topic = topic
+        self._batch = batch
+        self._place = place
+
+    @property
+    def done(self) -> bool:
+        """Whether its outcome is known; awaiting it then takes no time."""
+        return self._batch.done()
+
+    def __await__(self) -> Generator[Any, None, Receipt]:
+        return self.receipt().__await__()
+
+    async def receipt(self) -> Receipt:
+        """Where it is stored. Raises `Refused` or `OutcomeUnknown`, by its deadline at last."""
+        # Others may have messages in the same batch: one that is cancelled cancels no other.
+        stored = await asyncio.shield(self._batch)
+        offset = stored.base_offset + self._place
+        return Receipt(self._topic, stored.partition, offset, from_ms(stored.time_ms))
+
+
+class Producer:
+    """Made by `engine.producer(...)`: an async context manager, for one event loop.
+
+    Leaving the block waits for everything sent and raises the first failure; after an exception
+    it does not wait.
+    """
+
+    def __init__(
+        self, engine: StreamingEngine, options: ProducerOptions, request_timeout: float
+    ) -> None:
+        self._engine = engine
+        self._options = options
+        self._request_timeout = request_timeout
+        self._lanes: Lanes | None = None
+        self._under_way: set[asyncio.Future[Stored]] = set()
+        self._failure: BaseException | None = None
+        """The first one since the last flush."""
+        self._closed = False
+
+    async def __aenter__(self) -> Self:
+        await self._ready(self._deadline(None))
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if kind is None:
+                await self.flush()
+        finally:
+            await self.close()
+
+    async def send(self, topic: str, message: Message, *, timeout: float | None = None) -> Pending:
+        """Send one message; waits only for room in the buffer (and once for the topic's place).
+
+        timeout: seconds in which the message must be stored. Raises `TopicNotFound`,
+        `MessageTooLarge`, `UnsupportedPayload`, `RequestTimeout` when there was no room in time.
+        """
+        deadline = self._deadline(timeout)
+        lanes = await self._ready(deadline)
+        info = await self._cluster.topic(topic, deadline)
+        row = to_row(message, now_ms())
+        partition = partition_of(lanes, info, row[1])
+        batch, place = await lanes.add(info, partition, row, deadline)
+        if batch not in self._under_way:
+            self._under_way.add(batch)
+            batch.add_done_callback(self._ended)
+        return Pending(topic, batch, place)
+
+    async def flush(self, *, timeout: float | None = None) -> None:
+        """Wait until everything sent so far is stored, or has failed.
+
+        Raises the first failure since the last flush, whether or not its `Pending` was awaited;
+        `OutcomeUnknown` when `timeout` (seconds; default: until every message's own deadline)
+        passes first: what is still under way goes on.
+        """
+        lanes = self._lanes
+        if lanes is None:
+            return
+        lanes.close_batches()
+        waiting = set(self._under_way)
+        if waiting:
+            _, late = await asyncio.wait(waiting, timeout=timeout)
+            if late:
+                raise OutcomeUnknown(f"{len(late)} batches are still under way after {timeout} s.")
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+
+    async def close(self) -> None:
+        """Stop sending; what is not answered yet ends as unknown or unsent."""
+        self._closed = True
+        self._engine.forget(self)
+        if self._lanes is not None:
+            await self._lanes.close()
+
+    # ---- for the engine
+
+    async def publish(self, topic: str, message: Message, deadline: float) -> Receipt:
+        """Send and wait for the receipt."""
+        lanes = await self._ready(deadline)
+        info = await self._cluster.topic(topic, deadline)
+        row = to_row(message, now_ms())
+        batch, place = await lanes.add(info, partition_of(lanes, info, row[1]), row, deadline)
+        return await Pending(topic, batch, place)
+
+    async def publish_many(
+        self, topic: str, messages: Iterable[Message], deadline: float
+    ) -> list[BatchReceipt]:
+        """Send all and wait for all. Raises `PartlyPublished`."""
+        lanes = await self._ready(deadline)
+        info = await self._cluster.topic(topic, deadline)
+        at_ms = now_ms()
+        batches: dict[asyncio.Future[Stored], list[tuple[int, int]]] = defaultdict(list)
+        refused: dict[int, AegisError] = {}
+        for number, message in enumerate(messages):
+            try:
+                row = to_row(message, at_ms)
+                partition = partition_of(lanes, info, row[1])
+                batch, place = await lanes.add(info, partition, row, deadline)
+            except AegisError as error:
+                refused[number] = error  # those before it are under way already
+            else:
+                batches[batch].append((number, place))
+        if batches:
+            await asyncio.wait(batches)
+        return _receipts(batches, refused)
+
+    @property
+    def buffered_bytes(self) -> int:
+        """Of messages sent and not answered."""
+        return self._lanes.buffered_bytes if self._lanes else 0
+
+    @property
+    def _cluster(self) -> ClusterClient:
+        return self._engine.cluster
+
+    def _deadline(self, timeout: float | None) -> float:
+        return self._cluster.deadline(self._request_timeout if timeout is None else timeout)
+
+    async def _ready(self, deadline: float) -> Lanes:
+        if self._closed:
+            raise Misuse("This producer is closed; make another one with engine.producer().")
+        if self._lanes is None:
+            self._lanes = Lanes(self._cluster, self._options)
+        await self._lanes.start(deadline)
+        return self._lanes
+
+    def _ended(self, batch: asyncio.Future[Stored]) -> None:
+        self._under_way.discard(batch)
+        error = None if batch.cancelled() else batch.exception()
+        self._failure = self._failure or error
+
+
+def now_ms() -> int:
+    """What a message without a timestamp gets: milliseconds since 1970."""
+    return time.time_ns() // 1_000_000
+
+
+def partition_of(lanes: Lanes, info: TopicInfo, key: bytes | None) -> int:
+    """By the key; without one, batch by batch."""
+    if key is None:
+        return lanes.choose_partition(info)
+    return partition_for(key, len(info.partitions))
+
+
+def messages_of(
+    messages: Iterable[Any], keys: Iterable[str | bytes | None] | None
+) -> Iterable[Message]:
+    """Messages from messages or bare payloads, with keys beside them. Raises `Misuse`."""
+    if keys is None:
+        return (m if isinstance(m, Message) else Message(payload=m) for m in messages)
+    values, names = list(messages), list(keys)
+    if len(values) != len(names):
+        raise Misuse(f"{len(values)} messages came with {len(names)} keys; give one for each.")
+    return (
+        replace(m, key=key) if isinstance(m, Message) else Message(key=key, payload=m)
+        for m, key in zip(values, names, strict=True)
+    )
+
+
+def all_or_partly(results: list[Receipt | BaseException]) -> list[Receipt]:
+    """Receipts in the order of the inputs.
+
+    Raises the one reason when none was stored, else `PartlyPublished`.
+    """
+    errors = {n: result for n, result in enumerate(results) if isinstance(result, BaseException)}
+    receipts = [result for result in results if isinstance(result, Receipt)]
+    if not errors:
+        return receipts
+    first = next(iter(errors.values()))
+    if not isinstance(first, AegisError):
+        raise first
+    unknown = [n for n, error in errors.items() if isinstance(error, OutcomeUnknown)]
+    failed = [n for n in errors if n not in unknown]
+    if not receipts and (not unknown or not failed):
+        raise first
+    raise _partly(first, receipts, failed, unknown) from first
+
+
+def _receipts(
+    batches: dict[asyncio.Future[Stored], list[tuple[int, int]]],
+    refused: dict[int, AegisError],
+) -> list[BatchReceipt]:
+    """What became of each batch; `batches` names the inputs in it and their places there.
+
+    refused: inputs that never got into a batch.
+    """
+    receipts: list[BatchReceipt] = []
+    failed: list[int] = list(refused)
+    unknown: list[int] = []
+    first: BaseException | None = next(iter(refused.values()), None)
+    for future, members in batches.items():
+        error = future.exception()
+        if error is None:
+            places = [place for _, place in members]
+            receipts.extend(_runs(future.result(), places))
+            continue
+        first = first or error
+        numbers = [number for number, _ in members]
+        (unknown if isinstance(error, OutcomeUnknown) else failed).extend(numbers)
+    if first is None:
+        return receipts
+    if not receipts and not unknown and isinstance(first, AegisError):
+        raise first
+    raise _partly(first, receipts, failed, unknown) from first
+
+
+def _partly(
+    first: BaseException, receipts: list[Any], failed: list[int], unknown: list[int]
+) -> PartlyPublished:
+    return PartlyPublished(
+        f"{len(failed)} messages were refused and of {len(unknown)} the outcome is unknown, the"
+        f" others were stored. First reason: {first}",
+        receipts=receipts,
+        failed=sorted(failed),
+        unknown=sorted(unknown),
+    )
+
+
+def _runs(stored: Stored, places: list[int]) -> Iterable[BatchReceipt]:
+    """One receipt for each run of neighbours: others may have records between ours."""
+    start = 0
+    for end in range(1, len(places) + 1):
+        if end == len(places) or places[end] != places[end - 1] + 1:
+            offset = stored.base_offset + places[start]
+            yield BatchReceipt(stored.partition, offset, end - start)
+            start = end
