@@ -1,0 +1,268 @@
+"""Damaged, emptied, foreign and full data directories of real nodes.
+
+Nothing acknowledged is lost, what peers can mend is mended, and the rest is said in plain words.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import subprocess
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from aegis_cluster.engine import TopicConfig
+from tests.integration.cluster import RunningCluster, cluster, read_all, run
+from tests.waiting import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = [pytest.mark.processes, pytest.mark.slow, pytest.mark.timeout(180)]
+
+NAMES = ("node-1", "node-2", "node-3")
+COUNT = 2_000
+MIB = 1024 * 1024
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningCluster]:
+    with cluster(tmp_path_factory.mktemp("disks")) as running:
+        yield running
+
+
+@pytest.fixture
+def whole(nodes: RunningCluster) -> RunningCluster:
+    nodes.up()
+    return nodes
+
+
+def data_of(nodes: RunningCluster, name: str) -> Path:
+    (node,) = (node for node in nodes.nodes() if node.name == name)
+    return node.config.data
+
+
+def node_log(nodes: RunningCluster, name: str) -> str:
+    path = data_of(nodes, name) / "node.log"
+    return path.read_text() if path.exists() else ""
+
+
+def segments(nodes: RunningCluster, name: str, topic: str, suffix: str = "log") -> list[Path]:
+    (directory,) = (data_of(nodes, name) / "partitions").glob(f"{topic}-0-g*")
+    return sorted(directory.glob(f"*.{suffix}"))
+
+
+def log_bytes(nodes: RunningCluster, name: str, topic: str) -> bytes:
+    return b"".join(path.read_bytes() for path in segments(nodes, name, topic))
+
+
+def publish(nodes: RunningCluster, topic: str, count: int = COUNT, size: int = 100) -> list[str]:
+    payloads = [f"{number:08}".ljust(size, ".") for number in range(count)]
+
+    async def test() -> None:
+        async with nodes.engine() as engine:
+            if topic not in await engine.list_topics():
+                await engine.create_topic(topic, TopicConfig(replication_factor=3))
+            await engine.publish_many(topic, payloads)
+
+    run(test())
+    return payloads
+
+
+def read(nodes: RunningCluster, topic: str) -> list[Any]:
+    found: list[Any] = []
+
+    async def test() -> None:
+        async with nodes.engine() as engine:
+            found.extend(message.payload for message in await read_all(engine, topic))
+
+    run(test())
+    return found
+
+
+def complaints(nodes: RunningCluster, name: str) -> list[str]:
+    """What the node says in its status answer; one that does not answer says so."""
+    (node,) = (node for node in nodes.status()["nodes"] if node["name"] == name)
+    if not node["alive"]:
+        return ["it does not answer"]
+    return [one["why"] for shard in node["shards"] for one in shard["damaged"]]
+
+
+def wait_whole(nodes: RunningCluster, name: str, topic: str, seconds: float = 60) -> None:
+    wait_until(lambda: complaints(nodes, name) == [], f"{name} is whole", seconds)
+    wait_until(lambda: nodes.in_sync(topic), f"all replicas of {topic} are in sync", seconds)
+    others = [other for other in NAMES if other != name]
+    wait_until(
+        lambda: log_bytes(nodes, name, topic) == log_bytes(nodes, others[0], topic),
+        "the files are the same",
+        seconds,
+    )
+
+
+def settle_and_kill(nodes: RunningCluster, name: str) -> None:
+    """End a node so that its segments, not its journal, hold all there is."""
+    for _ in range(2):
+        nodes.run("cluster", "kill", name)
+        nodes.run("cluster", "restart", name)
+    nodes.run("cluster", "kill", name)
+
+
+def flip(path: Path, position: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(position)
+        (byte,) = file.read(1)
+        file.seek(position)
+        file.write(bytes([byte ^ 1]))
+
+
+@pytest.mark.parametrize("where", ["middle", "end", "index", "truncated"])
+def test_a_damaged_segment_is_mended_from_the_other_nodes(
+    whole: RunningCluster, where: str
+) -> None:
+    topic = f"flip-{where}"
+    payloads = publish(whole, topic, size=1_000 if where == "middle" else 100)
+    leader = asyncio.run(whole.leader_of(topic))
+    name = next(other for other in NAMES if other != leader)
+    settle_and_kill(whole, name)
+    (path,) = segments(whole, name, topic)
+    size = path.stat().st_size
+    if where == "truncated":
+        os.truncate(path, size // 2)
+    elif where == "index":
+        (path,) = segments(whole, name, topic, "index")
+        flip(path, path.stat().st_size // 2)
+    else:
+        flip(path, size // 2 if where == "middle" else size - 20)
+    whole.run("cluster", "restart", name)
+    if where != "index":  # that one is derived, and made anew where it does not fit
+        wait_until(lambda: "is damaged" in node_log(whole, name), "it says so", 30)
+    wait_whole(whole, name, topic)
+    assert read(whole, topic) == payloads
+    if where != "index":
+        assert "is whole again" in node_log(whole, name)
+
+
+def test_an_emptied_node_joins_as_a_new_member(whole: RunningCluster) -> None:
+    payloads = publish(whole, "wiped")
+    whole.run("cluster", "kill", "node-3")
+    shutil.rmtree(data_of(whole, "node-3"))
+    whole.up()
+    wait_until(lambda: whole.in_sync("wiped"), "the new member has caught up", 60)
+    wait_whole(whole, "node-3", "wiped")
+    wait_until(lambda: segments(whole, "node-3", "wiped") != [], "it holds a replica", 30)
+    whole.run("cluster", "kill", "node-1")
+    assert read(whole, "wiped") == payloads
+    more = publish(whole, "wiped")
+    whole.up()
+    whole.run("cluster", "kill", "node-2")
+    assert read(whole, "wiped") == payloads + more
+    whole.up()
+
+
+def test_a_directory_of_another_cluster_is_refused(whole: RunningCluster, tmp_path: Path) -> None:
+    payloads = publish(whole, "stranger")
+    whole.run("cluster", "kill", "node-2")
+    data = data_of(whole, "node-2")
+    data.rename(tmp_path / "kept")
+    config = whole.path / "nodes" / "node-2.toml"
+    whole.run("node", "format", "--config", str(config), "--join", "another-cluster")
+    said = whole.up(code=2)
+    assert "belong to different clusters" in said
+    with whole.start("node", "run", "--config", str(config)) as process:
+        try:
+            words = "refuses us: This node belongs to cluster"
+            wait_until(lambda: words in node_log(whole, "node-2"), "it is refused", 30)
+        finally:
+            process.terminate()
+    shutil.rmtree(data)
+    (tmp_path / "kept").rename(data)
+    whole.up()
+    wait_whole(whole, "node-2", "stranger")
+    assert read(whole, "stranger") == payloads
+
+
+def test_a_directory_in_use_is_refused(whole: RunningCluster) -> None:
+    config = whole.path / "nodes" / "node-1.toml"
+    said = whole.run("node", "run", "--config", str(config), code=1)
+    assert "in use" in said
+    assert len(whole.alive()) == 3
+
+
+def test_two_emptied_nodes_of_three_are_refused_and_nothing_is_lost(tmp_path: Path) -> None:
+    with cluster(tmp_path) as nodes:
+        payloads = publish(nodes, "kept", 500)
+        kept = {}
+        for name in ("node-2", "node-3"):
+            nodes.run("cluster", "kill", name)
+            kept[name] = tmp_path / f"kept-{name}"
+            data_of(nodes, name).rename(kept[name])
+        before = log_bytes(nodes, "node-1", "kept")
+        with nodes.start("cluster", "up") as process:
+            words = "2 of its 3 voters came back with empty data directories"
+            wait_until(lambda: words in node_log(nodes, "node-1"), "it says so", 60)
+            process.terminate()
+        assert log_bytes(nodes, "node-1", "kept") == before
+        for one in nodes.all_processes():
+            one.kill()
+        for name, path in kept.items():
+            shutil.rmtree(data_of(nodes, name))
+            path.rename(data_of(nodes, name))
+        nodes.up()
+        assert read(nodes, "kept") == payloads
+
+
+@contextmanager
+def small_disk(path: Path, size: int) -> Iterator[None]:
+    """A file system of its own, in memory."""
+    path.mkdir(parents=True, exist_ok=True)
+    options = ["-t", "tmpfs", "-o", f"size={size}", "none", str(path)]
+    if subprocess.run(["mount", *options], capture_output=True, check=False).returncode:
+        pytest.skip("file systems cannot be mounted here")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(path)], check=True)
+
+
+def fill_up(directory: Path) -> Path:
+    """What another program may do: take every byte there is."""
+    path = directory / "somebody-elses-file"
+    with path.open("wb", buffering=0) as file:
+        for size in (MIB, 4096):
+            try:
+                while True:
+                    file.write(bytes(size))
+            except OSError:
+                continue
+    return path
+
+
+def test_a_full_disk_takes_nothing_and_recovers_by_itself(tmp_path: Path) -> None:
+    small = tmp_path / "data" / "node-2"
+    with small_disk(small, 200 * MIB), cluster(tmp_path) as nodes:
+        payloads = publish(nodes, "kept")
+        ballast = fill_up(small)
+        wait_until(lambda: "is full" in node_log(nodes, "node-2"), "it says so", 30)
+        assert any("is full" in why for why in complaints(nodes, "node-2"))
+        more = publish(nodes, "kept", 4_000, 1_000)
+        assert not nodes.in_sync("kept")
+        assert asyncio.run(nodes.leader_of("kept")) != "node-2"
+        nodes.run("cluster", "kill", "node-2")
+        nodes.run("cluster", "restart", "node-2")  # a start must find its way as well
+        ballast.unlink()
+        wait_until(lambda: "has room again" in node_log(nodes, "node-2"), "it goes on", 30)
+        wait_whole(nodes, "node-2", "kept")
+        assert sorted(read(nodes, "kept")) == sorted(payloads + more)
+        # Now the log itself fills the disk; deleting a topic makes room.
+        publish(nodes, "large", 60_000, 1_000)
+        wait_until(lambda: complaints(nodes, "node-2") != [], "the disk is full", 30)
+        nodes.run("topic", "delete", "large")
+        wait_until(lambda: complaints(nodes, "node-2") == [], "there is room again", 30)
+        again = publish(nodes, "kept", 100)
+        wait_whole(nodes, "node-2", "kept")
+        assert sorted(read(nodes, "kept")) == sorted(payloads + more + again)
+        nodes.down()
