@@ -222,6 +222,23 @@ class SimulatedDisk:
             if position < len(content):
                 content[position] ^= 1 << bit
 
+    def stored(self, ending: str) -> dict[str, bytes]:
+        """What a power loss would leave of the files whose names end so."""
+        return {path: bytes(inode.stored) for path, inode in self._walk() if path.endswith(ending)}
+
+    def roll_back(self, path: str, position: int, older: bytes) -> None:
+        """A block is as it was once: the disk said it had written it, and had not."""
+        inode = self._inode(path)
+        for content in (inode.content, inode.stored):
+            if position + len(older) <= len(content):
+                content[position : position + len(older)] = older
+
+    def cut(self, path: str, size: int) -> None:
+        """The end of a file is gone."""
+        inode = self._inode(path)
+        for content in (inode.content, inode.stored):
+            del content[size:]
+
     def require_room(self, more: int) -> None:
         """ENOSPC if the disk has no room for so many more bytes."""
         if more > 0 and self.capacity is not None and self.used() + more > self.capacity:

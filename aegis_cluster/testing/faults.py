@@ -47,6 +47,9 @@ class Adversary:
         self._nodes = nodes
         self._active = False
         self._kinds = sorted(plan.faults)
+        self._victim = rng.choice(list(nodes))
+        """The only node whose disk damages what was durable."""
+        self._victim.keeps_settled = plan.damages_disks
         self._weights = [plan.faults[kind] for kind in self._kinds]
 
     def begin(self) -> None:
@@ -64,6 +67,7 @@ class Adversary:
         self._network.faults = type(self._network.faults)()
         for place, node in enumerate(self._nodes):
             node.disk.forget_faults()
+            node.disk.capacity = None
             node.traits.sync_slow = 0.0
             if place in dead:
                 node.restart_after_us = _never
@@ -230,6 +234,57 @@ class Adversary:
     def _write_error(self) -> None:
         self._some_node().disk.fail_next("write")
 
+    def _disk_full(self) -> None:
+        disk = self._some_node().disk
+        disk.capacity = disk.used() + self._rng.choice((0, 500, 3_000))
+
+        def free() -> None:
+            disk.capacity = None
+
+        self._scheduler.after(self._rng.choice((100, 1_000)) * MS, free)
+
+    def _rot(self) -> None:
+        """A bit of what was stored flips."""
+        found = self._some_settled()
+        if found is not None:
+            path, position = found
+            self._victim.disk.flip_bit(path, position, self._rng.randrange(8))
+            self._maybe_kill()
+
+    def _roll_back(self) -> None:
+        """A block of a segment is as it was a checkpoint ago."""
+        found = self._some_settled()
+        if found is None:
+            return
+        path, position = found
+        start = position - position % 512
+        older = self._victim.older.get(path, b"")[start : start + 512]
+        if older:
+            self._victim.disk.roll_back(path, start, older.ljust(512, b"\0"))
+            self._maybe_kill()
+
+    def _cut_tail(self) -> None:
+        """A segment ends too early."""
+        found = self._some_settled()
+        if found is not None:
+            path, position = found
+            self._victim.disk.cut(path, position)
+            self._victim.kill("its disk lost the end of a segment")
+
+    def _some_settled(self) -> tuple[str, int] | None:
+        """A place in a segment that was durable at the last checkpoint and is as it was then."""
+        victim = self._victim
+        now = victim.disk.stored(".log")
+        same = [path for path, was in sorted(victim.settled.items()) if _starts(now, path, was)]
+        if not same:
+            return None
+        path = self._rng.choice(same)
+        return path, self._rng.randrange(len(victim.settled[path]))
+
+    def _maybe_kill(self) -> None:
+        if self._rng.random() < 0.7:
+            self._victim.kill("its disk was damaged")
+
     def _wall_jump(self) -> None:
         traits = self._some_node().traits
         traits.wall_offset_ms += self._rng.choice((-86_400_000, -700, 700, 86_400_000))
@@ -242,6 +297,10 @@ class Adversary:
     def _step_down(self) -> None:
         """An operator moves leaders elsewhere."""
         self._some_node().step_aside()
+
+
+def _starts(now: dict[str, bytes], path: str, was: bytes) -> bool:
+    return len(was) > 0 and now.get(path, b"").startswith(was)
 
 
 def _never() -> None:

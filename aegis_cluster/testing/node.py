@@ -102,6 +102,11 @@ class SimulatedNode:
         """Starts do nothing: somebody wants it dead for now."""
         self.boot = 0
         self.shard: Shard | None = None
+        self.keeps_settled = False
+        self.settled: dict[str, bytes] = {}
+        """Segments as the last checkpoint found them stored: damage in there is no torn tail."""
+        self.older: dict[str, bytes] = {}
+        """The same, one checkpoint earlier."""
         self.ends: list[str] = []
         """Why its processes ended, for the report."""
         self._members = tuple(members)
@@ -342,17 +347,20 @@ class SimulatedNode:
             return
         self._checkpointing = True
         begun = self._opened.begin_checkpoint()
+        stored = self.disk.stored(".log") if self.keeps_settled else {}
         self._scheduler.after(
-            self._sync_time(), self._in_thread, self.boot, self._sync_checkpoint, begun
+            self._sync_time(), self._in_thread, self.boot, self._sync_checkpoint, begun, stored
         )
 
-    def _sync_checkpoint(self, begun: Checkpoint) -> None:
+    def _sync_checkpoint(self, begun: Checkpoint, stored: dict[str, bytes]) -> None:
         self._opened.sync_checkpoint(begun)
-        self._later(self._checkpointed, begun)
+        self._later(self._checkpointed, begun, stored)
 
-    def _checkpointed(self, begun: Checkpoint) -> None:
+    def _checkpointed(self, begun: Checkpoint, stored: dict[str, bytes]) -> None:
         self._opened.end_checkpoint(begun)
         self._checkpointing = False
+        if stored:
+            self.older, self.settled = self.settled, stored
 
     def _sync_time(self) -> int:
         traits = self.traits

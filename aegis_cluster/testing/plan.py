@@ -33,11 +33,15 @@ FAULTS: Final = (
     "reset",
     "sync_error",
     "write_error",
+    "disk_full",
     "client_crash",
     "step_down",
     "wall_jump",
 )
 """Every kind of fault that the code under test is expected to survive today."""
+
+DISK_FAULTS: Final = ("rot", "roll_back", "cut_tail")
+"""Damage to what was durable: on one node of a run at most, so that a good copy is left."""
 
 SMALL_STORE: Final = StoreLimits(
     segment_bytes=4 * 1024,
@@ -81,6 +85,11 @@ class Plan:
     snapshot_frames: int = 100_000
     """A snapshot of the folded state is due after so many frames."""
 
+    @property
+    def damages_disks(self) -> bool:
+        """One node may be without its data for a while; then no other one may be dead."""
+        return any(kind in self.faults for kind in DISK_FAULTS)
+
 
 def draw_plan(rng: random.Random) -> Plan:
     """Everything that a seed decides beforehand."""
@@ -98,7 +107,10 @@ def draw_plan(rng: random.Random) -> Plan:
         snapshot_frames=rng.choice((3, 20, 100_000)),
     )
     plan.limits = _draw_limits(rng, plan.value_bytes_max)
-    plan.down_after_heal = rng.randint(0, 1) if plan.nodes > 1 else 0
+    if plan.nodes > 1 and rng.random() < 0.25:
+        plan.faults[rng.choice(DISK_FAULTS)] = rng.choice((1, 3))
+    if plan.nodes > 1 and not plan.damages_disks:
+        plan.down_after_heal = rng.randint(0, 1)
     plan.machines = [_draw_machine(rng) for _ in range(plan.nodes)]
     if rng.random() < 0.3:
         plan.safety_us = 5 * SECOND
