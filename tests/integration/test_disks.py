@@ -9,12 +9,15 @@ import asyncio
 import os
 import shutil
 import subprocess
+import time
 from contextlib import contextmanager
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from aegis_cluster.engine import TopicConfig
+from tests.cli.test_real_cluster import ENVIRONMENT
 from tests.integration.cluster import RunningCluster, cluster, read_all, run
 from tests.waiting import wait_until
 
@@ -266,3 +269,66 @@ def test_a_full_disk_takes_nothing_and_recovers_by_itself(tmp_path: Path) -> Non
         wait_whole(nodes, "node-2", "kept")
         assert sorted(read(nodes, "kept")) == sorted(payloads + more + again)
         nodes.down()
+
+
+FAILING_SYNC = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <unistd.h>
+int fdatasync(int file) {
+    const char *order = getenv("FAIL_ONE_SYNC");
+    if (order && unlink(order) == 0) { errno = EIO; return -1; }
+    return ((int (*)(int)) dlsym(RTLD_NEXT, "fdatasync"))(file);
+}
+"""
+
+
+def test_a_failed_sync_ends_the_process_and_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, library, order = (tmp_path / name for name in ("sync.c", "sync.so", "order"))
+    source.write_text(FAILING_SYNC)
+    if shutil.which("gcc") is None:
+        pytest.skip("there is no compiler for the library that lets a sync fail")
+    build = ["gcc", "-shared", "-fPIC", "-o", str(library), str(source), "-ldl"]
+    subprocess.run(build, check=True)
+    monkeypatch.setitem(ENVIRONMENT, "LD_PRELOAD", str(library))
+    monkeypatch.setitem(ENVIRONMENT, "FAIL_ONE_SYNC", str(order))
+    with cluster(tmp_path / "cluster") as nodes:
+        acknowledged = publish(nodes, "kept")
+        for _ in range(4):  # each time it hits whoever syncs first
+            order.touch()
+            acknowledged += publish(nodes, "kept", 200)
+            wait_until(lambda: not order.exists(), "a sync has failed", 20)
+        wait_until(lambda: len(nodes.alive()) == 3, "all shards run again", 60)
+        wait_until(lambda: nodes.in_sync("kept"), "and hold everything", 60)
+        said = "".join(node_log(nodes, name) for name in NAMES)
+        assert said.count("stops using its files") >= 4
+        assert said.count("ended because its disk failed") >= 4, "exit code 4, and a new start"
+        assert sorted(read(nodes, "kept")) == sorted(acknowledged)
+
+
+def test_a_node_with_a_large_log_is_ready_soon(tmp_path: Path) -> None:
+    """Checkpoints, not a full scan; 964 MB were ready 0.6 to 0.8 s after the start by hand."""
+    with cluster(tmp_path, nodes=1) as nodes:
+        rows = [os.urandom(1_000) for _ in range(20_000)]
+
+        async def fill() -> None:
+            async with nodes.engine() as engine:
+                await engine.create_topic("large", TopicConfig(partitions=2))
+                for _ in range(10):
+                    await engine.publish_many("large", rows)
+
+        run(fill(), 100)
+        nodes.run("cluster", "kill", "node-1")
+        started = time.monotonic()
+        nodes.run("cluster", "restart", "node-1")
+        assert time.monotonic() - started < 6, "the command line's own start included"
+        times = [
+            datetime.fromisoformat(line.split()[0])
+            for line in node_log(nodes, "node-1").splitlines()
+            if "shard 0 starts" in line or " serves at " in line
+        ]
+        assert times[-1] - times[-2] < timedelta(seconds=3)
