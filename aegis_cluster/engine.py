@@ -363,7 +363,7 @@ class StreamingEngine:
         `await` it for a list, or step through it with `async for`. Raises `TopicNotFound`,
         `RequestTimeout`, `CorruptRecord`; `Misuse` for a time without a zone.
         """
-        time_ms = to_ms(timestamp)
+        time_ms = max(0, to_ms(timestamp))
         return History(
             lambda: messages_after(self.cluster, topic, time_ms, self._deadline(timeout))
         )

@@ -111,7 +111,7 @@ class Offset:
     def at_time(cls, time: datetime) -> Offset:
         """In every partition the first message of that time or later, in the order in which they
         are stored; the end where there is none. Raises `Misuse` for a time without a zone."""
-        return cls(_Kind.AT_TIME, to_ms(time))
+        return cls(_Kind.AT_TIME, max(0, to_ms(time)))
 
     @property
     def time_ms(self) -> int | None:

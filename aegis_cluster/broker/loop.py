@@ -80,9 +80,10 @@ class ShardLoop:
         """End after the present turn; may be called from a signal handler."""
         self._stopping = True
 
-    def run(self) -> None:
-        """Turn until told to stop. Raises `StorageFailed` when the disk can't be trusted."""
-        while not self._stopping:
+    def run(self, until: Callable[[], bool] | None = None) -> None:
+        """Turn until told to stop, or until something holds. Raises `StorageFailed` when the disk
+        can't be trusted."""
+        while not self._stopping and not (until is not None and until()):
             self._turn()
 
     def _turn(self) -> None:

@@ -25,8 +25,14 @@ from aegis_cluster.broker.sockets import Sockets
 from aegis_cluster.broker.transport import Listener
 from aegis_cluster.broker.workers import Workers
 from aegis_cluster.config import NodeAddress, NodeConfig
-from aegis_cluster.errors import AegisError, ConfigError, InvariantBroken, NotReady
-from aegis_cluster.ids import NodeId, ShardId
+from aegis_cluster.errors import (
+    AegisError,
+    ConfigError,
+    CorruptLog,
+    InvariantBroken,
+    NotReady,
+)
+from aegis_cluster.ids import METADATA_GROUP, NodeId, ShardId
 from aegis_cluster.node.identity import (
     Founder,
     Identity,
@@ -42,6 +48,8 @@ from aegis_cluster.storage.store import ShardStore
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from aegis_cluster.broker.shard import Shard
+    from aegis_cluster.ids import GroupId
     from aegis_cluster.storage.disk import Lock
 
 CONTROL_ENDPOINT: Final = "inproc://aegis-control"
@@ -52,6 +60,8 @@ NODE_NAME: Final = "node-1"
 FIRST_ADDRESS: Final = NodeAddress("127.0.0.1", 7100)
 """What a directory that was formatted here says of its node's address, until a node file says
 otherwise. Nothing listens there."""
+CATCH_UP_MS: Final = 30_000
+"""From a recovered directory to a node that serves; it takes a few syncs."""
 
 log = logging.getLogger(__name__)
 
@@ -175,6 +185,7 @@ class InProcessNode:
             )
             _require_no_others(loop, str(config.data))
             _lead(loop)
+            _catch_up(loop, str(config.data))
             self._loop = loop
             self._started.set()
             loop.run()
@@ -235,6 +246,36 @@ def _lead(loop: ShardLoop) -> None:
     for partition in list(manager.partitions.values()):
         partition.replica.campaign()
         manager.due(partition)
+
+
+def _catch_up(loop: ShardLoop, directory: str) -> None:
+    """Turn until this start of the node is registered: then the table shows all that was ever
+    committed, and nobody is told that a topic is missing which is there."""
+    shard = loop.shard
+    info = shard.context.node_info
+    deadline_ms = monotonic_ms() + CATCH_UP_MS
+    loop.run(
+        lambda: (
+            shard.table.nodes.get(info.node) == info
+            or METADATA_GROUP in _damaged(shard)
+            or monotonic_ms() > deadline_ms
+        )
+    )
+    if shard.table.nodes.get(info.node) != info:
+        raise CorruptLog(
+            f"The metadata in {directory} cannot be brought up to date:"
+            f" {_damaged(shard).get(METADATA_GROUP, 'it took too long')}. Restore the directory"
+            " from a backup, or see what is readable in it.",
+            path=directory,
+        )
+
+
+def _damaged(shard: Shard) -> dict[GroupId, str]:
+    return {
+        group: partition.damage
+        for group, partition in shard.manager.partitions.items()
+        if partition.damage is not None
+    }
 
 
 def _nothing() -> None:

@@ -1,0 +1,359 @@
+"""The same classes for code that blocks: scripts, notebooks, threads.
+
+The idea: an engine of `aegis_cluster` runs on an event loop in a thread of its own, and every call
+here hands over to it and waits. What a call does, takes and raises is said there; each line below
+only names it, so the two cannot differ.
+
+    from aegis_cluster.sync import StreamingEngine
+
+    with StreamingEngine.open("./data") as engine:
+        engine.create_topic("orders", exist_ok=True)
+        engine.publish("orders", Message(payload={"id": 1}))
+
+An engine may be used from several threads at a time; one subscriber from one thread at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
+
+from aegis_cluster import channel, engine, producer, subscriber
+from aegis_cluster.errors import Misuse
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from types import TracebackType
+    from typing import Self
+
+    from aegis_cluster.config import StreamingConfig
+    from aegis_cluster.message import Receipt, ReceivedMessage
+    from aegis_cluster.subscriber import MessageBatch
+
+Inner = TypeVar("Inner")
+P = ParamSpec("P")
+T = TypeVar("T")
+_Method = Callable[Concatenate[Any, P], T]
+
+
+class _Portal:
+    """An event loop in a thread, and the way into it; shared by an engine and what it makes."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="aegis-sync", daemon=True)
+        self._thread.start()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do it there and wait for its end; a wait that is interrupted cancels it.
+
+        Raises `Misuse` after `close`, and on the loop's own thread, which would wait for itself.
+        """
+        if not self._thread.is_alive() or threading.current_thread() is self._thread:
+            work.close()
+            raise Misuse("The engine is closed, or called from a callback of its own loop.")
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def close(self) -> None:
+        """End the thread; what still waits there is cancelled."""
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        try:
+            self._loop.run_forever()
+            tasks = asyncio.all_tasks(self._loop)
+            for task in tasks:
+                task.cancel()
+            self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+            self._loop.run_until_complete(self._loop.shutdown_default_executor())
+        finally:
+            self._loop.close()
+
+
+class _Blocking(Generic[Inner]):
+    """An object that lives on the loop, seen from outside."""
+
+    def __init__(self, portal: _Portal, inner: Inner) -> None:
+        self._portal = portal
+        self._inner = inner
+
+
+def _blocking(method: Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]) -> _Method[P, T]:
+    """A coroutine method, as one that waits for its result."""
+
+    @functools.wraps(method)
+    def call(self: _Blocking[Any], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return self._portal.run(method(self._inner, *args, **kwargs))
+
+    return call
+
+
+def _plain(method: Callable[Concatenate[Any, P], T]) -> _Method[P, T]:
+    """A plain method, run on the loop that owns the object."""
+
+    @functools.wraps(method)
+    def call(self: _Blocking[Any], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return self._portal.run(_called(lambda: method(self._inner, *args, **kwargs)))
+
+    return call
+
+
+def _listed(method: Callable[Concatenate[Any, P], Any]) -> _Method[P, list[ReceivedMessage]]:
+    """A method that returns a `History`, as one that returns the list."""
+
+    @functools.wraps(method)
+    def call(self: _Blocking[Any], /, *args: P.args, **kwargs: P.kwargs) -> list[ReceivedMessage]:
+        return self._portal.run(_awaited(lambda: method(self._inner, *args, **kwargs)))
+
+    return call
+
+
+def _made(
+    kind: Callable[[_Portal, Any], T], method: Callable[Concatenate[Any, P], Any]
+) -> _Method[P, T]:
+    """A method that makes an object, as one that makes the blocking twin of it."""
+
+    @functools.wraps(method)
+    def call(self: _Blocking[Any], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        inner = self._portal.run(_called(lambda: method(self._inner, *args, **kwargs)))
+        return kind(self._portal, inner)
+
+    return call
+
+
+async def _called(work: Callable[[], T]) -> T:
+    return work()
+
+
+async def _awaited(work: Callable[[], Any]) -> Any:
+    return await work()
+
+
+async def _receipt(pending: producer.Pending) -> Receipt:
+    return await pending
+
+
+async def _next(steps: Any) -> Any:
+    return await anext(steps, None)
+
+
+class Pending:
+    """A message on its way, see `aegis_cluster.Pending`."""
+
+    def __init__(self, portal: _Portal, pending: producer.Pending) -> None:
+        self._portal = portal
+        self._pending = pending
+
+    @property
+    def done(self) -> bool:
+        """Whether its outcome is known."""
+        return self._pending.done
+
+    def result(self) -> Receipt:
+        """Wait for its receipt. Raises `Refused` or `OutcomeUnknown`."""
+        return self._portal.run(_receipt(self._pending))
+
+
+class Producer(_Blocking[producer.Producer]):
+    """See `aegis_cluster.Producer`."""
+
+    flush = _blocking(producer.Producer.flush)
+    close = _blocking(producer.Producer.close)
+    _send = _blocking(producer.Producer.send)
+
+    @functools.wraps(producer.Producer.send)
+    def send(self, *args: Any, **kwargs: Any) -> Pending:
+        """As `aegis_cluster.Producer.send`; `result()` of what it returns waits."""
+        return Pending(self._portal, self._send(*args, **kwargs))
+
+    def __enter__(self) -> Self:
+        self._portal.run(self._inner.__aenter__())
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._portal.run(self._inner.__aexit__(kind, error, trace))
+
+
+class Subscriber(_Blocking[subscriber.Subscriber]):
+    """See `aegis_cluster.Subscriber`; a step of the iterator blocks until there is a message."""
+
+    poll = _blocking(subscriber.Subscriber.poll)
+    lag = _blocking(subscriber.Subscriber.lag)
+    seek = _blocking(subscriber.Subscriber.seek)
+    close = _blocking(subscriber.Subscriber.close)
+    pause = _plain(subscriber.Subscriber.pause)
+    resume = _plain(subscriber.Subscriber.resume)
+    position = _plain(subscriber.Subscriber.position)
+
+    @property
+    def assignment(self) -> list[Any]:
+        """As `aegis_cluster.Subscriber.assignment`."""
+        return self._portal.run(_called(lambda: self._inner.assignment))
+
+    @property
+    def positions(self) -> dict[int, int]:
+        """As `aegis_cluster.Subscriber.positions`."""
+        return self._portal.run(_called(lambda: self._inner.positions))
+
+    def ack(self, message: ReceivedMessage) -> None:
+        """As `await message.ack()`."""
+        self._portal.run(message.ack())
+
+    def nack(self, message: ReceivedMessage, delay: float | None = None) -> None:
+        """As `await message.nack(delay)`."""
+        self._portal.run(message.nack(delay))
+
+    def batches(self) -> Iterator[MessageBatch]:
+        """As `aegis_cluster.Subscriber.batches`."""
+        steps = self._inner.batches()
+        while (batch := self._portal.run(_next(steps))) is not None:
+            yield batch
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> ReceivedMessage:
+        message: ReceivedMessage | None = self._portal.run(_next(self._inner))
+        if message is None:
+            raise StopIteration
+        return message
+
+    def __enter__(self) -> Self:
+        self._portal.run(self._inner.__aenter__())
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._portal.run(self._inner.__aexit__(kind, error, trace))
+
+
+class Channel(_Blocking[channel.Channel]):
+    """See `aegis_cluster.Channel`."""
+
+    publish = _blocking(channel.Channel.publish)
+    publish_many = _blocking(channel.Channel.publish_many)
+    offsets = _blocking(channel.Channel.offsets)
+    describe = _blocking(channel.Channel.describe)
+    history = _listed(channel.Channel.history)
+    history_after = _listed(channel.Channel.history_after)
+    subscribe = _made(Subscriber, channel.Channel.subscribe)
+
+    @property
+    def topic(self) -> str:
+        """The topic that the calls are bound to."""
+        return self._inner.topic
+
+
+class StreamingEngine(_Blocking[engine.StreamingEngine]):
+    """See `aegis_cluster.StreamingEngine`; a context manager with a thread of its own."""
+
+    create_topic = _blocking(engine.StreamingEngine.create_topic)
+    delete_topic = _blocking(engine.StreamingEngine.delete_topic)
+    list_topics = _blocking(engine.StreamingEngine.list_topics)
+    describe_topic = _blocking(engine.StreamingEngine.describe_topic)
+    offsets = _blocking(engine.StreamingEngine.offsets)
+    stats = _blocking(engine.StreamingEngine.stats)
+    publish = _blocking(engine.StreamingEngine.publish)
+    publish_many = _blocking(engine.StreamingEngine.publish_many)
+    publish_to_many = _blocking(engine.StreamingEngine.publish_to_many)
+    history = _listed(engine.StreamingEngine.history)
+    history_after = _listed(engine.StreamingEngine.history_after)
+    producer = _made(Producer, engine.StreamingEngine.producer)
+    subscribe = _made(Subscriber, engine.StreamingEngine.subscribe)
+    channel = _made(Channel, engine.StreamingEngine.channel)
+
+    def __init__(self, inner: engine.StreamingEngine) -> None:
+        super().__init__(_NO_PORTAL, inner)
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        request_timeout: float | None = None,
+        config: StreamingConfig | None = None,
+    ) -> StreamingEngine:
+        """As `aegis_cluster.StreamingEngine.open`."""
+        return cls(
+            engine.StreamingEngine.open(path, request_timeout=request_timeout, config=config)
+        )
+
+    @classmethod
+    def connect(
+        cls,
+        bootstrap: str,
+        *,
+        request_timeout: float | None = None,
+        config: StreamingConfig | None = None,
+    ) -> StreamingEngine:
+        """As `aegis_cluster.StreamingEngine.connect`."""
+        return cls(
+            engine.StreamingEngine.connect(
+                bootstrap, request_timeout=request_timeout, config=config
+            )
+        )
+
+    def __enter__(self) -> Self:
+        self._portal = _Portal()
+        try:
+            self._portal.run(self._inner.__aenter__())
+        except BaseException:
+            self._portal.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End all links, and the thread."""
+        if self._portal is _NO_PORTAL:
+            return
+        portal, self._portal = self._portal, _NO_PORTAL
+        try:
+            portal.run(self._inner.close())
+        finally:
+            portal.close()
+
+
+class _NoPortal(_Portal):
+    """Of an engine that is not open."""
+
+    def __init__(self) -> None:
+        """No thread."""
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        work.close()
+        raise Misuse("The engine is not open; use 'with StreamingEngine.open(…)' or 'connect'.")
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+_NO_PORTAL = _NoPortal()
