@@ -42,6 +42,8 @@ NODE_DIR: Final = "/node"
 CLUSTER_ID: Final = "simulated"
 INBOX_MESSAGES_MAX: Final = 1_000
 """As many wait at a process that stands still; ZeroMQ's high-water mark."""
+READ_US: Final = 200
+"""A read in the helper thread; nearly all come from the page cache."""
 STEP_US: Final = 20
 """From a message's arrival to the turn that handles it."""
 
@@ -413,7 +415,7 @@ class SimulatedNode:
     def read_later(self, job: Callable[[], T], done: Callable[[T], None]) -> None:
         """One thread reads for all, so answers come in the order of the questions."""
         now_us = self._scheduler.now_us
-        self._reads_until_us = max(now_us, self._reads_until_us) + self.traits.sync_us
+        self._reads_until_us = max(now_us, self._reads_until_us) + READ_US
         delay_us = self._reads_until_us - now_us
         self._scheduler.after(delay_us, self._in_thread, self.boot, self._read, job, done)
 

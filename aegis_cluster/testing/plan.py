@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
+from aegis_cluster.raft import RaftConfig
 from aegis_cluster.storage.types import StoreLimits
 from aegis_cluster.testing.network import NetworkFaults
 from aegis_cluster.testing.node import MachineTraits
@@ -82,6 +83,7 @@ class Plan:
     network: NetworkFaults = field(default_factory=NetworkFaults)
     machines: list[MachineTraits] = field(default_factory=list)
     limits: StoreLimits = SMALL_STORE
+    raft: RaftConfig = field(default_factory=RaftConfig)
     snapshot_frames: int = 100_000
     """A snapshot of the folded state is due after so many frames."""
 
@@ -104,6 +106,7 @@ def draw_plan(rng: random.Random) -> Plan:
         value_bytes_max=rng.choice((0, 0, 400, 2_000)),
         fault_every_us=rng.choice((150, 400, 1_000)) * MS,
         network=_draw_network(rng),
+        raft=_draw_raft(rng),
         snapshot_frames=rng.choice((3, 20, 100_000)),
     )
     plan.limits = _draw_limits(rng, plan.value_bytes_max)
@@ -129,6 +132,16 @@ def _draw_network(rng: random.Random) -> NetworkFaults:
         duplication=rng.choice((0.0, 0.0, 0.05)),
         reordering=rng.choice((0.0, 0.0, 0.1)),
         slow=rng.choice((0.0, 0.0, 0.02)),
+    )
+
+
+def _draw_raft(rng: random.Random) -> RaftConfig:
+    return RaftConfig(
+        quiet_ticks=rng.choice((5, 30, 0)),
+        append_bytes_max=rng.choice((4_000, 20_000, 4_000_000)),
+        in_flight_bytes_max=rng.choice((5_000_000, 16_000_000)),
+        in_flight_appends_max=rng.choice((2, 8, 64)),
+        probe_bytes_max=rng.choice((0, 200, 64_000)),
     )
 
 

@@ -17,6 +17,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Final
 
 from aegis_cluster.broker import partition as partition_module
+from aegis_cluster.broker import replica_manager
 from aegis_cluster.errors import InvariantBroken
 from aegis_cluster.testing.checkers import check_history, check_logs, settled
 from aegis_cluster.testing.faults import Adversary
@@ -26,10 +27,11 @@ from aegis_cluster.testing.node import SimulatedNode, members_of
 from aegis_cluster.testing.plan import Plan, draw_plan
 from aegis_cluster.testing.scheduler import MS, SECOND, Scheduler
 from aegis_cluster.testing.sessions import Admin, Asker, Producer, Reader, Topic
-from aegis_cluster.testing.watch import ReplicaWatch, whole_logs
+from aegis_cluster.testing.watch import ReplicaWatch, check_folds, whole_logs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from types import ModuleType
 
 
 BOOTSTRAP_US: Final = 30 * SECOND
@@ -307,6 +309,7 @@ class Simulation:
             self._stuck("replicas did not catch up")
         for group in self.topic.groups:
             found = check_logs(whole_logs(self.nodes, group))
+            found += check_folds(self.nodes, group)
             if found:
                 self.report.fail(Verdict.SAFETY, found[:VIOLATIONS_SHOWN])
 
@@ -327,14 +330,19 @@ class Simulation:
 
 @contextmanager
 def _knobs(plan: Plan) -> Iterator[None]:
-    """Sizes that the product fixes and a simulation makes small, for the time of a run."""
-    name = "SNAPSHOT_FRAMES"
-    before = getattr(partition_module, name)
-    setattr(partition_module, name, plan.snapshot_frames)
+    """Numbers that the product fixes and a run draws, for the time of that run."""
+    wanted: list[tuple[ModuleType, str, object]] = [
+        (partition_module, "SNAPSHOT_FRAMES", plan.snapshot_frames),
+        (replica_manager, "RaftConfig", lambda: plan.raft),
+    ]
+    before = [getattr(module, name) for module, name, _ in wanted]
+    for module, name, value in wanted:
+        setattr(module, name, value)
     try:
         yield
     finally:
-        setattr(partition_module, name, before)
+        for (module, name, _), value in zip(wanted, before, strict=True):
+            setattr(module, name, value)
 
 
 def _places(error: BaseException) -> list[str]:

@@ -55,6 +55,8 @@ class ReplicaWatch:
         self.violations: list[str] = []
         self.elections = 0
         self._groups: defaultdict[GroupId, _Group] = defaultdict(_Group)
+        self._promises: dict[tuple[int, GroupId], tuple[int, int, object]] = {}
+        """(node, group) -> the start in which it was seen, term, vote."""
         self._applied: dict[tuple[int, int, GroupId], int] = {}
 
     def look(self, node: SimulatedNode) -> None:
@@ -69,6 +71,7 @@ class ReplicaWatch:
         if node.shard is None:
             return
         for group, partition in node.shard.manager.partitions.items():
+            self._check_promise(node, group, partition)
             if partition.leads:
                 self._check_leader(node, group, partition)
             key = (node.number, node.boot, group)
@@ -76,6 +79,19 @@ class ReplicaWatch:
             if before != partition.applied:
                 self._check_applied(node, group, partition, before)
                 self._applied[key] = partition.applied
+
+    def _check_promise(self, node: SimulatedNode, group: GroupId, partition: Partition) -> None:
+        """A term and vote that were durable come back with the next start (Raft §5.2)."""
+        replica = partition.replica
+        key = (node.number, group)
+        boot, term, vote = self._promises.get(key, (node.boot, 0, None))
+        if boot != node.boot and not node.keeps_settled:
+            if replica.term < term:
+                self._violated(group, f"node {node.number} forgot its term {term}")
+            elif replica.term == term and vote not in (None, replica.vote):
+                self._violated(group, f"node {node.number} forgot its vote in term {term}")
+        if replica._hard_state_durable:
+            self._promises[key] = (node.boot, replica.term, replica.vote)
 
     def _check_leader(self, node: SimulatedNode, group: GroupId, partition: Partition) -> None:
         known = self._groups[group]
@@ -161,4 +177,31 @@ def whole_logs(
                 frame = data[position : position + header.size]
                 frames.append((header.index, header.term, frame))
         found[f"node {node.number}"] = frames
+    return found
+
+
+def folded(partition: Partition) -> list[tuple[int, int, list[tuple[int, int, int]]]]:
+    """The producers that a replica has folded: id, epoch, (first, last, offset) of each batch."""
+    table = partition.state.producers._table
+    return [
+        (producer, state.epoch, [(one.first, one.last, one.offset) for one in state.batches])
+        for producer, state in table.items()
+    ]
+
+
+def check_folds(nodes: Iterable[SimulatedNode], group: GroupId) -> list[str]:
+    """Replicas that have applied the same have folded the same, snapshots or not."""
+    known: dict[int, tuple[int, object]] = {}
+    found: list[str] = []
+    for node in nodes:
+        partition = node.shard.manager.partitions.get(group) if node.shard else None
+        if partition is None or partition.replica.damaged:
+            continue
+        state = folded(partition)
+        other, theirs = known.setdefault(partition.applied, (node.number, state))
+        if theirs != state:
+            found.append(
+                f"state machine safety: group {group}: nodes {other} and {node.number} folded"
+                f" different producers from the same log"
+            )
     return found

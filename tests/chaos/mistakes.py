@@ -1,0 +1,394 @@
+"""Mistakes to be planted in the code under test, one at a time: the simulator must see each.
+
+Each is a function that patches methods for the time of one test; nothing in the product knows of
+them. Most are mistakes that other systems shipped (the name of the trap in PITFALLS stands behind),
+some are our own, found by the simulator.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from aegis_cluster.broker import produce
+from aegis_cluster.broker.fetch import Fetches
+from aegis_cluster.broker.folds import PartitionState
+from aegis_cluster.broker.partition import Partition
+from aegis_cluster.broker.producer_stm import ProducerTable
+from aegis_cluster.client.partition_queue import PartitionQueue
+from aegis_cluster.errors import AegisError, NotLeader
+from aegis_cluster.ids import LogIndex, Term
+from aegis_cluster.limits import RAFT_APPEND_BYTES_MAX
+from aegis_cluster.raft import AppendReply, AppendRequest, Envelope, PreVoteRequest, Replica
+from aegis_cluster.storage.store import ShardStore
+from aegis_cluster.storage.types import HardState
+from aegis_cluster.wire.frame import decode_header, encode_frame, frame_payload, iter_frames
+
+if TYPE_CHECKING:
+    import pytest
+
+    from aegis_cluster.ids import GroupId, Member
+    from aegis_cluster.raft import Entry, Message, VoteRequest
+    from aegis_cluster.storage.rounds import Round
+
+# ---- what is promised before it is durable
+
+
+def vote_is_not_persisted(patch: pytest.MonkeyPatch) -> None:
+    """A2"""
+    right = ShardStore.set_hard_state
+
+    def set_hard_state(self: ShardStore, group: GroupId, state: HardState) -> None:
+        right(self, group, HardState(state.term, None))
+
+    patch.setattr(ShardStore, "set_hard_state", set_hard_state)
+
+
+def term_is_not_persisted(patch: pytest.MonkeyPatch) -> None:
+    """A2"""
+
+    def set_hard_state(self: ShardStore, group: GroupId, state: HardState) -> None:
+        self._touch(self._get(group))
+
+    patch.setattr(ShardStore, "set_hard_state", set_hard_state)
+
+
+def leader_counts_itself_before_its_fsync(patch: pytest.MonkeyPatch) -> None:
+    """A1"""
+    patch.setattr(Replica, "_held_by_me", lambda self: self.log.last_index)
+
+
+def follower_acknowledges_before_its_fsync(patch: pytest.MonkeyPatch) -> None:
+    """A1"""
+
+    def acknowledge(self: Replica, sender: Member, matched: LogIndex) -> None:
+        self._send.append(Envelope(sender, AppendReply(self.term, matched, self.commit_index)))
+
+    patch.setattr(Replica, "_acknowledge", acknowledge)
+
+
+def promises_leave_before_the_round(patch: pytest.MonkeyPatch) -> None:
+    """A1, A2: everything at once, votes too."""
+
+    def promise(self: Replica, to: Member, message: Message) -> None:
+        self._send.append(Envelope(to, message))
+
+    patch.setattr(Replica, "_promise", promise)
+
+
+def sync_does_nothing(patch: pytest.MonkeyPatch) -> None:
+    """NATS, etcd #14370"""
+
+    def sync(self: ShardStore, ticket: Round) -> None:
+        ticket.started = ticket.synced = True
+
+    patch.setattr(ShardStore, "sync", sync)
+
+
+def failed_fsync_is_retried(patch: pytest.MonkeyPatch) -> None:
+    """C1: the second try succeeds, and the pages are gone."""
+    right = ShardStore.sync
+
+    def sync(self: ShardStore, ticket: Round) -> None:
+        try:
+            for file in ticket.files.values():
+                file.fdatasync()
+        except OSError:
+            pass
+        right(self, ticket)
+
+    patch.setattr(ShardStore, "sync", sync)
+
+
+# ---- Raft
+
+
+def votes_twice(patch: pytest.MonkeyPatch) -> None:
+    """A2"""
+    right = Replica._may_vote
+
+    def may_vote(self: Replica, sender: Member, request: VoteRequest) -> bool:
+        if self.leader is None:
+            self.vote = None
+        return right(self, sender, request)
+
+    patch.setattr(Replica, "_may_vote", may_vote)
+
+
+def votes_for_any_log(patch: pytest.MonkeyPatch) -> None:
+    """Raft §5.4.1 forgotten."""
+
+    def may_vote(self: Replica, sender: Member, request: VoteRequest) -> bool:
+        return self.vote in (None, sender) and self.leader is None
+
+    def would_vote(self: Replica, request: PreVoteRequest) -> bool:
+        return request.proposed_term > self.term and not self._hears_leader()
+
+    patch.setattr(Replica, "_may_vote", may_vote)
+    patch.setattr(Replica, "_would_vote", would_vote)
+
+
+def commits_older_terms_by_counting(patch: pytest.MonkeyPatch) -> None:
+    """A7: Raft §5.4.2, figure 8."""
+    patch.setattr(Replica, "_may_commit", lambda self, index: index > 0)
+
+
+def truncates_on_a_stale_append(patch: pytest.MonkeyPatch) -> None:
+    """A21"""
+    right = Replica._store
+
+    def store(self: Replica, entries: tuple[Entry, ...]) -> None:
+        if entries and entries[0].index <= self.log.last_index:
+            self._truncate_log(entries[0].index)
+        right(self, entries)
+
+    patch.setattr(Replica, "_store", store)
+
+
+def acknowledges_its_whole_log(patch: pytest.MonkeyPatch) -> None:
+    """Says what it has, not what was found to match."""
+
+    def acknowledge(self: Replica, sender: Member, matched: LogIndex) -> None:
+        self._promise(sender, AppendReply(self.term, self.log.last_index, self.commit_index))
+
+    patch.setattr(Replica, "_acknowledge", acknowledge)
+
+
+def skips_the_consistency_check(patch: pytest.MonkeyPatch) -> None:
+    """Raft §5.3 forgotten."""
+    right = Replica._refuse
+
+    def refuse(self: Replica, sender: Member, request: AppendRequest) -> None:
+        if request.prev_index <= self.log.last_index:
+            self._accept(sender, request)
+        else:
+            right(self, sender, request)
+
+    patch.setattr(Replica, "_refuse", refuse)
+
+
+def believes_the_leaders_commit_index(patch: pytest.MonkeyPatch) -> None:
+    """Commits what the leader committed, not only what was found to match."""
+    right = Replica._accept
+
+    def accept(self: Replica, sender: Member, request: AppendRequest) -> None:
+        right(self, sender, request)
+        self._commit(min(request.commit_index, self.log.last_index))
+
+    patch.setattr(Replica, "_accept", accept)
+
+
+def stale_read_from_an_old_leader(patch: pytest.MonkeyPatch) -> None:
+    """A5"""
+    patch.setattr(Replica, "_confirmed_round", lambda self: self._read_round)
+
+
+def reads_before_its_noop(patch: pytest.MonkeyPatch) -> None:
+    """A6"""
+    patch.setattr(Replica, "_is_established", lambda self: True)
+    patch.setattr(Partition, "serving", property(lambda self: self.leads))
+
+
+def pre_vote_leaks_its_term(patch: pytest.MonkeyPatch) -> None:
+    """A3: asking alone moves the asker on, so whoever was cut off deposes a good leader."""
+    right = Replica._ask_pre_votes
+
+    def ask(self: Replica) -> None:
+        self._set_hard_state(Term(self.term + 1), None)
+        right(self)
+
+    patch.setattr(Replica, "_ask_pre_votes", ask)
+
+
+def quiet_group_never_wakes(patch: pytest.MonkeyPatch) -> None:
+    """A15 done wrong."""
+    patch.setattr(Replica, "_wake", lambda self: None)
+
+
+def lost_appends_are_never_sent_again(patch: pytest.MonkeyPatch) -> None:
+    """Liveness."""
+    patch.setattr(Replica, "_is_stalled", lambda self, progress: False)
+
+
+# ---- the shell around it
+
+
+def old_frames_are_restamped_by_a_new_leader(patch: pytest.MonkeyPatch) -> None:
+    """DESIGN §5: frames of older terms are sent again byte for byte."""
+
+    def send_append(self: Partition, to: Member, message: AppendRequest) -> None:
+        first = LogIndex(message.prev_index + 1)
+        found = self.log.read(first, message.last_index, RAFT_APPEND_BYTES_MAX)
+        frames = _restamped(self, found.data, self.log.point_at(message.prev_index).chain)
+        self._send(self, to, message._replace(last_index=found.last), frames)
+
+    patch.setattr(Partition, "_send_append", send_append)
+
+
+def _restamped(partition: Partition, frames: bytes, chain: bytes) -> bytes:
+    """Frames of earlier terms get the time at which they are sent."""
+    made = []
+    for position, header in iter_frames(frames):
+        frame = encode_frame(
+            group=partition.group,
+            index=header.index,
+            term=header.term,
+            kind=header.kind,
+            time_ms=header.time_ms + (header.term < partition.replica.term),
+            previous_chain=chain,
+            payload=frame_payload(frames, header, position),
+        )
+        chain = decode_header(frame).chain
+        made.append(frame)
+    return b"".join(made)
+
+
+def producer_table_is_left_out_of_snapshots(patch: pytest.MonkeyPatch) -> None:
+    """A13"""
+    patch.setattr(ProducerTable, "to_body", lambda self: [])
+
+
+def repeat_is_acknowledged_before_its_commit(patch: pytest.MonkeyPatch) -> None:
+    """KIP-98: the first answer was never given, so the second must not be early."""
+    right = ProducerTable.decide
+
+    def decide(self: ProducerTable, batch: Any) -> Any:
+        found = right(self, batch)
+        return found._replace(wait_for=LogIndex(0)) if found.known is not None else found
+
+    patch.setattr(ProducerTable, "decide", decide)
+
+
+def conflict_from_a_truncated_append_is_reported(patch: pytest.MonkeyPatch) -> None:
+    """A refusal that rests on an uncommitted frame is told at once."""
+    right = ProducerTable.decide
+
+    def decide(self: ProducerTable, batch: Any) -> Any:
+        found = right(self, batch)
+        return found._replace(wait_for=LogIndex(0)) if found.error is not None else found
+
+    patch.setattr(ProducerTable, "decide", decide)
+
+
+def overlay_outlives_leadership(patch: pytest.MonkeyPatch) -> None:
+    """What was decided ahead of the commit is believed by the next leadership."""
+    patch.setattr(PartitionState, "leadership_lost", lambda self: None)
+
+
+def repeats_are_not_recognised(patch: pytest.MonkeyPatch) -> None:
+    """Redpanda #3039"""
+    right = ProducerTable.decide
+
+    def decide(self: ProducerTable, batch: Any) -> Any:
+        found = right(self, batch)
+        return found._replace(known=None) if found.known is not None else found
+
+    patch.setattr(ProducerTable, "decide", decide)
+
+
+def unknown_is_reported_as_refused(patch: pytest.MonkeyPatch) -> None:
+    """G1a: a write that may be there is called certainly not there."""
+
+    def lost(self: produce._Commit, _: AegisError) -> None:
+        self._call.settle(self._slot, produce.refusal(NotLeader("not any more")))
+
+    patch.setattr(produce._Commit, "lost", lost)
+
+
+def acknowledged_before_the_commit(patch: pytest.MonkeyPatch) -> None:
+    """acks=1 by accident."""
+
+    def wait_for(self: Partition, index: LogIndex, waiter: Any) -> None:
+        waiter.committed()
+
+    patch.setattr(Partition, "wait_for", wait_for)
+
+
+def readers_see_what_is_not_committed(patch: pytest.MonkeyPatch) -> None:
+    """A12, Redpanda #3003"""
+
+    def look(self: Fetches, partition: Partition, item: Any, bytes_max: int) -> Any:
+        partition.high_watermark = partition.log.end_offset
+        return right(self, partition, item, bytes_max)
+
+    right = Fetches._find
+    patch.setattr(Fetches, "_find", look)
+
+
+def old_leader_denies_offsets(patch: pytest.MonkeyPatch) -> None:
+    """Ours: OffsetOutOfRange from a leader that others had replaced."""
+    patch.setattr(Fetches, "_makes_sure", lambda self, call, item, partition: False)
+
+
+def failed_recovery_leaves_a_marker(patch: pytest.MonkeyPatch) -> None:
+    """Ours: it said that nothing had ever been durable."""
+    right = ShardStore._leave_marker
+
+    def leave(self: ShardStore, reason: str) -> None:
+        before = self._journal_files
+        self._journal_files = before or object()  # type: ignore[assignment]
+        right(self, reason)
+        self._journal_files = before
+
+    patch.setattr(ShardStore, "_leave_marker", leave)
+
+
+# ---- clients
+
+
+def client_gives_a_second_sequence(patch: pytest.MonkeyPatch) -> None:
+    """KIP-360: a batch that may have been stored is stamped anew."""
+    right = PartitionQueue.take
+
+    def take(self: PartitionQueue) -> Any:
+        if self.waiting[0].epoch not in (-1, self.epoch):
+            self.waiting[0].unanswered = False
+        return right(self)
+
+    patch.setattr(PartitionQueue, "take", take)
+
+
+def client_calls_unanswered_refused(patch: pytest.MonkeyPatch) -> None:
+    """A request without an answer is taken for one that never left."""
+    right = PartitionQueue.retry
+
+    def retry(self: PartitionQueue, batch: Any, *, unanswered: bool, at: float) -> None:
+        right(self, batch, unanswered=False, at=at)
+
+    patch.setattr(PartitionQueue, "retry", retry)
+
+
+SEEDS_MAX: dict[Any, int] = {
+    # Mistake: seeds within which it is found, with room above what was needed when this was set.
+    vote_is_not_persisted: 100,
+    term_is_not_persisted: 100,
+    leader_counts_itself_before_its_fsync: 100,
+    follower_acknowledges_before_its_fsync: 100,
+    promises_leave_before_the_round: 100,
+    sync_does_nothing: 100,
+    failed_fsync_is_retried: 100,
+    votes_twice: 100,
+    votes_for_any_log: 100,
+    commits_older_terms_by_counting: 100,
+    truncates_on_a_stale_append: 100,
+    acknowledges_its_whole_log: 100,
+    skips_the_consistency_check: 100,
+    believes_the_leaders_commit_index: 100,
+    stale_read_from_an_old_leader: 100,
+    reads_before_its_noop: 100,
+    pre_vote_leaks_its_term: 100,
+    quiet_group_never_wakes: 100,
+    lost_appends_are_never_sent_again: 100,
+    old_frames_are_restamped_by_a_new_leader: 100,
+    producer_table_is_left_out_of_snapshots: 100,
+    repeat_is_acknowledged_before_its_commit: 100,
+    conflict_from_a_truncated_append_is_reported: 100,
+    overlay_outlives_leadership: 100,
+    repeats_are_not_recognised: 100,
+    unknown_is_reported_as_refused: 100,
+    acknowledged_before_the_commit: 100,
+    readers_see_what_is_not_committed: 100,
+    old_leader_denies_offsets: 100,
+    failed_recovery_leaves_a_marker: 100,
+    client_gives_a_second_sequence: 100,
+    client_calls_unanswered_refused: 100,
+}
