@@ -17,7 +17,7 @@ from aegis_cluster.ids import METADATA_GROUP, RecordOffset
 from aegis_cluster.limits import FETCH_BYTES_DEFAULT
 from aegis_cluster.wire.batch import batch_header
 from aegis_cluster.wire.frame import FrameKind, check_frame, frame_payload, iter_frames
-from aegis_cluster.wire.protocol import Api, Reply, take_list, take_part
+from aegis_cluster.wire.protocol import Api, Reply, take_int, take_list, take_part
 
 if TYPE_CHECKING:
     from aegis_cluster.broker.links import Links
@@ -62,6 +62,7 @@ class MetadataReader:
             result = take_list(reply.fields, 0, "results")[0]
             if result[0] != 0:
                 raise CorruptRecord(str(result))
+            high_watermark = take_int(result, 1, "high_watermark")
             moved = self._fold(bytes(take_part(reply.parts, 0, "frames")))
         except (AegisError, IndexError, TypeError) as error:
             log.debug("Reading the metadata failed: %s", error)
@@ -69,6 +70,8 @@ class MetadataReader:
             return
         if moved:
             self._shard.metadata_changed()
+        if self._offset >= high_watermark:
+            self._shard.freshness.reached()
         self.tick()
 
     def _fold(self, frames: bytes) -> bool:

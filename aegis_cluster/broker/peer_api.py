@@ -175,6 +175,9 @@ class PeerApi:
 
     def _fetch(self, origin: bytes, request: Request) -> None:
         wait_ms, items = fetch.parse(request)
+        self._shard.freshness.tick()
+        if not self._shard.freshness.is_fresh:
+            raise NotReady("This shard has not caught up with the metadata since it started.")
 
         def reply(results: list[list[Any]], parts: list[Part]) -> None:
             self._reply(origin, request, [results], parts)

@@ -41,6 +41,7 @@ from aegis_cluster.wire.protocol import (
     decode_request,
     encode_reply,
     is_none,
+    take_bool,
     take_int,
     take_list,
     take_str,
@@ -129,6 +130,8 @@ class RequestApi:
 
     def metadata_changed(self) -> None:
         """Answer those who waited for this state of the metadata."""
+        if not self._shard.freshness.is_fresh:
+            return
         index = self._shard.table.index
         ready = [e for _, wanted, e in self._awaiting_metadata if wanted <= index]
         self._awaiting_metadata = [w for w in self._awaiting_metadata if w[1] > index]
@@ -241,9 +244,11 @@ class RequestApi:
     # ---- metadata and topics
 
     def _metadata(self, exchange: _Exchange) -> None:
-        """[least index, topic names or None] -> what `_reply_metadata` says."""
+        """[least index, topic names or None, whether stale is fine] -> see `_reply_metadata`."""
         wanted = LogIndex(take_int(exchange.request.fields, 0, "least_index"))
-        if wanted <= self._shard.table.index:
+        fields = exchange.request.fields
+        stale_ok = len(fields) > 2 and take_bool(fields, 2, "stale_ok")
+        if wanted <= self._shard.table.index and (stale_ok or self._shard.freshness.is_fresh):
             self._reply_metadata(exchange)
             return
         if len(self._awaiting_metadata) >= REQUESTS_WAITING_MAX:

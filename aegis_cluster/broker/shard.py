@@ -18,6 +18,7 @@ from aegis_cluster.broker.clients import Clients
 from aegis_cluster.broker.controller_frontend import ControllerFrontend
 from aegis_cluster.broker.disk_space import DiskSpace
 from aegis_cluster.broker.fetch import Fetches
+from aegis_cluster.broker.freshness import Freshness
 from aegis_cluster.broker.leader_balancer import LeaderBalancer
 from aegis_cluster.broker.links import Links
 from aegis_cluster.broker.membership_backend import MembershipBackend
@@ -109,6 +110,7 @@ class Shard:
         self.disk_space = DiskSpace(self)
         self.backend = ReplicaBackend(self)
         self.balancer = LeaderBalancer(self)
+        self.freshness = Freshness(self)
         self.producer_ids = ProducerIds(self)
         self.requests = RequestApi(self, transport)
         self.peer_api = PeerApi(self, transport)
@@ -219,6 +221,7 @@ class Shard:
         self.retention.tick()
         self.disk_space.tick()
         self._read_metadata()
+        self.freshness.tick()
 
     def _read_metadata(self) -> None:
         """Follow `__cluster/0` from outside for as long as the replica here is not good enough."""

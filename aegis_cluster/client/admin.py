@@ -30,7 +30,8 @@ async def cluster_status(bootstrap: str, timeout: float) -> dict[str, Any]:
 
     Raises `Unavailable` when no node answers in time.
     """
-    cluster = ClusterClient([address.strip() for address in bootstrap.split(",")])
+    addresses = [address.strip() for address in bootstrap.split(",")]
+    cluster = ClusterClient(addresses, stale_ok=True)
     try:
         deadline = cluster.deadline(timeout)
         await cluster.connect(deadline)

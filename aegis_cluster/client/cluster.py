@@ -62,8 +62,14 @@ class ClusterClient:
         *,
         context: zmq.Context[zmq.Socket[bytes]] | None = None,
         routes: Routes | None = None,
+        stale_ok: bool = False,
     ) -> None:
-        """context: one that is shared with others, who end it; None: one of our own."""
+        """context: one that is shared with others, who end it; None: one of our own.
+
+        stale_ok: take metadata also from a node that has not caught up since it started; for
+        looking at a cluster that is not well.
+        """
+        self._stale_ok = stale_ok
         self.metadata = Metadata(routes or TcpRoutes())
         self.failure: AegisError | None = None
         """Why no request can succeed any more; None as long as one might."""
@@ -119,7 +125,7 @@ class ClusterClient:
         self, topics: Sequence[str] | None, deadline: float, least_index: int = 0
     ) -> None:
         """Ask any node for metadata that is at least as new as `least_index`."""
-        fields = [max(least_index, self.metadata.index), topics]
+        fields = [max(least_index, self.metadata.index), topics, self._stale_ok]
         reply = await self._ask_any(Api.METADATA, fields, deadline)
         self.metadata.merge(reply.fields, topics)
 
