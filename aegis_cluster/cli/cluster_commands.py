@@ -133,9 +133,10 @@ def status(bootstrap: str | None, timeout_ms: int, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(view))
         return
-    from aegis_cluster.cli.tables import node_table, topic_table
+    from aegis_cluster.cli.tables import node_table, problems, topic_table
 
     node_table(view["nodes"])
+    problems(view["nodes"])
     if view["topics"]:
         click.echo()
         topic_table(view["topics"])

@@ -21,6 +21,18 @@ def _shards(shards: Any) -> str:
     return str(len(shards)) if isinstance(shards, list) else str(shards)
 
 
+def problems(nodes: list[dict[str, Any]]) -> None:
+    """Print what the shards say is wrong with their disks and replicas, each sentence once."""
+    said = {
+        (node["name"], one["why"]): None
+        for node in nodes
+        for shard in (node["shards"] if isinstance(node["shards"], list) else ())
+        for one in shard.get("damaged", ())
+    }
+    for name, why in said:
+        Console(soft_wrap=True).print(f"{name}: {why}", style="red", markup=False, highlight=False)
+
+
 def topic_table(topics: list[dict[str, Any]]) -> None:
     """Print the partitions of a `status`."""
     columns = ("topic", "partition", "leader", "replicas", "in sync", "log start", "high watermark")
