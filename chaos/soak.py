@@ -57,7 +57,7 @@ class Soak:
 
     def run(self) -> Verdict:
         options = self._options
-        seed = options.start
+        seed: int = options.start
         while not self._is_over():
             report = run_seed(seed)
             self._count += 1
@@ -77,7 +77,8 @@ class Soak:
             seconds: float = options.minutes * 60
             return time.monotonic() - self._begun >= seconds
         seeds: int = options.seeds
-        return self._count * options.stride >= seeds
+        done: int = self._count * options.stride
+        return done >= seeds
 
     def _show(self, seed: int, *, last: bool = False) -> None:
         now = time.monotonic()

@@ -587,7 +587,10 @@ class Partition:
 
     def _with_entries(self, message: AppendRequest, frames: memoryview) -> AppendRequest:
         """Check the frames that came with a request, keep them, and name them to the core."""
-        chain = self._chain if message.prev_index == self.log.last_index else None
+        # Only a log that ends with the very frame before these has their chain: one with another
+        # frame at that index is refused by the core, and then mended.
+        ends = (self.log.last_index, self.log.last_term)
+        chain = self._chain if (message.prev_index, message.prev_term) == ends else None
         entries = []
         try:
             for position, _ in iter_frames(frames):
