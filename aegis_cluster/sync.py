@@ -166,17 +166,24 @@ class Pending:
         return self._portal.run(_receipt(self._pending))
 
 
+def _sent(
+    method: Callable[Concatenate[Any, P], Coroutine[Any, Any, producer.Pending]],
+) -> _Method[P, Pending]:
+    """A method that sends, as one whose `Pending` has `result()` instead of `await`."""
+
+    @functools.wraps(method)
+    def call(self: _Blocking[Any], /, *args: P.args, **kwargs: P.kwargs) -> Pending:
+        return Pending(self._portal, self._portal.run(method(self._inner, *args, **kwargs)))
+
+    return call
+
+
 class Producer(_Blocking[producer.Producer]):
     """See `aegis_cluster.Producer`."""
 
     flush = _blocking(producer.Producer.flush)
     close = _blocking(producer.Producer.close)
-    _send = _blocking(producer.Producer.send)
-
-    @functools.wraps(producer.Producer.send)
-    def send(self, *args: Any, **kwargs: Any) -> Pending:
-        """As `aegis_cluster.Producer.send`; `result()` of what it returns waits."""
-        return Pending(self._portal, self._send(*args, **kwargs))
+    send = _sent(producer.Producer.send)
 
     def __enter__(self) -> Self:
         self._portal.run(self._inner.__aenter__())

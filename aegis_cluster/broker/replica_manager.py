@@ -207,7 +207,9 @@ class ReplicaManager:
         while self._due:
             due, self._due = self._due, {}
             for partition in due.values():
-                partition.step()
+                # A step of `__cluster/0` may have removed those of a deleted topic.
+                if self.partitions.get(partition.group) is partition:
+                    partition.step()
 
     # ---- rounds of writes
 

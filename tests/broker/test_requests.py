@@ -323,6 +323,19 @@ def test_offsets_need_a_round_with_a_majority(cluster: Cluster, client: Client, 
     assert reply.fields[0][0][0] == Code.NOT_LEADER
 
 
+def test_offsets_by_time(client: Client, group: int) -> None:
+    for seconds in (10, 30, 20):
+        client.stored(group, encode_batch([(1000 * seconds, None, b"x", [])] * 2))
+
+    def ask(time_ms: int | None) -> list[int | None]:
+        found: list[int | None] = client.ask(Api.LIST_OFFSETS, [[group], time_ms]).fields[0][0]
+        return found
+
+    assert ask(None) == [0, 0, 6, 6]
+    for time_ms, wanted in ((0, 0), (10_000, 0), (10_001, 2), (20_000, 2), (30_001, None)):
+        assert ask(time_ms) == [0, 0, 6, 6, wanted]
+
+
 def test_offsets_of_what_is_not_here(client: Client, group: int) -> None:
     results = client.ask(Api.LIST_OFFSETS, [[group, 9_999]]).fields[0]
     assert results[0][0] == 0

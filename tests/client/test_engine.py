@@ -39,6 +39,7 @@ from tests.client.fake_node import FakeNode, fake_node, mute, no_leader, run, to
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
+    from aegis_cluster import Subscriber
     from aegis_cluster.client.producer import Row
 
 EARLIEST = SubscribeConfig(start=Offset.EARLIEST)
@@ -69,6 +70,12 @@ async def read(engine: StreamingEngine, count: int, topic: str = "t") -> list[An
 async def _poll(engine: StreamingEngine, timeout: float) -> Any:
     async with engine.subscribe("t", EARLIEST, timeout=timeout) as subscriber:
         return await subscriber.poll(timeout=timeout)
+
+
+async def _send(engine: StreamingEngine, timeout: float) -> Any:
+    producer = engine.producer()
+    await producer.send("t", Message(payload="x"), timeout=timeout)
+    await producer.flush()
 
 
 CALLS: dict[str, tuple[Any, tuple[type[AegisError], ...], tuple[type[AegisError], ...]]] = {
@@ -105,6 +112,28 @@ CALLS: dict[str, tuple[Any, tuple[type[AegisError], ...], tuple[type[AegisError]
         (RequestTimeout, Unavailable),
     ),
     "subscribe": (_poll, (RequestTimeout, Unavailable), (RequestTimeout, Unavailable)),
+    "subscribe to a pattern": (
+        lambda e, t: e.subscribe("t*", timeout=t).__aenter__(),
+        (Unavailable,),
+        (Unavailable,),
+    ),
+    "publish_to_many": (
+        lambda e, t: e.publish_to_many(["t", "t"], Message(payload="x"), timeout=t),
+        (RequestTimeout, Unavailable),
+        (OutcomeUnknown,),
+    ),
+    "a producer": (_send, (RequestTimeout, Unavailable), (OutcomeUnknown, Unavailable)),
+    "history": (
+        lambda e, t: e.history("t", 5, timeout=t),
+        (RequestTimeout, Unavailable),
+        (RequestTimeout, Unavailable),
+    ),
+    "history_after": (
+        lambda e, t: e.history_after("t", datetime.now(UTC), timeout=t),
+        (RequestTimeout, Unavailable),
+        (RequestTimeout, Unavailable),
+    ),
+    "stats": (lambda e, t: e.stats(timeout=t), (Unavailable,), (Unavailable,)),
     "unknown topic": (
         lambda e, t: e.publish("u", Message(payload="x"), timeout=t),
         (Unavailable,),
@@ -169,6 +198,44 @@ def test_with_no_answer_every_call_ends_in_time_and_says_what_is_known(name: str
                     node.answers[api] = mute
             call, _, expected = CALLS[name]
             await _times_out(engine, call, expected)
+
+    run(test())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lag", "seek", "step", "batches"])
+@pytest.mark.parametrize("dead", [False, True], ids=["no answer", "nobody there"])
+def test_calls_of_a_subscriber_end_in_time(name: str, dead: bool) -> None:
+    calls: dict[str, Callable[[Subscriber], Awaitable[Any]]] = {
+        "lag": lambda s: s.lag(timeout=0.15),
+        "seek": lambda s: s.seek(0, Offset.LATEST, timeout=0.15),
+        "step": lambda s: s.poll(timeout=0.15),
+    }
+
+    async def test() -> None:
+        async with (
+            fake_node(topic_info()) as node,
+            engine_at(node) as engine,
+            engine.subscribe("t", EARLIEST) as subscriber,
+        ):
+            if dead:
+                await node.close()
+            for api in Api:
+                if api is not Api.HELLO:
+                    node.answers[api] = mute
+            loop = asyncio.get_running_loop()
+            start = loop.time()
+            if name == "batches":
+                waiting = asyncio.ensure_future(anext(subscriber.batches()))
+                loop.call_later(0.15, lambda: loop.create_task(subscriber.close()))
+                with pytest.raises(StopAsyncIteration):
+                    await asyncio.wait_for(waiting, 3)
+            elif name == "step":
+                assert await calls[name](subscriber) == []
+            else:
+                with pytest.raises((RequestTimeout, Unavailable)):
+                    await asyncio.wait_for(calls[name](subscriber), 3)
+            assert loop.time() - start < 0.15 + SLACK_S
 
     run(test())
 

@@ -68,6 +68,22 @@ def test_what_is_written_is_there_at_the_next_start(tmp_path: Path) -> None:
     run(read)
 
 
+def test_topics_that_were_deleted_do_not_disturb_the_next_start(tmp_path: Path) -> None:
+    """Their replicas were opened and removed again in one turn, while the metadata was replayed,
+    and stepped after that: the node never started again."""
+
+    async def work() -> None:
+        async with opened(tmp_path) as engine:
+            assert await engine.list_topics() == []
+            for number in range(4):
+                await engine.create_topic(f"t{number}", TopicConfig(partitions=3))
+                await engine.publish(f"t{number}", Message(payload=number))
+                await engine.delete_topic(f"t{number}")
+
+    for _ in range(3):
+        run(work)
+
+
 def test_nothing_is_left_behind(tmp_path: Path) -> None:
     async def work() -> None:
         async with opened(tmp_path) as engine:

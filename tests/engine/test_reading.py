@@ -22,9 +22,18 @@ from aegis_cluster import (
     TopicConfig,
     TopicPartition,
 )
-from aegis_cluster.errors import ConfigError, Misuse, OffsetOutOfRange, TopicNotFound
+from aegis_cluster.client.producer import Producer as Lanes
+from aegis_cluster.client.producer import ProducerOptions
+from aegis_cluster.errors import (
+    ConfigError,
+    CorruptRecord,
+    Misuse,
+    OffsetOutOfRange,
+    TopicNotFound,
+)
 
 if TYPE_CHECKING:
+    from aegis_cluster.client.producer import Row
     from tests.engine.conftest import Run
 
 EARLIEST = SubscribeConfig(start=Offset.EARLIEST)
@@ -238,6 +247,44 @@ def test_seeking_back_and_forth(engine_run: Run, topic: str) -> None:
             assert await payloads(subscriber, 1) == [99]
             with pytest.raises(Misuse, match="not read here"):
                 await subscriber.seek(7, 0)
+
+    engine_run(work)
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_a_record_that_does_not_decode_stops_reading_there(
+    engine_run: Run, topic: str, batched: bool
+) -> None:
+    """What a foreign client may write: our header with a marker that we do not know."""
+
+    async def read(subscriber: Subscriber) -> list[Any]:
+        if not batched:
+            return [message.payload for message in await subscriber.poll(timeout=5)]
+        return (await anext(subscriber.batches())).values
+
+    async def work(engine: StreamingEngine) -> None:
+        await engine.create_topic(topic)
+        lanes = Lanes(engine.cluster, ProducerOptions())
+        deadline = engine.cluster.deadline(10)
+        await lanes.start(deadline)
+        info = await engine.cluster.topic(topic, deadline)
+        rows: list[Row] = [
+            (0, None, b"a", []),
+            (0, None, b"b", [("aegis", b"?")]),
+            (0, None, b"c", []),
+        ]
+        for row in rows:
+            stored, _ = await lanes.add(info, 0, row, deadline)
+        await stored
+        await lanes.close()
+        async with engine.subscribe(topic, EARLIEST) as subscriber:
+            assert await read(subscriber) == [b"a"]
+            for _ in range(2):  # it does not go away by itself
+                with pytest.raises(CorruptRecord, match="offset 1 of") as caught:
+                    await read(subscriber)
+                assert subscriber.positions == {0: 1}
+            await subscriber.seek(0, caught.value.details["offset"] + 1)
+            assert await read(subscriber) == [b"c"]
 
     engine_run(work)
 

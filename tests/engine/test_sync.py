@@ -1,0 +1,110 @@
+"""The blocking classes: the same calls, from plain code and from several threads."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import pytest
+
+import aegis_cluster
+from aegis_cluster import Message, Offset, SubscribeConfig, TopicConfig, sync
+from aegis_cluster.errors import Misuse, NotReady, TopicNotFound
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+EARLIEST = SubscribeConfig(start=Offset.EARLIEST)
+NOT_FOR_USERS = {"cluster", "forget", "publish", "publish_many", "buffered_bytes"}
+"""Names that are public between our own modules only (of `Producer` and the engine)."""
+
+
+@pytest.mark.parametrize("name", ["StreamingEngine", "Producer", "Subscriber", "Channel"])
+def test_every_public_call_has_its_blocking_twin(name: str) -> None:
+    wanted = {n for n in vars(getattr(aegis_cluster, name)) if not n.startswith("_")}
+    have = {n for n in dir(getattr(sync, name)) if not n.startswith("_")}
+    assert wanted - have <= NOT_FOR_USERS | {"hand_out_again"}
+
+
+@pytest.mark.parametrize("name", ["StreamingEngine", "Producer", "Subscriber", "Channel"])
+def test_signatures_are_the_same(name: str) -> None:
+    inner, outer = getattr(aegis_cluster, name), getattr(sync, name)
+    for call in vars(outer):
+        if call.startswith("_") or not inspect.isfunction(getattr(outer, call)):
+            continue
+        if hasattr(inner, call):
+            assert (
+                str(inspect.signature(getattr(outer, call))).split("->")[0]
+                == str(inspect.signature(getattr(inner, call))).split("->")[0]
+            )
+
+
+def test_from_the_first_message_to_the_last(tmp_path: Path) -> None:
+    with sync.StreamingEngine.open(tmp_path, request_timeout=10) as engine:
+        engine.create_topic("t", TopicConfig(partitions=1))
+        assert engine.publish("t", Message(payload=0)).offset == 0
+        engine.publish_many("t", [1, 2])
+        with engine.producer() as producer:
+            pending = producer.send("t", Message(payload=3))
+            assert pending.result().offset == 3
+            assert pending.done
+            producer.flush()
+        with engine.subscribe("t", EARLIEST) as subscriber:
+            assert [next(subscriber).payload for _ in range(2)] == [0, 1]
+            subscriber.nack(subscriber.poll(1)[0])
+            two = next(subscriber)
+            subscriber.ack(two)
+            assert two.payload == 2
+            assert set(subscriber.lag().values()) == {1}
+            subscriber.seek(0, 1)
+            batch = next(subscriber.batches())
+            assert batch.values == [1, 2, 3]
+            assert subscriber.positions == {0: 4}
+            assert subscriber.position(0) == 4
+            subscriber.pause()
+            subscriber.resume(subscriber.assignment)
+        channel = engine.channel("t")
+        assert [m.payload for m in channel.history(2)] == [2, 3]
+        assert channel.history_after(datetime.now(UTC)) == []
+        assert len(engine.history("t", 10)) == 4
+        assert engine.stats().messages == 4
+        with pytest.raises(TopicNotFound):
+            engine.describe_topic("u")
+        with pytest.raises(NotReady), sync.StreamingEngine.open(tmp_path):
+            pass
+    with pytest.raises(Misuse, match="not open"):
+        engine.list_topics()
+    assert "aegis-sync" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_one_engine_from_several_threads(tmp_path: Path) -> None:
+    with sync.StreamingEngine.open(tmp_path, request_timeout=10) as engine:
+        engine.create_topic("t", TopicConfig(partitions=2))
+
+        def publish(first: int) -> None:
+            for number in range(first, first + 25):
+                engine.publish("t", Message(key=str(number), payload=number))
+
+        threads = [threading.Thread(target=publish, args=(25 * n,)) for n in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(m.payload for m in engine.history("t", 200)) == list(range(100))
+
+
+def test_closing_ends_a_step_that_waits(tmp_path: Path) -> None:
+    with sync.StreamingEngine.open(tmp_path, request_timeout=10) as engine:
+        engine.create_topic("t")
+        subscriber = engine.subscribe("t")
+        found: list[object] = []
+        thread = threading.Thread(target=lambda: found.extend(subscriber))
+        thread.start()
+        while not subscriber.assignment:
+            pass
+        subscriber.close()
+        thread.join(5)
+        assert not thread.is_alive()
+        assert found == []
