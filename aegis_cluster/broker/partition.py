@@ -151,6 +151,8 @@ class Partition:
         self.state = state
         self.applied = LogIndex(0)
         self.high_watermark = RecordOffset(0)
+        self.rounds_done = 0
+        """The newest round with writes of this replica that is on disk."""
         self.damage: str | None = None
         """What of this replica cannot be read, and where; None while it is whole."""
         self.on_advance: Callable[[Partition], None] = _ignore
@@ -372,6 +374,7 @@ class Partition:
 
     def round_done(self, number: int) -> None:
         """All rounds up to `number` are on disk: finish the effects that waited for them."""
+        self.rounds_done = number
         while self._unfinished:
             effects, needed = self._unfinished[0]
             if needed is not None and needed > number:

@@ -10,9 +10,12 @@ holds that much durably it is opened again as a healthy replica.
      ▲                      │
      └── leader lost, frames do not fit ──┘
 
-Why the target is enough: the leader has committed a no-op of its own term when it answers, so its
-log holds everything that was ever committed on the strength of an acknowledgement from here; and
-what this replica acknowledged in the leader's own term stands in the leader's log.
+Why the target is enough: the leader answers once a majority, to which this mute replica does not
+belong, has confirmed that it leads (read index), and it has committed a no-op of its own term. So
+its log holds everything that was ever committed on the strength of an acknowledgement from here,
+even if our own term was lost with the disk; and what this replica acknowledged in the leader's own
+term stands in the leader's log. Our vote of that term may be lost too, so it is given to the
+leader: nobody else can win that term any more (Raft §5.2).
 
 The rule it protects: until then the snapshot on disk says *rebuilding*, so a restart in between
 finds a replica that still may not vote (C3).
@@ -30,6 +33,7 @@ from aegis_cluster.broker.snapshots import Package, decode_package, encode_packa
 from aegis_cluster.errors import AegisError, Corruption, CorruptRecord, OffsetOutOfRange
 from aegis_cluster.ids import NO_INDEX, GroupId, LogIndex
 from aegis_cluster.limits import RAFT_APPEND_BYTES_MAX
+from aegis_cluster.storage.types import HardState
 from aegis_cluster.wire.frame import check_frame, iter_frames
 from aegis_cluster.wire.protocol import Api, Part, Reply, take_int, take_part
 
@@ -52,10 +56,23 @@ log = logging.getLogger(__name__)
 
 
 def answer_start(partition: Partition, answer: Answer) -> None:
-    """[] -> [last index] and the package, from a leader that knows what is committed."""
-    if not partition.serving:
-        raise partition.not_leader()
-    answer([partition.replica.log.last_index], [encode_package(partition.package())])
+    """[] -> [last index] and the package, once it is sure that this replica leads now."""
+    partition.wait_for_read(_Start(partition, answer))
+
+
+class _Start:
+    """Waits for the read index; a leader that was deposed says nothing, and is asked no more."""
+
+    def __init__(self, partition: Partition, answer: Answer) -> None:
+        self._partition = partition
+        self._answer = answer
+
+    def committed(self) -> None:
+        last = self._partition.replica.log.last_index
+        self._answer([last], [encode_package(self._partition.package())])
+
+    def lost(self, error: AegisError) -> None:
+        log.debug("A replica that asked to be rebuilt asks in vain: %s", error)
 
 
 def answer_frames(partition: Partition, first: LogIndex, answer: Answer, shard: Shard) -> None:
@@ -99,6 +116,8 @@ class Repair:
     package: Package | None = None
     target: LogIndex = NO_INDEX
     """What the leader's log ended with when it was first asked."""
+    vote_round: int | None = None
+    """The round of writes that makes our vote for the leader durable."""
 
 
 class Repairs:
@@ -221,9 +240,22 @@ class Repairs:
         self._shard.manager.wait_for_round(partition)
         self._due_ms = self._shard.now_ms  # no need to wait for the next piece
 
+    def _vote(self, group: GroupId, partition: Partition) -> None:
+        """Where no vote of the present term is known, it is the leader's."""
+        partition.step()
+        replica, store = partition.replica, self._shard.store
+        state = store.hard_state(group)
+        if state.vote is None and replica.leader is not None and state.term == replica.term:
+            store.set_hard_state(group, HardState(state.term, replica.leader))
+
     def _finish(self, group: GroupId, partition: Partition, repair: Repair) -> None:
         """Say durably that it is whole again, then open it anew."""
         if partition.has_unfinished or repair.package is None:
+            return
+        if repair.vote_round is None:
+            self._vote(group, partition)
+            repair.vote_round = self._shard.manager.wait_for_round(partition)
+        if partition.rounds_done < repair.vote_round:
             return
         body = repair.package.body(rebuilding=False)
         self._shard.store.save_snapshot(group, repair.package.index, body.to_values())
