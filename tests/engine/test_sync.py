@@ -12,6 +12,7 @@ import pytest
 import aegis_cluster
 from aegis_cluster import Message, Offset, SubscribeConfig, TopicConfig, sync
 from aegis_cluster.errors import Misuse, NotReady, TopicNotFound
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -102,8 +103,7 @@ def test_closing_ends_a_step_that_waits(tmp_path: Path) -> None:
         found: list[object] = []
         thread = threading.Thread(target=lambda: found.extend(subscriber))
         thread.start()
-        while not subscriber.assignment:
-            pass
+        wait_until(lambda: bool(subscriber.assignment), "the subscriber starts")
         subscriber.close()
         thread.join(5)
         assert not thread.is_alive()
