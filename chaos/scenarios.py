@@ -6,8 +6,10 @@ The idea: a scenario is a drawn plan with its faults replaced, so the same check
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from aegis_cluster.testing.network import NetworkFaults
 from aegis_cluster.testing.plan import Plan, draw_plan
 from aegis_cluster.testing.scheduler import MS, SECOND
 
@@ -32,6 +34,9 @@ BAD_DISK: Final = {"rot": 2, "roll_back": 1, "cut_tail": 1, "kill": 1}
 FAILED_SYNC: Final = {"sync_error": 2, "write_error": 1, "power": 2}
 """fsyncgate, with the power failure that shows what was lost."""
 
+QUIET: Final[dict[str, int]] = {}
+"""Nothing happens for so long that groups fall quiet; then a node dies, perhaps a leader."""
+
 
 def scenario(seed: int, faults: Mapping[str, int], *, nodes: int | None = None) -> Plan:
     """The plan of a seed with other faults, often enough to meet each other."""
@@ -41,6 +46,11 @@ def scenario(seed: int, faults: Mapping[str, int], *, nodes: int | None = None) 
     plan.faults = dict(faults)
     plan.fault_every_us = 300 * MS
     plan.safety_us = 4 * SECOND
+    if not faults:
+        plan.pause_from_us, plan.pause_to_us = SECOND, plan.safety_us
+        plan.raft = replace(plan.raft, quiet_ticks=5)
+        plan.network = NetworkFaults()
+        plan.down_after_heal = 1
     if plan.nodes == 1 or plan.damages_disks:
         plan.down_after_heal = 0
     return plan

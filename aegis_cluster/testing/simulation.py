@@ -201,7 +201,8 @@ class Simulation:
             self.producers.append(self._new_producer())
             self.scheduler.after(0, self._write_on, place, self.scheduler.now_us)
         self.readers = [Reader(**self._session()) for _ in range(plan.readers)]
-        self.askers = [Asker(every_us=200 * MS, **self._session())]
+        if not plan.pause_to_us:  # strict questions would keep every group awake
+            self.askers = [Asker(every_us=200 * MS, **self._session())]
 
     def _new_producer(self) -> Producer:
         return Producer(deadline_s=self.rng.choice((1.0, 3.0)), **self._session())

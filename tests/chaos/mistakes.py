@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from aegis_cluster.broker import produce
 from aegis_cluster.broker.fetch import Fetches
-from aegis_cluster.broker.folds import PartitionState
 from aegis_cluster.broker.partition import Partition
 from aegis_cluster.broker.producer_stm import ProducerTable
 from aegis_cluster.client.partition_queue import PartitionQueue
 from aegis_cluster.errors import AegisError, NotLeader
-from aegis_cluster.ids import LogIndex, Term
+from aegis_cluster.ids import LogIndex
 from aegis_cluster.limits import RAFT_APPEND_BYTES_MAX
 from aegis_cluster.raft import AppendReply, AppendRequest, Envelope, PreVoteRequest, Replica
 from aegis_cluster.storage.store import ShardStore
@@ -127,11 +126,6 @@ def votes_for_any_log(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Replica, "_would_vote", would_vote)
 
 
-def commits_older_terms_by_counting(patch: pytest.MonkeyPatch) -> None:
-    """A7: Raft §5.4.2, figure 8."""
-    patch.setattr(Replica, "_may_commit", lambda self, index: index > 0)
-
-
 def truncates_on_a_stale_append(patch: pytest.MonkeyPatch) -> None:
     """A21"""
     right = Replica._store
@@ -186,17 +180,6 @@ def reads_before_its_noop(patch: pytest.MonkeyPatch) -> None:
     """A6"""
     patch.setattr(Replica, "_is_established", lambda self: True)
     patch.setattr(Partition, "serving", property(lambda self: self.leads))
-
-
-def pre_vote_leaks_its_term(patch: pytest.MonkeyPatch) -> None:
-    """A3: asking alone moves the asker on, so whoever was cut off deposes a good leader."""
-    right = Replica._ask_pre_votes
-
-    def ask(self: Replica) -> None:
-        self._set_hard_state(Term(self.term + 1), None)
-        right(self)
-
-    patch.setattr(Replica, "_ask_pre_votes", ask)
 
 
 def quiet_group_never_wakes(patch: pytest.MonkeyPatch) -> None:
@@ -258,22 +241,6 @@ def repeat_is_acknowledged_before_its_commit(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ProducerTable, "decide", decide)
 
 
-def conflict_from_a_truncated_append_is_reported(patch: pytest.MonkeyPatch) -> None:
-    """A refusal that rests on an uncommitted frame is told at once."""
-    right = ProducerTable.decide
-
-    def decide(self: ProducerTable, batch: Any) -> Any:
-        found = right(self, batch)
-        return found._replace(wait_for=LogIndex(0)) if found.error is not None else found
-
-    patch.setattr(ProducerTable, "decide", decide)
-
-
-def overlay_outlives_leadership(patch: pytest.MonkeyPatch) -> None:
-    """What was decided ahead of the commit is believed by the next leadership."""
-    patch.setattr(PartitionState, "leadership_lost", lambda self: None)
-
-
 def repeats_are_not_recognised(patch: pytest.MonkeyPatch) -> None:
     """Redpanda #3039"""
     right = ProducerTable.decide
@@ -314,11 +281,6 @@ def readers_see_what_is_not_committed(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Fetches, "_find", look)
 
 
-def old_leader_denies_offsets(patch: pytest.MonkeyPatch) -> None:
-    """Ours: OffsetOutOfRange from a leader that others had replaced."""
-    patch.setattr(Fetches, "_makes_sure", lambda self, call, item, partition: False)
-
-
 def failed_recovery_leaves_a_marker(patch: pytest.MonkeyPatch) -> None:
     """Ours: it said that nothing had ever been durable."""
     right = ShardStore._leave_marker
@@ -355,40 +317,3 @@ def client_calls_unanswered_refused(patch: pytest.MonkeyPatch) -> None:
         right(self, batch, unanswered=False, at=at)
 
     patch.setattr(PartitionQueue, "retry", retry)
-
-
-SEEDS_MAX: dict[Any, int] = {
-    # Mistake: seeds within which it is found, with room above what was needed when this was set.
-    vote_is_not_persisted: 100,
-    term_is_not_persisted: 100,
-    leader_counts_itself_before_its_fsync: 100,
-    follower_acknowledges_before_its_fsync: 100,
-    promises_leave_before_the_round: 100,
-    sync_does_nothing: 100,
-    failed_fsync_is_retried: 100,
-    votes_twice: 100,
-    votes_for_any_log: 100,
-    commits_older_terms_by_counting: 100,
-    truncates_on_a_stale_append: 100,
-    acknowledges_its_whole_log: 100,
-    skips_the_consistency_check: 100,
-    believes_the_leaders_commit_index: 100,
-    stale_read_from_an_old_leader: 100,
-    reads_before_its_noop: 100,
-    pre_vote_leaks_its_term: 100,
-    quiet_group_never_wakes: 100,
-    lost_appends_are_never_sent_again: 100,
-    old_frames_are_restamped_by_a_new_leader: 100,
-    producer_table_is_left_out_of_snapshots: 100,
-    repeat_is_acknowledged_before_its_commit: 100,
-    conflict_from_a_truncated_append_is_reported: 100,
-    overlay_outlives_leadership: 100,
-    repeats_are_not_recognised: 100,
-    unknown_is_reported_as_refused: 100,
-    acknowledged_before_the_commit: 100,
-    readers_see_what_is_not_committed: 100,
-    old_leader_denies_offsets: 100,
-    failed_recovery_leaves_a_marker: 100,
-    client_gives_a_second_sequence: 100,
-    client_calls_unanswered_refused: 100,
-}

@@ -1,0 +1,87 @@
+"""The simulator must be able to fail: each known mistake, planted, is found by some seed.
+
+A mistake that stays unfound means that the harness does not look there.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from aegis_cluster.testing.simulation import Report, Verdict, run_seed
+from chaos.scenarios import FAILED_SYNC, OLD_LEADER, PAUSE_KILL, POWER, QUIET, scenario
+from tests.chaos import mistakes as planted
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Mistake = Callable[[pytest.MonkeyPatch], None]
+    Faults = dict[str, int] | None
+
+SEEDS_MAX: Final = 120
+"""Every mistake is found within so many seeds, from 0 on."""
+
+MISTAKES: Final[list[tuple[Mistake, Faults, int]]] = [
+    # Mistake, faults (None: whatever the seed draws), the seed that found it, to be tried first.
+    (planted.vote_is_not_persisted, None, 0),
+    (planted.term_is_not_persisted, None, 0),
+    (planted.leader_counts_itself_before_its_fsync, None, 19),
+    (planted.follower_acknowledges_before_its_fsync, PAUSE_KILL, 0),
+    (planted.promises_leave_before_the_round, POWER, 0),
+    (planted.sync_does_nothing, PAUSE_KILL, 1),
+    (planted.failed_fsync_is_retried, FAILED_SYNC, 6),
+    (planted.votes_twice, None, 36),
+    (planted.votes_for_any_log, None, 5),
+    (planted.truncates_on_a_stale_append, OLD_LEADER, 10),
+    (planted.acknowledges_its_whole_log, None, 4),
+    (planted.skips_the_consistency_check, OLD_LEADER, 0),
+    (planted.believes_the_leaders_commit_index, OLD_LEADER, 4),
+    (planted.stale_read_from_an_old_leader, OLD_LEADER, 24),
+    (planted.reads_before_its_noop, None, 0),
+    (planted.quiet_group_never_wakes, QUIET, 0),
+    (planted.lost_appends_are_never_sent_again, None, 1),
+    (planted.old_frames_are_restamped_by_a_new_leader, None, 0),
+    (planted.producer_table_is_left_out_of_snapshots, None, 3),
+    (planted.repeat_is_acknowledged_before_its_commit, OLD_LEADER, 3),
+    (planted.repeats_are_not_recognised, None, 0),
+    (planted.unknown_is_reported_as_refused, None, 5),
+    (planted.acknowledged_before_the_commit, None, 0),
+    (planted.readers_see_what_is_not_committed, None, 0),
+    (planted.failed_recovery_leaves_a_marker, None, 12),
+    (planted.client_gives_a_second_sequence, None, 0),
+    (planted.client_calls_unanswered_refused, None, 0),
+]
+
+
+@pytest.fixture(autouse=True)
+def _silence() -> None:
+    logging.getLogger("aegis_cluster").setLevel(logging.CRITICAL)
+
+
+def run(seed: int, faults: Faults) -> Report:
+    return run_seed(seed, None if faults is None else scenario(seed, faults, nodes=3))
+
+
+def is_found(report: Report) -> bool:
+    """A promise, an invariant or progress is broken; a mere error is the mistake's own."""
+    if report.verdict is Verdict.CRASH:
+        assert "InvariantBroken" in report.problems[0], report.problems
+    return report.verdict is not Verdict.OK
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("mistake", "faults", "first"), MISTAKES, ids=[mistake.__name__ for mistake, _, _ in MISTAKES]
+)
+def test_is_found(
+    mistake: Mistake, faults: Faults, first: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mistake(monkeypatch)
+    for seed in (first, *range(SEEDS_MAX)):
+        if is_found(run(seed, faults)):
+            print(f"SEED {seed}")  # noqa: T201 - which one, when this is run to update the table
+            return
+    pytest.fail(f"{mistake.__name__} survived {SEEDS_MAX} seeds")

@@ -1,0 +1,43 @@
+"""Published failures, and the seeds that found ours: none of them happens any more."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import pytest
+
+from aegis_cluster.testing.simulation import Verdict, run_seed
+from chaos import scenarios
+from chaos.soak import describe
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+SEEDS = 8
+
+
+@pytest.fixture(autouse=True)
+def _silence() -> None:
+    logging.getLogger("aegis_cluster").setLevel(logging.CRITICAL)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "faults",
+    [
+        scenarios.PAUSE_KILL,
+        scenarios.PARTITION_KILL,
+        scenarios.POWER,
+        scenarios.OLD_LEADER,  # seed 3: a contradicted last frame kept a follower out for ever
+        scenarios.BAD_DISK,
+        scenarios.FAILED_SYNC,
+        scenarios.QUIET,
+    ],
+    ids=["pause-kill", "partition-kill", "power", "old-leader", "bad-disk", "failed-sync", "quiet"],
+)
+def test_promises_are_kept(faults: Mapping[str, int]) -> None:
+    for seed in range(SEEDS):
+        report = run_seed(seed, scenarios.scenario(seed, faults, nodes=3))
+        assert report.verdict is Verdict.OK, describe(report)
