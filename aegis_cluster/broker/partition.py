@@ -474,7 +474,8 @@ class Partition:
             begin.offset,
             LogIndex(max(self.applied, self._folded)),
             self._time_ms,
-            self.replica.membership_at(begin.index),
+            # Of now, not of the start: it is committed, while what a joiner began with is a guess.
+            self.replica.membership_at(LogIndex(max(self.applied, begin.index))),
             self.state.to_body(),
         )
 

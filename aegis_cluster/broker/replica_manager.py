@@ -9,14 +9,21 @@ from __future__ import annotations
 
 import logging
 import random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from aegis_cluster.broker.folds import PartitionState
 from aegis_cluster.broker.metadata_stm import MetadataFold
 from aegis_cluster.broker.partition import Partition
 from aegis_cluster.broker.snapshots import Body, body_from_values, recovered_membership
 from aegis_cluster.errors import Corruption, invariant
-from aegis_cluster.ids import METADATA_GROUP, GroupId, LogIndex, Member, TopicPartition
+from aegis_cluster.ids import (
+    METADATA_GROUP,
+    GroupId,
+    LogIndex,
+    Member,
+    NodeId,
+    TopicPartition,
+)
 from aegis_cluster.raft import Membership, RaftConfig, RaftLog, Replica
 from aegis_cluster.storage.types import NO_HARD_STATE, HardState, RecoveredGroup
 
@@ -27,6 +34,9 @@ if TYPE_CHECKING:
     from aegis_cluster.storage.log import PartitionLog
     from aegis_cluster.storage.rounds import Round
     from aegis_cluster.storage.store import ShardStore
+
+UNKNOWN: Final = Member(NodeId(0), "unknown")
+"""Stands for the voters of a group whose manifest cannot be read: damaged, and never alone."""
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +99,9 @@ class ReplicaManager:
 
     def _open_found(self, found: RecoveredGroup) -> Partition:
         body = body_from_values(found.snapshot[1]) if found.snapshot is not None else None
-        start, changes = recovered_membership(found, Membership.of(found.voters), body)
+        start, changes = recovered_membership(
+            found, Membership.of(found.voters or (UNKNOWN,)), body
+        )
         partition = self._open(
             group=found.group,
             name=TopicPartition(found.topic, found.partition),

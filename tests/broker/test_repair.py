@@ -208,3 +208,14 @@ def test_a_follower_behind_the_start_of_the_log_gets_a_snapshot(restart: bool) -
     lead_with(cluster, host, group)
     again = Client(cluster, host)
     assert again.stored(group, batch(VALUES[-1], producer=(7, 0, len(VALUES) - 1))) == 149
+
+
+def test_an_unreadable_manifest_is_damage_like_any_other() -> None:
+    cluster = Cluster()
+    group, _ = filled(cluster)
+    host = cluster.followers(group)[0]
+    cluster.kill(host)
+    host.disk.flip_bit(f"{DIRECTORY}/manifest/{group:020}", 40)
+    host.start()
+    assert host.partition(group).replica.damaged
+    cluster.until(lambda: holds_all(host, cluster, group), "it is rebuilt")
