@@ -467,6 +467,8 @@ class ShardStore:
         with self._guard(f"install group {group}"):
             make_dir_durable(self._disk, found.log.directory)
             self._write_snapshot(found, Snapshot(begin, body, installed=True))
+            if rebuild:  # the manifest may have been what was damaged
+                write_manifest(self._disk, self._node_dir, found.entry)
         found.frozen = self._state(found)
         found.staged.append(found.log.stage_reset(begin))
         found.log.commit_index = index

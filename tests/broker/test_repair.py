@@ -219,3 +219,7 @@ def test_an_unreadable_manifest_is_damage_like_any_other() -> None:
     host.start()
     assert host.partition(group).replica.damaged
     cluster.until(lambda: holds_all(host, cluster, group), "it is rebuilt")
+    cluster.kill(host)
+    host.start()
+    assert not host.partition(group).replica.damaged
+    cluster.until(lambda: holds_all(host, cluster, group), "and stays whole")
