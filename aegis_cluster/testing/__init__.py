@@ -1,4 +1,14 @@
 """Simulated parts and checkers, for our own tests and for those of users.
 
-Whatever goes wrong here goes wrong from a seed, so it goes wrong again.
+In goes a seed (or a `plan.Plan`), out comes a `simulation.Report`: real shards and stores on
+simulated disks, networks and clocks, with client sessions whose history is judged by checkers.
+
+    from aegis_cluster.testing.simulation import run_seed
+    report = run_seed(7)       # report.verdict, .problems, .trace
+
+`scheduler` is time, `network` and `disk` are the world, `node` runs a shard on them, `sessions` are
+clients, `faults` is the adversary, `watch` looks into replicas, `checkers` into histories.
+
+The rule: whatever goes wrong here goes wrong from a seed, so it goes wrong again. Nothing reads a
+clock, starts a thread or takes chance from anywhere but the seed.
 """
