@@ -76,6 +76,7 @@ class StreamingEngine:
         self._cluster: ClusterClient | None = None
         self._publisher: Producer | None = None
         self._producers: set[Producer] = set()
+        self._subscribers: set[Subscriber] = set()
 
     @classmethod
     def open(
@@ -121,6 +122,8 @@ class StreamingEngine:
         return cls(bootstrap=addresses, request_timeout=request_timeout, config=config)
 
     async def __aenter__(self) -> Self:
+        if self._cluster is not None:
+            raise Misuse("The engine is open already.")
         try:
             self._cluster = await self._start()
             await self._cluster.connect(self._cluster.deadline(self.request_timeout))
@@ -148,7 +151,10 @@ class StreamingEngine:
         await self.close()
 
     async def close(self) -> None:
-        """End all links; what is not acknowledged yet ends as unknown or unsent."""
+        """End all links. What is not acknowledged yet ends as unknown or unsent; subscriptions
+        end as if they were closed."""
+        for subscriber in list(self._subscribers):
+            await subscriber.close()
         for producer in list(self._producers):
             await producer.close()
         self._publisher = None
@@ -304,9 +310,16 @@ class StreamingEngine:
         self._producers.add(producer)
         return producer
 
-    def forget(self, producer: Producer) -> None:
-        """A producer was closed."""
-        self._producers.discard(producer)
+    def started(self, subscriber: Subscriber) -> None:
+        """A subscriber reads, and has to be closed before the engine."""
+        self._subscribers.add(subscriber)
+
+    def forget(self, one: Producer | Subscriber) -> None:
+        """A producer or subscriber was closed."""
+        if isinstance(one, Producer):
+            self._producers.discard(one)
+        else:
+            self._subscribers.discard(one)
 
     def _own_producer(self) -> Producer:
         if self._publisher is None:

@@ -180,6 +180,7 @@ class Subscriber:
     async def close(self) -> None:
         """Stop reading; a step that waits ends."""
         self._closed = True
+        self._engine.forget(self)
         if self._discovery is not None:
             self._discovery.cancel()
             await asyncio.gather(self._discovery, return_exceptions=True)
@@ -207,6 +208,8 @@ class Subscriber:
     ) -> list[ReceivedMessage]:
         """At most `max_records` messages (default: `max_poll_records`); empty when none came
         within `timeout` seconds. Raises what a step of the iterator does."""
+        if self._closed:
+            raise Misuse("This subscriber is closed; subscribe again.")
         limit = self._max_poll_records if max_records is None else max_records
         if limit < 1:
             raise Misuse(f"poll was asked for {limit} records; ask for at least 1.")
@@ -493,7 +496,9 @@ class Subscriber:
         self._fetcher = fetcher
         if self._closed:  # meanwhile
             await fetcher.close()
-        elif self._patterns:
+            return
+        self._engine.started(self)
+        if self._patterns:
             self._discovery = asyncio.get_running_loop().create_task(self._discover(fetcher))
 
     def _matching(self) -> dict[str, TopicInfo]:

@@ -17,6 +17,7 @@ from aegis_cluster.client.link import Link
 from aegis_cluster.client.metadata import NO_NODE, Metadata, Routes, TcpRoutes
 from aegis_cluster.errors import (
     AegisError,
+    Misuse,
     NotLeader,
     NotReady,
     OutcomeUnknown,
@@ -81,16 +82,25 @@ class ClusterClient:
         )
         self._links: dict[str, Link] = {}
         self._refreshing: dict[tuple[str, ...] | None, asyncio.Task[None]] = {}
+        self._closed = False
         self._loop = asyncio.get_running_loop()
 
     def deadline(self, timeout: float) -> float:
+        """In the loop's time, so many seconds from now. Raises `Misuse` on another event loop."""
+        if asyncio.get_running_loop() is not self._loop:
+            raise Misuse(
+                "This engine belongs to another event loop. Open one for each loop, or use"
+                " aegis_cluster.sync, whose engine may be called from any thread."
+            )
         return self._loop.time() + timeout
 
     def now(self) -> float:
         return self._loop.time()
 
     def link(self, endpoint: str) -> Link:
-        """The link to an address, opened on first use."""
+        """The link to an address, opened on first use. Raises `Misuse` once closed."""
+        if self._closed:
+            raise Misuse("The engine is closed.")
         link = self._links.get(endpoint)
         if link is None:
             cluster_id = self.metadata.cluster_id
@@ -107,6 +117,8 @@ class ClusterClient:
             link.fail(failure)
 
     async def close(self) -> None:
+        """End all links; nothing opens one again."""
+        self._closed = True
         for task in list(self._refreshing.values()):
             task.cancel()
         for link in self._links.values():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import json
 import os
@@ -10,12 +11,13 @@ import signal
 import subprocess
 import sys
 import threading
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from aegis_cluster import Message, Offset, StreamingEngine, SubscribeConfig, TopicConfig
+from aegis_cluster import Message, StreamingEngine, TopicConfig
 from aegis_cluster.config import NodeAddress, NodeConfig
 from aegis_cluster.errors import (
     ConfigError,
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
-EARLIEST = SubscribeConfig(start=Offset.EARLIEST)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def run(work: Callable[[], Coroutine[Any, Any, Any]], seconds: float = 15) -> Any:
@@ -180,6 +182,58 @@ sys.exit(", ".join(rooms & {"broker", "node", "raft", "storage", "cluster"}) or 
         [sys.executable, "-c", program], env=ENVIRONMENT, capture_output=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+# ---- closing, and other loops
+
+
+def test_closing_the_engine_ends_what_reads_and_sends(tmp_path: Path) -> None:
+    async def work() -> None:
+        engine = opened(tmp_path)
+        async with engine:
+            await engine.create_topic("t")
+            await engine.create_topic("u")
+            await engine.publish("t", Message(payload=1))
+            reading = [
+                asyncio.create_task(anext(engine.subscribe(topics))) for topics in ("u", "u*")
+            ]
+            producer = engine.producer()
+            await producer.send("t", Message(payload=2))
+            await producer.flush()
+            history = aiter(engine.history_after("t", EPOCH))
+            assert (await anext(history)).payload == 1
+            waiting = await engine.subscribe("t").__aenter__()
+            polling = asyncio.create_task(waiting.poll(timeout=20))
+        for task in reading:
+            with pytest.raises(StopAsyncIteration):
+                await task
+        assert await polling == []
+        with pytest.raises(Misuse):
+            await producer.send("t", Message(payload=3))
+        with pytest.raises(Misuse):
+            await waiting.poll(timeout=5)
+        with contextlib.suppress(Misuse):
+            async for _ in history:
+                pass
+        async with engine:  # and it can be opened again
+            with pytest.raises(Misuse, match="open already"):
+                await engine.__aenter__()
+            assert len(await engine.history("t", 5)) == 2
+
+    run(work)
+
+
+def test_an_engine_belongs_to_one_loop(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with opened(tmp_path) as engine:
+
+            def elsewhere() -> None:
+                with pytest.raises(Misuse, match="another event loop"):
+                    asyncio.run(engine.list_topics())
+
+            await asyncio.to_thread(elsewhere)
+
+    run(work)
 
 
 # ---- bad days

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 EARLIEST = SubscribeConfig(start=Offset.EARLIEST)
-NOT_FOR_USERS = {"cluster", "forget", "publish", "publish_many", "buffered_bytes"}
+NOT_FOR_USERS = {"cluster", "forget", "started", "publish", "publish_many", "buffered_bytes"}
 """Names that are public between our own modules only (of `Producer` and the engine)."""
 
 
