@@ -67,8 +67,15 @@ def test_the_console_example(directory: Path) -> None:
     assert len(read.splitlines()) == 2
 
 
-def test_the_python_example(directory: Path) -> None:
-    (example,) = blocks("python")
+def test_the_example_in_one_process(tmp_path: Path) -> None:
+    (tmp_path / "example.py").write_text(blocks("python")[0], encoding="utf-8")
+    for offset in (0, 0):
+        output = run([sys.executable, "example.py"], tmp_path)
+        assert output == f"order-123 {{'amount': 99.99}} at offset {offset}\n"
+
+
+def test_the_example_with_a_cluster(directory: Path) -> None:
+    example = blocks("python")[1]
     base_port = free_base_port()
     run(moved("aegis cluster up --nodes 3", base_port), directory)
     (directory / "example.py").write_text(moved(example, base_port), encoding="utf-8")
