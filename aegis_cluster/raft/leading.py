@@ -305,6 +305,13 @@ class LeaderChapter(FollowerChapter):
         progress = self._hear_member(sender)
         if progress is None or progress.is_stale_refusal(refusal.prev_index):
             return
+        if progress.state is Following.REPLICATE:
+            # One gap in a pipeline is refused once for every append behind it, and late answers
+            # look like new ones. Were each to begin another probe, and each probe's answer to fill
+            # the pipeline anew, messages would multiply; `_ask_again` helps if this was too strict.
+            if progress.probed_at == self._now:
+                return
+            progress.probed_at = self._now
         progress.probe(self._back_off(refusal))
         self._replicate_due = True
 

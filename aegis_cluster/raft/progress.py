@@ -43,6 +43,7 @@ class Progress:
         "matched",
         "member",
         "next_index",
+        "probed_at",
         "read_round",
         "sent_at",
         "state",
@@ -64,6 +65,8 @@ class Progress:
         """Tick of the last append sent or answered; tells when to ask again."""
         self.heard_at = now
         """Tick of the last message from this member in this term (check-quorum)."""
+        self.probed_at = -1
+        """Tick in which a refusal last ended REPLICATE."""
         self.commit_known: LogIndex = NO_INDEX
         self.read_round = 0
         self.is_quiet = False

@@ -61,3 +61,10 @@ def test_seeds_differ_in_configuration() -> None:
     counts = [run_seed(seed).counts for seed in range(8)]
     assert any(count["ends"] == 0 for count in counts)
     assert any(count["ends"] > 3 for count in counts)
+
+
+def test_a_gap_in_a_pipeline_starts_no_storm() -> None:
+    """Seed 1337: cold reads shortened a follower's appends, every refusal began another probe and
+    every answer filled the pipeline anew, until messages filled the memory."""
+    report = run_seed(1337)
+    assert report.verdict is Verdict.OK, report.problems
