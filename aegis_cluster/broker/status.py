@@ -43,6 +43,7 @@ def _replica_status(partition: Partition) -> dict[str, Any]:
         "log_start": partition.log_start_offset,
         "high_watermark": partition.high_watermark,
         "voters": [member.node for member in replica.membership.voters],
+        "incarnations": [member.incarnation for member in replica.membership.voters],
         "in_sync": _in_sync(partition),
     }
 

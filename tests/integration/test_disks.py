@@ -16,7 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from aegis_cluster.client.admin import shard_status
 from aegis_cluster.engine import TopicConfig
+from aegis_cluster.ids import ShardId
+from aegis_cluster.node.identity import read_identity
+from aegis_cluster.storage.disk import RealDisk
 from tests.cli.test_real_cluster import ENVIRONMENT
 from tests.integration.cluster import RunningCluster, cluster, read_all, run
 from tests.waiting import wait_until
@@ -106,6 +110,24 @@ def wait_whole(nodes: RunningCluster, name: str, topic: str, seconds: float = 60
     )
 
 
+def memberships_settled(nodes: RunningCluster, name: str) -> bool:
+    """Every group that has a leader counts the votes of this formatting of the node, and of three.
+
+    Until then a group has four voters, one of them gone for ever, and needs all others.
+    """
+    identity = read_identity(RealDisk(), str(data_of(nodes, name)))
+    assert identity is not None
+    leading = []
+    for node in nodes.nodes():
+        endpoint = node.config.control_endpoint(ShardId(0))
+        status = asyncio.run(shard_status(endpoint, 5.0))
+        leading += [one for one in status["replicas"] if one["role"] == "leader"]
+    return all(
+        identity.incarnation in one["incarnations"] and len(one["incarnations"]) == len(NAMES)
+        for one in leading
+    )
+
+
 def settle_and_kill(nodes: RunningCluster, name: str) -> None:
     """End a node so that its segments, not its journal, hold all there is."""
     for _ in range(2):
@@ -157,6 +179,7 @@ def test_an_emptied_node_joins_as_a_new_member(whole: RunningCluster) -> None:
     wait_until(lambda: whole.in_sync("wiped"), "the new member has caught up", 60)
     wait_whole(whole, "node-3", "wiped")
     wait_until(lambda: segments(whole, "node-3", "wiped") != [], "it holds a replica", 30)
+    wait_until(lambda: memberships_settled(whole, "node-3"), "it has taken all places", 30)
     whole.run("cluster", "kill", "node-1")
     assert read(whole, "wiped") == payloads
     more = publish(whole, "wiped")
