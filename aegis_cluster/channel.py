@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from datetime import datetime
+    from typing import Unpack
 
     from aegis_cluster.engine import StreamingEngine
     from aegis_cluster.filters import EventFilter
     from aegis_cluster.history import History
     from aegis_cluster.message import BatchReceipt, Message, PartitionOffsets, Receipt
     from aegis_cluster.subscriber import SubscribeConfig, Subscriber
-    from aegis_cluster.topics import TopicDescription
+    from aegis_cluster.topics import TopicChanges, TopicConfig, TopicDescription
 
 
 class Channel:
@@ -61,6 +62,16 @@ class Channel:
     async def offsets(self, *, timeout: float | None = None) -> dict[int, PartitionOffsets]:
         """As `engine.offsets`."""
         return await self._engine.offsets(self.topic, timeout=timeout)
+
+    async def alter(
+        self,
+        config: TopicConfig | None = None,
+        *,
+        timeout: float | None = None,
+        **changes: Unpack[TopicChanges],
+    ) -> None:
+        """As `engine.alter_topic`."""
+        await self._engine.alter_topic(self.topic, config, timeout=timeout, **changes)
 
     async def describe(self, *, timeout: float | None = None) -> TopicDescription:
         """As `engine.describe_topic`."""

@@ -22,18 +22,19 @@ from aegis_cluster.history import History, last_messages, messages_after
 from aegis_cluster.message import PartitionOffsets, to_ms
 from aegis_cluster.producer import Producer, ProducerConfig, all_or_partly, messages_of
 from aegis_cluster.subscriber import SubscribeConfig, Subscriber
-from aegis_cluster.topics import TopicConfig, TopicDescription
+from aegis_cluster.topics import TopicConfig, TopicDescription, wanted_changes
 from aegis_cluster.wire.descriptions import settings_to_fields
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from datetime import datetime
     from types import TracebackType
-    from typing import Any, Self
+    from typing import Any, Self, Unpack
 
     from aegis_cluster.embedded import EmbeddedNode
     from aegis_cluster.filters import EventFilter
     from aegis_cluster.message import BatchReceipt, Message, Receipt
+    from aegis_cluster.topics import TopicChanges
 
 
 __all__ = ["EngineStats", "StreamingEngine", "TopicConfig", "TopicDescription"]
@@ -203,6 +204,35 @@ class StreamingEngine:
         except TopicExists:
             if not exist_ok:
                 raise
+
+    async def alter_topic(
+        self,
+        name: str,
+        config: TopicConfig | None = None,
+        *,
+        timeout: float | None = None,
+        **changes: Unpack[TopicChanges],
+    ) -> None:
+        """Change how a topic is kept: `await engine.alter_topic("orders", retention="1d")`.
+
+        config: what to change; None in it leaves a setting as it is. The same may be said by
+        keywords instead. Settings hold at once, on the leaders too, without a restart.
+
+        `partitions` can only grow. Keys move then: from that moment on a key may belong to
+        another partition than before, so its older messages stand in one and its newer ones in
+        another, and order is kept within each only. Readers take up the new partitions within
+        seconds, from their first message on; producers that are running elsewhere learn of them
+        within half a minute. Raises `TopicNotFound`, `InvalidTopic` (fewer partitions, a value
+        that is not possible), `NotEnoughReplicas`, `ConfigError`, `OutcomeUnknown`; `Misuse`
+        when nothing, or both ways, are given.
+        """
+        wanted = wanted_changes(config, changes)
+        await self.cluster.alter_topic(
+            name,
+            partitions=wanted.partitions,
+            changes=wanted.changed_settings(),
+            deadline=self._deadline(timeout),
+        )
 
     async def delete_topic(self, name: str, *, timeout: float | None = None) -> None:
         """Delete a topic and all its messages. Raises `TopicNotFound`."""

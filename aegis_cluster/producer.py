@@ -23,6 +23,7 @@ from aegis_cluster.config import StreamingConfig, parse_duration, parse_size
 from aegis_cluster.errors import (
     AegisError,
     ConfigError,
+    MessageTooLarge,
     Misuse,
     OutcomeUnknown,
     PartlyPublished,
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from aegis_cluster.client.cluster import ClusterClient
-    from aegis_cluster.client.producer import Stored
+    from aegis_cluster.client.producer import Row, Stored
     from aegis_cluster.engine import StreamingEngine
     from aegis_cluster.wire.descriptions import TopicInfo
 
@@ -193,8 +194,7 @@ class Producer:
         lanes = await self._ready(deadline)
         info = await self._cluster.topic(topic, deadline)
         row = to_row(message, now_ms())
-        partition = partition_of(lanes, info, row[1])
-        batch, place = await lanes.add(info, partition, row, deadline)
+        batch, place = await self._add(lanes, info, row, deadline)
         if batch not in self._under_way:
             self._under_way.add(batch)
             batch.add_done_callback(self._ended)
@@ -234,7 +234,7 @@ class Producer:
         lanes = await self._ready(deadline)
         info = await self._cluster.topic(topic, deadline)
         row = to_row(message, now_ms())
-        batch, place = await lanes.add(info, partition_of(lanes, info, row[1]), row, deadline)
+        batch, place = await self._add(lanes, info, row, deadline)
         return await Pending(topic, batch, place)
 
     async def publish_many(
@@ -278,6 +278,19 @@ class Producer:
             self._lanes = Lanes(self._cluster, self._options)
         await self._lanes.start(deadline)
         return self._lanes
+
+    async def _add(
+        self, lanes: Lanes, info: TopicInfo, row: Row, deadline: float
+    ) -> tuple[asyncio.Future[Stored], int]:
+        try:
+            return await lanes.add(info, partition_of(lanes, info, row[1]), row, deadline)
+        except MessageTooLarge:
+            # The limit may have been raised since we last asked.
+            await self._cluster.refresh([info.name], deadline)
+            fresh = self._cluster.metadata.topic(info.name)
+            if fresh.settings == info.settings:
+                raise
+            return await lanes.add(fresh, partition_of(lanes, fresh, row[1]), row, deadline)
 
     def _ended(self, batch: asyncio.Future[Stored]) -> None:
         self._under_way.discard(batch)

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 DISCOVER_S: Final = 1.0
 """How often a subscription to a pattern looks for new topics."""
+GROWTH_S: Final = 3.0
+"""How often any other looks for new partitions of its topics."""
 _WILDCARDS: Final = frozenset("*?[")
 
 
@@ -498,8 +500,7 @@ class Subscriber:
             await fetcher.close()
             return
         self._engine.started(self)
-        if self._patterns:
-            self._discovery = asyncio.get_running_loop().create_task(self._discover(fetcher))
+        self._discovery = asyncio.get_running_loop().create_task(self._discover(fetcher))
 
     def _matching(self) -> dict[str, TopicInfo]:
         """Known topics whose name one of the patterns matches."""
@@ -524,9 +525,10 @@ class Subscriber:
         }
 
     async def _discover(self, fetcher: Fetcher) -> None:
-        """Look for new topics again and again; one that is new is read from its beginning."""
+        """Look for new topics and partitions again and again; what is new is read from its
+        beginning."""
         while True:
-            await asyncio.sleep(DISCOVER_S)
+            await asyncio.sleep(DISCOVER_S if self._patterns else GROWTH_S)
             try:
                 await self._look_for_topics(fetcher)
             except AegisError:
@@ -535,16 +537,24 @@ class Subscriber:
     async def _look_for_topics(self, fetcher: Fetcher) -> None:
         cluster = self._engine.cluster
         deadline = cluster.deadline(self._timeout)
-        await cluster.refresh(None, deadline)
-        for name, info in self._matching().items():
+        await cluster.refresh(None if self._patterns else self._names, deadline)
+        known = cluster.metadata.topics
+        followed = {name: known[name] for name in self._names if name in known} | self._matching()
+        for name, info in followed.items():
             group = fetcher.group_of(name)
-            if group == info.partitions[0].group:
+            is_same = group == info.partitions[0].group
+            if is_same and len(info.partitions) == fetcher.partitions_of(name):
                 continue
+            if not is_same and name in self._names:
+                continue  # deleted: the fetcher says so
             try:
                 positions = await self._positions_of(info, Offset.EARLIEST, deadline)
             except TopicNotFound:
                 continue
-            if group is not None:
+            if is_same:
+                count = fetcher.partitions_of(name)
+                positions = {number: at for number, at in positions.items() if number >= count}
+            elif group is not None:
                 fetcher.remove(name)
             fetcher.add(info, positions)
 

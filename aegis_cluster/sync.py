@@ -261,6 +261,7 @@ class Channel(_Blocking[channel.Channel]):
     publish = _blocking(channel.Channel.publish)
     publish_many = _blocking(channel.Channel.publish_many)
     offsets = _blocking(channel.Channel.offsets)
+    alter = _blocking(channel.Channel.alter)
     describe = _blocking(channel.Channel.describe)
     history = _listed(channel.Channel.history)
     history_after = _listed(channel.Channel.history_after)
@@ -276,6 +277,7 @@ class StreamingEngine(_Blocking[engine.StreamingEngine]):
     """See `aegis_cluster.StreamingEngine`; a context manager with a thread of its own."""
 
     create_topic = _blocking(engine.StreamingEngine.create_topic)
+    alter_topic = _blocking(engine.StreamingEngine.alter_topic)
     delete_topic = _blocking(engine.StreamingEngine.delete_topic)
     list_topics = _blocking(engine.StreamingEngine.list_topics)
     describe_topic = _blocking(engine.StreamingEngine.describe_topic)

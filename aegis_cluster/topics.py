@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final, TypedDict
 
 from aegis_cluster.config import StreamingConfig, parse_duration, parse_size
-from aegis_cluster.errors import ConfigError
+from aegis_cluster.errors import ConfigError, Misuse
 from aegis_cluster.wire.descriptions import TopicSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-UNLIMITED = "unlimited"
+UNLIMITED: Final = "unlimited"
+TOPIC_KIND: Final = "topic"
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +21,8 @@ class TopicConfig:
     """How a topic is made; None means the configured default.
 
     partitions: 1. replication_factor: min(3, nodes). retention: `"7d"`, or `"unlimited"`.
-    retention_bytes: unlimited. cleanup: `"delete"`. compression: none (of its producers).
-    max_message_size: `"1MB"`.
+    retention_bytes: of each partition, unlimited. cleanup: `"delete"`. compression: none (of its
+    producers). max_message_size: `"1MB"`.
     """
 
     partitions: int | None = None
@@ -31,7 +32,7 @@ class TopicConfig:
     cleanup: str | None = None
     compression: str | None = None
     max_message_size: str | int | None = None
-    kind: str = "topic"
+    kind: str = TOPIC_KIND
 
     def settings(self, defaults: StreamingConfig | None = None) -> TopicSettings:
         """As numbers. Raises `ConfigError`, naming the value."""
@@ -39,9 +40,7 @@ class TopicConfig:
         return TopicSettings(
             kind=self.kind,
             retention_ms=self._retention_ms(defaults),
-            retention_bytes=None
-            if self.retention_bytes is None
-            else _parse(parse_size, "retention_bytes", self.retention_bytes),
+            retention_bytes=_limit(parse_size, "retention_bytes", self.retention_bytes),
             cleanup=self.cleanup or "delete",
             compression=self.compression or "none",
             max_message_bytes=defaults.max_message_bytes
@@ -52,9 +51,62 @@ class TopicConfig:
     def _retention_ms(self, defaults: StreamingConfig) -> int | None:
         if self.retention is None:
             return defaults.default_retention_ms
-        if self.retention == UNLIMITED:
-            return None
-        return _parse(parse_duration, "retention", self.retention)
+        return _limit(parse_duration, "retention", self.retention)
+
+    def changed_settings(self) -> dict[str, Any]:
+        """What is not None, as fields of `TopicSettings`, for a topic that exists already.
+
+        Raises `ConfigError`, naming the value, also for what cannot be changed (yet).
+        """
+        if self.replication_factor is not None:
+            raise ConfigError(
+                f"replication_factor = {self.replication_factor}: a topic's number of replicas"
+                " cannot be changed yet; leave it out.",
+                key="replication_factor",
+            )
+        if self.kind != TOPIC_KIND:
+            raise ConfigError(f"kind = {self.kind!r}: a topic keeps its kind.", key="kind")
+        wanted = self.settings()
+        changes = {
+            "retention_ms": (self.retention, wanted.retention_ms),
+            "retention_bytes": (self.retention_bytes, wanted.retention_bytes),
+            "cleanup": (self.cleanup, wanted.cleanup),
+            "compression": (self.compression, wanted.compression),
+            "max_message_bytes": (self.max_message_size, wanted.max_message_bytes),
+        }
+        return {field: value for field, (said, value) in changes.items() if said is not None}
+
+
+class TopicChanges(TypedDict, total=False):
+    """What `alter_topic` takes as keywords; each as in `TopicConfig`."""
+
+    partitions: int | None
+    retention: str | None
+    retention_bytes: str | int | None
+    cleanup: str | None
+    compression: str | None
+    max_message_size: str | int | None
+
+
+def wanted_changes(config: TopicConfig | None, changes: TopicChanges) -> TopicConfig:
+    """What is to be changed, however it was said. Raises `Misuse` when it was said twice or not at
+    all, or something else was."""
+    unknown = sorted(set(changes) - set(TopicChanges.__annotations__))
+    if unknown:
+        raise Misuse(
+            f"A topic's {unknown[0]!r} cannot be altered; these can be:"
+            f" {', '.join(TopicChanges.__annotations__)}."
+        )
+    if config is not None and changes:
+        raise Misuse("Say what to alter by a TopicConfig or by keywords, not by both.")
+    wanted = TopicConfig(**changes) if config is None else config
+    if wanted == TopicConfig():
+        raise Misuse("Nothing to alter was named; for example retention='1d'.")
+    return wanted
+
+
+def _limit(parse: Callable[[object], int], name: str, value: object) -> int | None:
+    return None if value is None or value == UNLIMITED else _parse(parse, name, value)
 
 
 def _parse(parse: Callable[[object], int], name: str, value: object) -> int:

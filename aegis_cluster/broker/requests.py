@@ -29,6 +29,7 @@ from aegis_cluster.wire.descriptions import (
     TopicSettings,
     node_to_fields,
     settings_from_fields,
+    settings_with,
     topic_to_fields,
 )
 from aegis_cluster.wire.protocol import (
@@ -44,6 +45,7 @@ from aegis_cluster.wire.protocol import (
     take_bool,
     take_int,
     take_list,
+    take_map,
     take_str,
 )
 
@@ -162,6 +164,8 @@ class RequestApi:
                 self._init_producer(exchange)
             case Api.CREATE_TOPIC:
                 self._create_topic(exchange)
+            case Api.ALTER_TOPIC:
+                self._alter_topic(exchange)
             case Api.DELETE_TOPIC:
                 self._delete_topic(exchange)
             case Api.STATUS:
@@ -316,6 +320,20 @@ class RequestApi:
             )
 
         self._frontend().submit(decide, self._command_answer(exchange))
+
+    def _alter_topic(self, exchange: _Exchange) -> None:
+        """[name, partitions or None, {setting: value, ...}] -> [index]."""
+        fields = exchange.request.fields
+        name = take_str(fields, 0, "name")
+        partitions = None if is_none(fields, 1, "partitions") else take_int(fields, 1, "partitions")
+        changes = take_map(fields, 2, "settings")
+        settings_with(TopicSettings(), changes)  # a stranger's words are checked before they wait
+        self._frontend().submit(
+            lambda table: controller.alter_topic(
+                table, name=name, partitions=partitions, changes=changes
+            ),
+            self._command_answer(exchange),
+        )
 
     def _delete_topic(self, exchange: _Exchange) -> None:
         """[name] -> [index]."""

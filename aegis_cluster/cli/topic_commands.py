@@ -1,4 +1,4 @@
-"""`aegis topic create | list | describe | delete`."""
+"""`aegis topic create | list | describe | alter | delete`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def topic() -> None:
-    """Create, list, describe and delete topics."""
+    """Create, list, describe, alter and delete topics."""
 
 
 @topic.command()
@@ -101,6 +101,42 @@ def describe(name: str, bootstrap: str | None, timeout_ms: int, as_json: bool) -
         click.echo(json.dumps(found))
     else:
         topic_table([found])
+
+
+@topic.command()
+@click.argument("name")
+@click.option("--partitions", type=click.IntRange(min=1), help="More of them; never fewer.")
+@click.option("--retention", metavar="DURATION", help='As "7d", or "unlimited".')
+@click.option(
+    "--retention-bytes", metavar="SIZE", help='Of a partition, as "10GB", or "unlimited".'
+)
+@click.option("--cleanup", type=click.Choice(["delete"]), help="What becomes of old messages.")
+@click.option("--compression", type=click.Choice(["none", "lz4", "zstd"]), help="Of its producers.")
+@click.option("--max-message-size", metavar="SIZE", help='The largest message, as "1MB".')
+@bootstrap_option
+@timeout_option()
+def alter(name: str, bootstrap: str | None, timeout_ms: int, **settings: Any) -> None:
+    """Change the topic NAME: what is named changes at once, the rest stays.
+
+    With more partitions, keys move: a key's new messages may go to another partition than its older
+    ones, and order holds within each only.
+
+    \b
+    Examples:
+      aegis topic alter flights --retention 1d --max-message-size 2MB
+      aegis topic alter flights --partitions 12
+    """
+    from aegis_cluster import TopicConfig
+
+    config = TopicConfig(**settings)
+    if config == TopicConfig():
+        raise click.UsageError("Nothing to alter was named; for example --retention 1d.")
+
+    async def work(engine: StreamingEngine) -> None:
+        await engine.alter_topic(name, config)
+
+    _with_engine(bootstrap, timeout_ms, work)
+    click.echo(f"altered {name}")
 
 
 @topic.command()

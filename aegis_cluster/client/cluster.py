@@ -8,6 +8,7 @@ by which a repeat is known.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import uuid
 from typing import TYPE_CHECKING, Any, Final
 
@@ -29,7 +30,7 @@ from aegis_cluster.ids import LogIndex, NodeId
 from aegis_cluster.wire.protocol import Api, Reply, take_int
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from aegis_cluster.wire.descriptions import TopicInfo
 
@@ -39,6 +40,8 @@ CONNECT_S: Final = 0.5
 """How long one address may take before the next one is tried."""
 ASK_S: Final = 2.0
 """How long one node may take to answer a question that another could answer too."""
+RENEW_S: Final = 30.0
+"""Metadata in use is asked for anew so often: settings and partitions may have changed."""
 
 
 class Pause:
@@ -81,9 +84,10 @@ class ClusterClient:
             zmq.Context() if context is None else context
         )
         self._links: dict[str, Link] = {}
-        self._refreshing: dict[tuple[str, ...] | None, asyncio.Task[None]] = {}
+        self._renewing: asyncio.Task[None] | None = None
         self._closed = False
         self._loop = asyncio.get_running_loop()
+        self._renew_at = self._loop.time() + RENEW_S
 
     def deadline(self, timeout: float) -> float:
         """In the loop's time, so many seconds from now. Raises `Misuse` on another event loop."""
@@ -119,8 +123,8 @@ class ClusterClient:
     async def close(self) -> None:
         """End all links; nothing opens one again."""
         self._closed = True
-        for task in list(self._refreshing.values()):
-            task.cancel()
+        if self._renewing is not None:
+            self._renewing.cancel()
         for link in self._links.values():
             link.close()
         self._links.clear()
@@ -145,7 +149,19 @@ class ClusterClient:
         """A topic's description, asked for when it is not known. Raises `TopicNotFound`."""
         if name not in self.metadata.topics:
             await self.refresh([name], deadline)
+        elif self._loop.time() >= self._renew_at:
+            self._renew_aside()
         return self.metadata.topic(name)
+
+    def _renew_aside(self) -> None:
+        """Others may have altered topics: ask anew, without holding up whoever uses them now."""
+        self._renew_at = self._loop.time() + RENEW_S
+        if self._renewing is None or self._renewing.done():
+            self._renewing = self._loop.create_task(self._renew(self._renew_at))
+
+    async def _renew(self, deadline: float) -> None:
+        with contextlib.suppress(AegisError):  # whoever needs an answer asks for itself
+            await self.refresh(None, deadline)
 
     async def _ask_any(self, api: Api, fields: Sequence[Any], deadline: float) -> Reply:
         """Ask one node after another a question that any of them can answer."""
@@ -243,6 +259,32 @@ class ClusterClient:
         fields = [name, partitions, replicas, list(settings), token]
         reply, _ = await self.ask_controller(Api.CREATE_TOPIC, fields, deadline)
         await self._know([name], deadline, take_int(reply.fields, 0, "index"))
+
+    async def alter_topic(
+        self, name: str, *, partitions: int | None, changes: Mapping[str, Any], deadline: float
+    ) -> None:
+        """Change a topic and know of it. Raises `TopicNotFound`, `InvalidTopic`,
+        `NotEnoughReplicas`. To do it twice changes nothing more."""
+        fields = [name, partitions, dict(changes)]
+        reply, _ = await self.ask_controller(Api.ALTER_TOPIC, fields, deadline)
+        index = take_int(reply.fields, 0, "index")
+        await self._know([name], deadline, index)
+        await self._await_everybody(index, deadline)
+
+    async def _await_everybody(self, index: int, deadline: float) -> None:
+        """Have every shard that answers soon know of a change, so that it holds on leaders too; one
+        that is down learns of it when it is back."""
+
+        async def told(endpoint: str) -> None:
+            with contextlib.suppress(AegisError):
+                await self._ask(endpoint, Api.METADATA, [index, [], True], deadline)
+
+        shards = [
+            self.metadata.routes.data(node, shard)
+            for node in self.metadata.nodes.values()
+            for shard in range(node.shards)
+        ]
+        await asyncio.gather(*map(told, shards))
 
     async def _know(self, topics: Sequence[str], deadline: float, index: int) -> None:
         """Have metadata that shows a change of ours; if there is no time left, the next call has

@@ -143,6 +143,10 @@ class Fetcher:
         cursor = self._cursors.get(TopicPartition(topic, 0))
         return cursor.group if cursor else None
 
+    def partitions_of(self, topic: str) -> int:
+        """How many partitions of a topic are read."""
+        return sum(place.topic == topic for place in self._cursors)
+
     def _cursor(self, place: TopicPartition) -> _Cursor:
         try:
             return self._cursors[place]

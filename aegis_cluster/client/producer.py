@@ -201,6 +201,7 @@ class Producer:
             lane = _Lane(info, partition)
             lane.queue.producer_id = -1 if self._producer_id is None else self._producer_id
             self._lanes[info.name, partition] = lane
+        lane.info = info  # its settings may have changed
         return lane
 
     def _open_batch(self, lane: _Lane, size: int, deadline: float) -> _Open:

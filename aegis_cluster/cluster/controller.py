@@ -7,9 +7,10 @@ under way), so requests can follow each other without waiting for a commit.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from aegis_cluster.cluster.metadata import (
+    AlterTopic,
     CreateTopic,
     DeleteTopic,
     GrantProducerIds,
@@ -26,9 +27,17 @@ from aegis_cluster.limits import (
     TOPIC_NAME_CHARS_MAX,
     TOPIC_PARTITIONS_MAX,
 )
-from aegis_cluster.wire.descriptions import NodeInfo, PartitionInfo, TopicInfo, TopicSettings
+from aegis_cluster.wire.descriptions import (
+    NodeInfo,
+    PartitionInfo,
+    TopicInfo,
+    TopicSettings,
+    settings_with,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from aegis_cluster.cluster.metadata_table import MetadataTable
 
 DEFAULT_REPLICATION: Final = 3
@@ -65,10 +74,7 @@ def create_topic(
     _check_settings(name, settings)
     count = 1 if partitions is None else partitions
     factor = min(DEFAULT_REPLICATION, max(1, len(table.nodes))) if replicas is None else replicas
-    if not 1 <= count <= TOPIC_PARTITIONS_MAX:
-        raise InvalidTopic(
-            f"Topic {name!r} asks for {count} partitions; 1 to {TOPIC_PARTITIONS_MAX} are possible."
-        )
+    _check_partitions(name, count)
     if not 1 <= factor <= REPLICATION_FACTOR_MAX:
         raise InvalidTopic(
             f"Topic {name!r} asks for {factor} replicas;"
@@ -76,22 +82,66 @@ def create_topic(
         )
     if name in table.topics:
         raise TopicExists(f"Topic {name!r} exists already.", topic=name)
+    infos = _placed(table, first=0, count=count, replicas=factor)
+    return CreateTopic(TopicInfo(name, settings, infos, token))
+
+
+def alter_topic(
+    table: MetadataTable, *, name: str, partitions: int | None, changes: Mapping[str, Any]
+) -> AlterTopic | None:
+    """Other settings, or more partitions, placed like those of a new topic; None: as it is already,
+    so a repeat of the same request succeeds again.
+
+    changes: fields of `TopicSettings`. Raises `TopicNotFound`, `InvalidTopic`,
+    `NotEnoughReplicas`; `PeerViolation` for what no setting is called.
+    """
+    info = _existing(table, name)
+    settings = settings_with(info.settings, changes)
+    if settings.kind != info.settings.kind:
+        raise InvalidTopic(f"Topic {name!r} is of kind {info.settings.kind!r} for ever.")
+    _check_settings(name, settings)
+    have = len(info.partitions)
+    want = have if partitions is None else partitions
+    _check_partitions(name, want)
+    if want < have:
+        raise InvalidTopic(
+            f"Topic {name!r} has {have} partitions and cannot have fewer, {want}: a partition's"
+            " messages would be lost. Make another topic and publish them there.",
+            have=have,
+            want=want,
+        )
+    if settings == info.settings and want == have:
+        return None
+    factor = info.replication_factor
+    added = _placed(table, first=have, count=want - have, replicas=factor) if want > have else ()
+    return AlterTopic(name, settings, added)
+
+
+def _placed(
+    table: MetadataTable, *, first: int, count: int, replicas: int
+) -> tuple[PartitionInfo, ...]:
+    """New partitions from number `first` on. Raises `NotEnoughReplicas`."""
     placed = place(
         nodes=list(table.nodes.values()),
         topics=table.topics.values(),
         partitions=count,
-        replicas=factor,
+        replicas=replicas,
     )
-    infos = tuple(
-        PartitionInfo(number, GroupId(table.next_group + number), members)
+    return tuple(
+        PartitionInfo(first + number, GroupId(table.next_group + number), members)
         for number, members in enumerate(placed)
     )
-    return CreateTopic(TopicInfo(name, settings, infos, token))
+
+
+def _existing(table: MetadataTable, name: str) -> TopicInfo:
+    try:
+        return table.topics[name]
+    except KeyError:
+        raise TopicNotFound(f"There is no topic {name!r}.", topic=name) from None
 
 
 def delete_topic(table: MetadataTable, name: str) -> DeleteTopic:
-    if name not in table.topics:
-        raise TopicNotFound(f"There is no topic {name!r}.", topic=name)
+    _existing(table, name)
     return DeleteTopic(name)
 
 
@@ -108,6 +158,13 @@ def check_topic_name(name: str) -> None:
         )
     if name in {".", ".."} or name.startswith("__"):
         raise InvalidTopic(f"{name!r} is no name for a topic: '__', '.' and '..' are reserved.")
+
+
+def _check_partitions(name: str, count: int) -> None:
+    if not 1 <= count <= TOPIC_PARTITIONS_MAX:
+        raise InvalidTopic(
+            f"Topic {name!r} asks for {count} partitions; 1 to {TOPIC_PARTITIONS_MAX} are possible."
+        )
 
 
 def _check_settings(name: str, settings: TopicSettings) -> None:

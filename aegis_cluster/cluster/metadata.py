@@ -17,9 +17,15 @@ from aegis_cluster.errors import CorruptRecord
 from aegis_cluster.ids import Member, NodeId, ProducerId
 from aegis_cluster.wire.descriptions import (
     NodeInfo,
+    PartitionInfo,
     TopicInfo,
+    TopicSettings,
     node_from_fields,
     node_to_fields,
+    partitions_from_fields,
+    partitions_to_fields,
+    settings_from_fields,
+    settings_to_fields,
     topic_from_fields,
     topic_to_fields,
 )
@@ -46,6 +52,15 @@ class CreateTopic:
 
 
 @dataclass(frozen=True, slots=True)
+class AlterTopic:
+    """Other settings from now on, and partitions behind those that the topic has."""
+
+    name: str
+    settings: TopicSettings
+    added: tuple[PartitionInfo, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class DeleteTopic:
     name: str
 
@@ -58,7 +73,7 @@ class GrantProducerIds:
     count: int
 
 
-Command = RegisterNode | ReplaceMember | CreateTopic | DeleteTopic | GrantProducerIds
+Command = RegisterNode | ReplaceMember | CreateTopic | AlterTopic | DeleteTopic | GrantProducerIds
 
 
 def encode_command(command: Command) -> bytes:
@@ -70,6 +85,10 @@ def encode_command(command: Command) -> bytes:
             body = ["replace_member", node_to_fields(info), list(old)]
         case CreateTopic(topic):
             body = ["create_topic", topic_to_fields(topic)]
+        case AlterTopic(name, settings, added):
+            first = added[0].partition if added else 0
+            placed = partitions_to_fields(added)
+            body = ["alter_topic", name, settings_to_fields(settings), first, placed]
         case DeleteTopic(name):
             body = ["delete_topic", name]
         case GrantProducerIds(first, count):
@@ -97,6 +116,9 @@ def decode_command(value: bytes) -> Command:
             return ReplaceMember(node_from_fields(values), Member(NodeId(node), incarnation))
         case "create_topic", [values]:
             return CreateTopic(topic_from_fields(values))
+        case "alter_topic", [str(name), list(settings), int(first), list(placed)]:
+            added = partitions_from_fields(placed, first=first)
+            return AlterTopic(name, settings_from_fields(settings), added)
         case "delete_topic", [str(name)]:
             return DeleteTopic(name)
         case "grant_producer_ids", [int(first), int(count)]:

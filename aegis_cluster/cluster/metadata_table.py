@@ -8,9 +8,10 @@ at.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aegis_cluster.cluster.metadata import (
+    AlterTopic,
     Command,
     CreateTopic,
     DeleteTopic,
@@ -24,11 +25,15 @@ from aegis_cluster.wire.descriptions import (
     NodeInfo,
     PartitionInfo,
     TopicInfo,
+    TopicSettings,
     node_from_fields,
     node_to_fields,
     topic_from_fields,
     topic_to_fields,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 class MetadataTable:
@@ -56,6 +61,8 @@ class MetadataTable:
                 self._replace(old, info.member)
             case CreateTopic(info):
                 self._add_topic(info)
+            case AlterTopic(name, settings, added):
+                self._alter_topic(name, settings, added)
             case DeleteTopic(name):
                 self._drop_topic(name)
             case GrantProducerIds(first, count):
@@ -73,7 +80,7 @@ class MetadataTable:
 
     def _replace(self, old: Member, new: Member) -> None:
         """Put `new` in the place of `old` wherever other replicas are left to bring it up from."""
-        for name, topic in sorted(self.topics.items()):
+        for _, topic in sorted(self.topics.items()):
             if not any(_moves(placed, old) for placed in topic.partitions):
                 continue
             for placed in topic.partitions:
@@ -85,16 +92,34 @@ class MetadataTable:
                 else placed
                 for placed in topic.partitions
             )
-            self.topics[name] = info = replace(topic, partitions=moved)
-            self._by_group |= {placed.group: (info, placed) for placed in moved}
+            self._put_topic(replace(topic, partitions=moved))
 
     def _add_topic(self, info: TopicInfo) -> None:
         invariant(info.name not in self.topics, "topic created twice", topic=info.name)
+        self._take_groups(info.partitions)
+        self._put_topic(info)
+
+    def _alter_topic(
+        self, name: str, settings: TopicSettings, added: tuple[PartitionInfo, ...]
+    ) -> None:
+        info = self.topics.get(name)
+        invariant(info is not None, "altered topic was not there", topic=name)
+        if info is None:
+            return
+        numbers = [placed.partition for placed in added]
+        count = len(info.partitions)
+        invariant(numbers == list(range(count, count + len(added))), "partitions with a gap")
+        self._take_groups(added)
+        self._put_topic(replace(info, settings=settings, partitions=info.partitions + added))
+
+    def _put_topic(self, info: TopicInfo) -> None:
         self.topics[info.name] = info
-        for partition in info.partitions:
+        self._by_group |= {placed.group: (info, placed) for placed in info.partitions}
+
+    def _take_groups(self, partitions: Sequence[PartitionInfo]) -> None:
+        for partition in partitions:
             invariant(partition.group >= self.next_group, "group used twice", group=partition.group)
-            self._by_group[partition.group] = (info, partition)
-        self.next_group = GroupId(max(p.group for p in info.partitions) + 1)
+            self.next_group = GroupId(partition.group + 1)
 
     def _drop_topic(self, name: str) -> None:
         info = self.topics.pop(name, None)
@@ -122,8 +147,8 @@ class MetadataTable:
         for values in nodes:
             node = node_from_fields(values)
             table.nodes[node.node] = node
-        for topic in sorted(map(topic_from_fields, topics), key=lambda t: t.partitions[0].group):
-            table._add_topic(topic)
+        for topic in map(topic_from_fields, topics):
+            table._put_topic(topic)
         table.index = LogIndex(index)
         table.next_group = GroupId(next_group)
         table.next_producer_id = ProducerId(next_producer_id)

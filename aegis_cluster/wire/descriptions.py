@@ -14,7 +14,7 @@ from aegis_cluster.ids import GroupId, Member, NodeId, ShardId
 from aegis_cluster.limits import MESSAGE_BYTES_DEFAULT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 T = TypeVar("T")
 
@@ -49,7 +49,7 @@ class NodeInfo:
 
 @dataclass(frozen=True, slots=True)
 class TopicSettings:
-    """What a topic was created with; times in milliseconds, `None` = without limit."""
+    """How a topic is kept; times in milliseconds, `None` = without limit."""
 
     kind: str = "topic"
     retention_ms: int | None = None
@@ -101,23 +101,41 @@ def settings_from_fields(values: Sequence[Any]) -> TopicSettings:
     return _build(TopicSettings, values)
 
 
+def settings_with(settings: TopicSettings, changes: Mapping[str, Any]) -> TopicSettings:
+    """The settings with some of their fields changed. Raises `PeerViolation` for what no field is
+    called, and for a value that it cannot have."""
+    values = {field.name: getattr(settings, field.name) for field in fields(settings)}
+    unknown = sorted(set(changes) - set(values))
+    if unknown:
+        raise PeerViolation(f"A topic has no setting {unknown[0]!r}.")
+    return _build(TopicSettings, list((values | dict(changes)).values()))
+
+
 def topic_to_fields(info: TopicInfo) -> list[Any]:
     settings = settings_to_fields(info.settings)
-    placed = [[p.group, [list(m) for m in p.replicas]] for p in info.partitions]
-    return [info.name, settings, placed, info.token]
+    return [info.name, settings, partitions_to_fields(info.partitions), info.token]
+
+
+def partitions_to_fields(partitions: Sequence[PartitionInfo]) -> list[Any]:
+    return [[p.group, [list(m) for m in p.replicas]] for p in partitions]
+
+
+def partitions_from_fields(placed: Sequence[Any], *, first: int = 0) -> tuple[PartitionInfo, ...]:
+    """first: number of the first of them. Raises `TypeError` or `ValueError`."""
+    return tuple(
+        PartitionInfo(
+            number,
+            GroupId(group),
+            tuple(Member(NodeId(node), incarnation) for node, incarnation in on),
+        )
+        for number, (group, on) in enumerate(placed, start=first)
+    )
 
 
 def topic_from_fields(values: Sequence[Any]) -> TopicInfo:
     try:
         name, settings, placed, token = values[:4]
-        partitions = tuple(
-            PartitionInfo(
-                number,
-                GroupId(group),
-                tuple(Member(NodeId(n), incarnation) for n, incarnation in on),
-            )
-            for number, (group, on) in enumerate(placed)
-        )
+        partitions = partitions_from_fields(placed)
         return TopicInfo(str(name), settings_from_fields(settings), partitions, str(token))
     except (TypeError, ValueError) as error:
         raise PeerViolation(f"A topic's description is malformed: {error}.") from error

@@ -58,6 +58,7 @@ class Api(IntEnum):
     PRODUCER_IDS = 11
     RAFT = 12
     COPY_LOG = 13
+    ALTER_TOPIC = 14
 
 
 API_VERSIONS: Final[dict[int, tuple[int, int]]] = {api.value: (1, 1) for api in Api}

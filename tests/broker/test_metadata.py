@@ -6,6 +6,7 @@ import pytest
 
 from aegis_cluster.errors import (
     InvalidTopic,
+    MessageTooLarge,
     NotEnoughReplicas,
     NotLeader,
     NotReady,
@@ -108,6 +109,33 @@ def test_a_write_under_way_in_a_deleted_topic_gets_an_answer(
     leader.host.alive.manager.remove(placed.group)
     assert leader.outcome(number) is not None
     assert leader.host.alive.clients.in_flight_bytes == 0
+
+
+def test_altered_settings_hold_on_leaders_at_once(cluster: Cluster, controller: Client) -> None:
+    (placed,) = cluster.topic().partitions
+    leader = Client(cluster, cluster.elect(placed.group))
+    leader.stored(placed.group, batch(bytes(50_000)))
+    assert controller.ask(Api.ALTER_TOPIC, ["t", None, {"max_message_bytes": 9_000}]).code == 0
+    cluster.tick(2)
+    refused = leader.outcome(leader.produce(placed.group, batch(bytes(50_000))))
+    assert isinstance(refused, MessageTooLarge)
+    assert controller.ask(Api.ALTER_TOPIC, ["t", None, {"max_message_bytes": 90_000}]).code == 0
+    cluster.tick(2)
+    leader.stored(placed.group, batch(bytes(50_000)))
+
+
+def test_added_partitions_are_opened_and_lead(cluster: Cluster, controller: Client) -> None:
+    cluster.topic(partitions=2)
+    assert controller.ask(Api.ALTER_TOPIC, ["t", 5, {}]).code == 0
+    assert controller.ask(Api.ALTER_TOPIC, ["t", 5, {}]).code == 0
+    cluster.tick(4)
+    info = controller.host.alive.table.topics["t"]
+    assert len(info.partitions) == 5
+    for placed in info.partitions:
+        leader = Client(cluster, cluster.elect(placed.group))
+        leader.stored(placed.group, batch(b"a"))
+    assert isinstance(controller.refusal(Api.ALTER_TOPIC, ["t", 4, {}]), InvalidTopic)
+    assert isinstance(controller.refusal(Api.ALTER_TOPIC, ["u", 4, {}]), TopicNotFound)
 
 
 def test_a_topic_made_anew_is_another(cluster: Cluster, controller: Client) -> None:

@@ -54,6 +54,7 @@ SHAPES: dict[Api, list[Any]] = {
     Api.HELLO: hello().to_fields(),
     Api.METADATA: [0, ["t", "u"]],
     Api.CREATE_TOPIC: ["t", 1, 1, ["topic", None, None, "delete", "none", 1_000], "token"],
+    Api.ALTER_TOPIC: ["t", 2, {"retention_ms": 1}],
     Api.DELETE_TOPIC: ["t"],
     Api.INIT_PRODUCER: [],
     Api.PRODUCE: [[[1, "t", 0]]],

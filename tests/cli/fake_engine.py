@@ -43,6 +43,11 @@ class FakeEngine:
         self.topics.setdefault(name, [[], []])
         self.configs[name] = config
 
+    async def alter_topic(self, name: str, config: TopicConfig) -> None:
+        self._topic(name)
+        config.changed_settings()
+        self.configs[name] = config
+
     async def delete_topic(self, name: str) -> None:
         self._topic(name)
         del self.topics[name]

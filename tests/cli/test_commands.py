@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import pytest
 
-from aegis_cluster import Message
+from aegis_cluster import Message, TopicConfig
 from aegis_cluster.cli import app, cluster_commands, connection, consume, publish, topic_commands
 from aegis_cluster.cli.app import run
 from aegis_cluster.errors import (
@@ -182,6 +182,16 @@ class TestTopics:
         assert run(["topic", "delete", "flights"]) == 0
         assert run(["topic", "list"]) == 0
         assert capsys.readouterr().out == "deleted flights\n"
+
+    def test_alter(self, flights: FakeEngine, capsys: pytest.CaptureFixture[str]) -> None:
+        wanted = ["--retention", "1d", "--partitions", "12"]
+        assert run(["topic", "alter", "flights", *wanted]) == 0
+        assert capsys.readouterr().out == "altered flights\n"
+        assert flights.configs["flights"] == TopicConfig(retention="1d", partitions=12)
+        assert run(["topic", "alter", "none", *wanted]) == 1
+        assert run(["topic", "alter", "flights"]) == 2
+        assert "--retention 1d" in capsys.readouterr().err
+        assert run(["topic", "alter", "flights", "--retention", "soon"]) == 2
 
     def test_describe(
         self,

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
 
 from aegis_cluster.cluster import controller
 from aegis_cluster.cluster.metadata import (
+    AlterTopic,
+    Command,
     CreateTopic,
     DeleteTopic,
     GrantProducerIds,
@@ -22,6 +25,7 @@ from aegis_cluster.errors import (
     InvalidTopic,
     InvariantBroken,
     NotEnoughReplicas,
+    PeerViolation,
     TopicExists,
     TopicNotFound,
 )
@@ -137,6 +141,65 @@ def test_a_topic_exists_once() -> None:
         create(table)
 
 
+def altered(table: MetadataTable, **wanted: Any) -> AlterTopic | None:
+    wanted = {"name": "orders", "partitions": None, "changes": {}} | wanted
+    return controller.alter_topic(table, **wanted)
+
+
+def test_altered_settings_leave_the_others_as_they_are() -> None:
+    table = table_of(3)
+    table.apply(LogIndex(10), create(table, settings=TopicSettings(retention_bytes=5)))
+    command = altered(table, changes={"retention_ms": 7, "compression": "lz4"})
+    assert command is not None
+    table.apply(LogIndex(11), command)
+    info = table.topics["orders"]
+    assert info.settings == TopicSettings(retention_ms=7, retention_bytes=5, compression="lz4")
+    assert table.partition_of(info.partitions[0].group) == (info, info.partitions[0])
+    assert altered(table, changes={"retention_ms": 7}) is None, "a repeat changes nothing"
+
+
+def test_added_partitions_stand_behind_the_others_in_groups_of_their_own() -> None:
+    table = table_of(3)
+    table.apply(LogIndex(10), create(table, partitions=2, replicas=2))
+    table.apply(LogIndex(11), create(table, "other", partitions=3))
+    before = table.topics["orders"]
+    command = altered(table, partitions=5)
+    assert command is not None
+    table.apply(LogIndex(12), command)
+    info = table.topics["orders"]
+    assert info.partitions[:2] == before.partitions
+    assert [placed.partition for placed in info.partitions] == [0, 1, 2, 3, 4]
+    assert {len(placed.replicas) for placed in info.partitions} == {2}
+    groups = [p.group for topic in table.topics.values() for p in topic.partitions]
+    assert len(set(groups)) == len(groups) == 8
+    assert table.next_group > max(groups)
+    again = MetadataTable.from_body(table.to_body())
+    assert again.to_body() == table.to_body()
+    assert again.partition_of(info.partitions[4].group) == (info, info.partitions[4])
+
+
+@pytest.mark.parametrize(
+    ("wanted", "error"),
+    [
+        ({"name": "none"}, TopicNotFound),
+        ({"partitions": 2}, InvalidTopic),
+        ({"partitions": 0}, InvalidTopic),
+        ({"partitions": 10_001}, InvalidTopic),
+        ({"changes": {"cleanup": "burn"}}, InvalidTopic),
+        ({"changes": {"compression": "rar"}}, InvalidTopic),
+        ({"changes": {"kind": "cdc"}}, InvalidTopic),
+        ({"changes": {"max_message_bytes": 10**9}}, InvalidTopic),
+        ({"changes": {"colour": 1}}, PeerViolation),
+        ({"changes": {"retention_ms": "1"}}, PeerViolation),
+    ],
+)
+def test_what_cannot_be_altered_is_refused(wanted: dict[str, Any], error: type[AegisError]) -> None:
+    table = table_of(3)
+    table.apply(LogIndex(10), create(table, partitions=3))
+    with pytest.raises(error):
+        altered(table, **wanted)
+
+
 def test_only_a_topic_that_exists_is_deleted() -> None:
     with pytest.raises(TopicNotFound):
         controller.delete_topic(table_of(1), "orders")
@@ -170,11 +233,13 @@ def test_the_table_survives_a_snapshot() -> None:
     [
         RegisterNode(node(1)),
         create(table_of(3), partitions=2),
+        AlterTopic("orders", TopicSettings(retention_ms=1)),
+        AlterTopic("orders", TopicSettings(), create(table_of(3), partitions=2).info.partitions),
         DeleteTopic("orders"),
         GrantProducerIds(ProducerId(1), 1000),
     ],
 )
-def test_commands_survive_the_log(command: CreateTopic) -> None:
+def test_commands_survive_the_log(command: Command) -> None:
     assert decode_command(encode_command(command)) == command
 
 
