@@ -205,6 +205,10 @@ class ShardRecovery:
         files = LogFiles(entry.group, self._disk, directory, self._limits, self._handles)
         snapshot, snapshot_reason = self._snapshot(entry.group, directory)
         ceiling = _settle_watermark(entry.group, state, journal, marker)
+        if snapshot is not None and not snapshot.installed:
+            # It was saved when all that it covers was durable here; the word for that may be newer
+            # than the last watermark that was written down.
+            journal.durable = max(journal.durable, snapshot.at)
         recovery = self._walk(files, state, journal, ceiling, snapshot)
         if unreadable is not None:
             self._damage(recovery, manifest_path(self._node_dir, entry.group), 0, unreadable)
@@ -238,7 +242,7 @@ class ShardRecovery:
     ) -> LogRecovery:
         recovery = LogRecovery(files, state, journal, ceiling)
         recovery.run()
-        if snapshot is None or not _log_restarts(snapshot, state, journal, recovery):
+        if snapshot is None or not _log_restarts(snapshot, state, journal):
             return recovery
         journal.reset = snapshot.point
         journal.durable = snapshot.at
@@ -287,22 +291,17 @@ def _found(
     )
 
 
-def _log_restarts(
-    snapshot: Snapshot, state: GroupState | None, journal: GroupReplay, recovery: LogRecovery
-) -> bool:
+def _log_restarts(snapshot: Snapshot, state: GroupState | None, journal: GroupReplay) -> bool:
     """Whether the log has to begin anew just after its snapshot.
 
-    An installed snapshot is an order to do so, until checkpoint or journal say that it was done.
-    Any snapshot is committed state: a log that ends before it, with nothing durable above it, lost
-    only frames that the snapshot covers.
+    An installed snapshot is an order to do so, until checkpoint or journal say that it was done. A
+    snapshot of our own never is: what it covers and cannot be read any more is damage.
     """
     if journal.reset is not None:
         first = LogIndex(journal.reset.index + 1)
     else:
         first = state.first_index if state is not None else LogIndex(1)
-    if snapshot.installed and first <= snapshot.at:
-        return True
-    return recovery.end_index < snapshot.at and journal.durable <= snapshot.at
+    return snapshot.installed and first <= snapshot.at
 
 
 def _settle_watermark(

@@ -421,10 +421,15 @@ class ShardStore:
     def save_snapshot(self, group: GroupId, index: LogIndex, body: Any) -> None:
         """Replace the group's snapshot by its folded state after `index`; durable on return.
 
+        Only what is durable here may be folded: a log that ends before its own snapshot is taken
+        for damage when the shard starts, as nothing else explains it.
+
         Blocks, and touches only the snapshot's own file and committed frames, so a helper thread
         may do it as long as the group is not removed meanwhile.
         """
         found = self._get(group)
+        durable = found.log.durable_index
+        invariant(index <= durable, "a snapshot ahead of its log", at=index, durable=durable)
         with self._guard(f"snapshot of group {group}"):
             point = found.log.point_at(index)._replace(term=found.log.term_at(index))
             # It replaces an installed one, whose order it hands on until that is carried out.

@@ -482,19 +482,31 @@ def test_snapshots_are_kept_and_replaced() -> None:
     assert found[GROUP].commit_index == 4
 
 
-def test_a_snapshot_ahead_of_the_log_restarts_it() -> None:
-    """A follower may fold what others hold durably before it does itself."""
-    disk, store, log = a_store()
+def test_a_snapshot_never_runs_ahead_of_the_log() -> None:
+    _, store, _ = a_store()
     add(store, 3)
     commit_round(store)
     add(store, 2)
+    with pytest.raises(InvariantBroken, match="ahead of its log"):
+        store.save_snapshot(GROUP, LogIndex(5), "fold")
+
+
+def test_a_log_that_lost_what_its_snapshot_covers_is_damaged() -> None:
+    """It must not begin after the snapshot: what readers may still ask for would be gone."""
+    disk, store, _ = a_store()
+    add(store, 5)
+    commit_round(store)
     store.save_snapshot(GROUP, LogIndex(5), "fold")
-    chain = log.last_chain
     disk.crash(random.Random(0))
+    for path, size in [(path, len(data)) for path, data in disk.files().items()]:
+        if path.endswith(".log"):
+            disk.cut(path, size - 40)
+        elif "journal" in path:
+            disk.roll_back(path, 0, bytes(size))
     _, found = open_store(disk)
     log = found[GROUP].log
-    assert (log.first_index, log.last_index, log.last_chain, log.end_offset) == (6, 5, chain, 5)
-    assert log.last_term == 1
+    assert log.damage is not None
+    assert log.first_index == 1
 
 
 @pytest.mark.parametrize("seed", range(10))

@@ -68,3 +68,10 @@ def test_a_gap_in_a_pipeline_starts_no_storm() -> None:
     every answer filled the pipeline anew, until messages filled the memory."""
     report = run_seed(1337)
     assert report.verdict is Verdict.OK, report.problems
+
+
+def test_no_log_begins_later_than_was_decided() -> None:
+    """Seed 200070: a segment ended too early, above the last watermark that was written down, and
+    the log was begun anew after its own snapshot; its leader then denied what others still had."""
+    report = run_seed(200070)
+    assert report.verdict is Verdict.OK, report.problems
