@@ -39,7 +39,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "client": {"wire"},  # what stands on the client has no back door into the machine
     **{room: {"client", "wire"} | FRONT for room in FRONT - {"testing"}},
     "testing": {"client", "node"} | MACHINE | FRONT,
-    "cli": {"", "client", "node", "wire"} | FRONT,
+    "bench": {"client", "node", "wire"} | FRONT,  # measures what users have
+    "cli": {"", "bench", "client", "node", "wire"} | FRONT,
     "": {"client"} | FRONT,  # aegis_cluster/__init__.py, which users import
 }
 

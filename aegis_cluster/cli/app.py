@@ -73,6 +73,7 @@ class LazyGroup(click.Group):
         "topic": "aegis_cluster.cli.topic_commands:topic",
         "publish": "aegis_cluster.cli.publish:publish",
         "consume": "aegis_cluster.cli.consume:consume",
+        "bench": "aegis_cluster.cli.bench:bench",
     },
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )

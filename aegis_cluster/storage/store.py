@@ -141,6 +141,8 @@ class ShardStore:
         self._blocked = False
         """The journal is full: a round waits for a checkpoint to begin."""
         self._failure: StorageFailed | None = None
+        self.syncs = 0
+        """Rounds that were synced since the start, for whoever measures."""
         self._slots: CheckpointSlots | None = None
         self._journal_files: Journal | None = None
         self._free_bytes = 0
@@ -632,6 +634,7 @@ class ShardStore:
         except OSError as error:
             raise self._fail("sync a round", error) from error
         ticket.synced = True
+        self.syncs += 1
 
     def _sync_dirs(self, directories: set[str]) -> None:
         for directory in sorted(directories):
