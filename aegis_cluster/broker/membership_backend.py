@@ -2,8 +2,9 @@
 
 A node whose disk was wiped comes back as a new member: it registers, the metadata names it in
 place of the old one, and the leader of every partition that the old one held makes it a learner,
-lets it catch up, makes it a voter, and removes the old one. `__cluster/0` stands in no table: its
-members follow the registrations themselves.
+lets it catch up, removes the old one, and makes it a voter. In this order no change needs more live
+voters than the one before it did. `__cluster/0` stands in no table: its members follow the
+registrations themselves.
 
 The rule it protects: nobody counts towards a majority before it has caught up (A11), one change
 at a time (A8), and where a majority of disks is gone, nothing is led, changed or thrown away: it is
@@ -35,27 +36,38 @@ UNREGISTERED_MS: Final = 10_000
 log = logging.getLogger(__name__)
 
 
-def next_step(now: Membership, wanted: Collection[Member]) -> Membership | None:
-    """The next single change towards these voters; None where there is nothing to do."""
+def next_step(
+    now: Membership,
+    wanted: Collection[Member],
+    *,
+    gone: Collection[Member] = (),
+    caught_up: Collection[Member] = (),
+) -> Membership | None:
+    """The next single change towards these voters; None where there is nothing to do now.
+
+    gone: members whose directory is another one by now. They are removed before their successor
+    counts: with it, three voters of which two live need both; with four, all three would be needed
+    until the removal commits. Not before it has caught up, though, or a group would stay at two.
+    """
     for member in sorted(wanted):
         if member not in now.members:
             return now.with_learner(member)
+    leaving = [member for member in now.voters if member not in wanted]
+    dead = [member for member in leaving if member in gone]
     for member in now.learners:
-        return now.with_voter(member) if member in wanted else now.without(member)
-    for member in now.voters:
         if member not in wanted:
             return now.without(member)
-    return None
+        if member in caught_up:
+            return now.without(dead[0]) if dead else now.with_voter(member)
+    return now.without(leaving[0]) if leaving and not now.learners else None
 
 
 def wanted_members(partition: Partition, table: MetadataTable) -> list[Member]:
     """Who should hold the partition, as far as the table knows."""
     if partition.group == METADATA_GROUP:
         nodes = table.nodes
-        voters = partition.replica.membership.voters
-        return sorted(
-            {nodes[voter.node].member if voter.node in nodes else voter for voter in voters}
-        )
+        members = partition.replica.membership.members  # a learner is on its way to a vote
+        return sorted({nodes[one.node].member if one.node in nodes else one for one in members})
     found = table.partition_of(partition.group)
     return list(found[1].replicas) if found else list(partition.replica.membership.voters)
 
@@ -81,8 +93,14 @@ class MembershipBackend:
         self._say()
 
     def _mend(self, partition: Partition) -> None:
-        now = partition.replica.membership
-        following = next_step(now, wanted_members(partition, self._shard.table))
+        replica = partition.replica
+        now = replica.membership
+        following = next_step(
+            now,
+            wanted_members(partition, self._shard.table),
+            gone=[member for member in now.voters if self._is_replaced(member)],
+            caught_up=[member for member in now.learners if replica.is_caught_up(member)],
+        )
         if following is None:
             return
         with suppress(Refused):  # not yet: an earlier change, or a learner, is not finished
@@ -93,6 +111,11 @@ class MembershipBackend:
                 _names(following.voters),
                 _names(following.learners),
             )
+
+    def _is_replaced(self, member: Member) -> bool:
+        """The node is registered with another directory: this member will hardly come back."""
+        known = self._shard.table.nodes.get(member.node)
+        return known is not None and known.incarnation != member.incarnation
 
     # ---- what cannot be mended
 

@@ -316,7 +316,7 @@ class Partition:
                 " goes on by itself when there is room."
             )
         try:
-            entry = self.replica.propose(FrameKind.DATA, len(batch))
+            entry = self.replica.propose(FrameKind.DATA, FRAME_HEADER_BYTES + len(batch))
         except NotLeader:
             raise self.not_leader() from None  # leadership is being handed over
         placed = Placed(entry.index, self._next_offset, self.now())
@@ -633,7 +633,7 @@ class Partition:
 
         def read() -> ReadResult | Corruption:
             try:
-                return log.read(first, last, RAFT_APPEND_BYTES_MAX)
+                return log.read_range(first, last, RAFT_APPEND_BYTES_MAX)
             except OffsetOutOfRange:
                 return ReadResult(b"", first, message.prev_index)  # dropped; the core asks again
             except Corruption as error:

@@ -86,7 +86,7 @@ def answer_frames(partition: Partition, first: LogIndex, answer: Answer, shard: 
 
     def read() -> ReadResult | Corruption | OffsetOutOfRange:
         try:
-            return frames.read(first, last, RAFT_APPEND_BYTES_MAX)
+            return frames.read_range(first, last, RAFT_APPEND_BYTES_MAX)
         except (Corruption, OffsetOutOfRange) as error:
             return error
 

@@ -4,7 +4,8 @@ The idea (KIP-98, KIP-360): batches get consecutive sequences when they are firs
 them over every retry, so the leader can tell a repeat. When one fails, nothing new is sent until
 all others under way have come back, and then everything is sent again in order. When a batch's
 outcome can no longer be known, or its sequence was used up in vain, the partition moves to a new
-epoch: late copies of older ones are then fenced.
+epoch: late copies of older ones are then fenced. Epochs are int16 on the wire; a producer id that
+has used up its last one makes way for a new id (`needs_producer_id`), which begins at epoch 0.
 
 The rule it protects: a batch is given a second sequence only if it certainly was not appended
 under the first.
@@ -54,6 +55,7 @@ class PendingBatch:
     size: int = 0
     data: bytes = b""
     epoch: int = -1
+    """The queue's, when it was last stamped; -1 before."""
     sequence: int = -1
     unanswered: bool = False
 
@@ -64,11 +66,34 @@ class PartitionQueue:
 
     producer_id: int = -1
     epoch: int = 0
+    """Of this queue: it counts on over all of its producer ids, so that it never repeats."""
     next_sequence: int = 0
     waiting: deque[PendingBatch] = field(default_factory=deque)
     in_flight: list[PendingBatch] = field(default_factory=list)
     retry_at: float = 0.0
     _holding: bool = False
+    _id_since: int = 0
+    """The epoch in which the present producer id began."""
+
+    # ---- the producer id
+
+    @property
+    def needs_producer_id(self) -> bool:
+        """The id has no epoch left: nothing is sent until `renew` (KIP-360)."""
+        return self.producer_id >= 0 and self._producer_epoch > EPOCH_MAX
+
+    @property
+    def _producer_epoch(self) -> int:
+        """As the leader sees it."""
+        return self.epoch - self._id_since
+
+    def renew(self, producer_id: int) -> None:
+        """Go on under another id. What was sent under the old one and not answered is given up as
+        unknown, as with every new epoch, so nothing can be stored under both.
+        """
+        invariant(producer_id != self.producer_id, "an id is used up once", id=producer_id)
+        self.producer_id = producer_id
+        self._id_since = self.epoch
 
     # ---- sending
 
@@ -77,7 +102,7 @@ class PartitionQueue:
 
     def can_send(self, now: float) -> bool:
         """Whether `take` would give a batch."""
-        if not self.waiting or now < self.retry_at:
+        if not self.waiting or now < self.retry_at or self.needs_producer_id:
             return False
         if self._holding and self.in_flight:
             return False
@@ -102,12 +127,12 @@ class PartitionQueue:
         if self.producer_id < 0:
             batch.data = batch.data or batch.builder.build()
         elif not batch.data:
-            batch.data = batch.builder.build(self.producer_id, batch.epoch, batch.sequence)
+            batch.data = batch.builder.build(self.producer_id, self._producer_epoch, batch.sequence)
         else:
             batch.data = with_producer(
                 batch.data,
                 producer_id=self.producer_id,
-                producer_epoch=batch.epoch,
+                producer_epoch=self._producer_epoch,
                 base_sequence=batch.sequence,
             )
 
@@ -186,7 +211,6 @@ class PartitionQueue:
         self._holding = True
         if self.producer_id < 0:
             return
-        invariant(self.epoch < EPOCH_MAX, "a producer id ran out of epochs", id=self.producer_id)
         self.epoch += 1
         self.next_sequence = 0
 

@@ -53,6 +53,8 @@ REQUESTS_IN_FLIGHT: Final = 4
 RETRY_S: Final = 0.02
 RETRY_S_MAX: Final = 0.25
 EXPIRY_STEP_S: Final = 0.05
+RENEW_S: Final = 5.0
+"""How long to wait for another producer id before asking again."""
 DEADLINE_SPREAD_S: Final = 1.0
 """Records share a batch, and with it the earliest of their deadlines, if these are so close."""
 RECORD_OVERHEAD_BYTES: Final = 64
@@ -101,6 +103,8 @@ class _Lane:
     queue: PartitionQueue = field(default_factory=PartitionQueue)
     open: _Open | None = None
     failures: int = 0
+    renewing: bool = False
+    """A new producer id is being asked for."""
 
     @property
     def group(self) -> int:
@@ -305,6 +309,10 @@ class Producer:
                     pause = EXPIRY_STEP_S
                 continue
             pause = EXPIRY_STEP_S
+            if lane.queue.needs_producer_id:
+                if lane.queue.retry_at <= now:
+                    self._renew(lane)
+                continue
             address = self._cluster.metadata.address_of(lane.info, lane.partition)
             if address is None:
                 self._locate(lane)
@@ -434,6 +442,22 @@ class Producer:
         pause = min(RETRY_S * 1.3**lane.failures, RETRY_S_MAX)
         lane.queue.retry(batch, unanswered=unanswered, at=self._loop.time() + pause)
         self._locate(lane)
+
+    def _renew(self, lane: _Lane) -> None:
+        """The partition's producer id has no epoch left: have another one for it."""
+        if not lane.renewing and not self._closed:
+            lane.renewing = True
+            self._spawn(self._new_producer_id(lane))
+
+    async def _new_producer_id(self, lane: _Lane) -> None:
+        try:
+            number = await self._cluster.new_producer_id(self._loop.time() + RENEW_S)
+            lane.queue.renew(number)
+        except AegisError:
+            lane.queue.retry_at = self._loop.time() + RETRY_S_MAX  # asked again then
+        finally:
+            lane.renewing = False
+        self._wake.set()
 
     def _start_link(self, link: Link, lanes: list[_Lane], now: float) -> None:
         """No connection there (yet): give it a moment, then try the partitions' other replicas."""

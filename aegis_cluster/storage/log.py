@@ -337,6 +337,21 @@ class PartitionLog:
             or self.plan_read(first, last, bytes_max).read()
         )
 
+    def read_range(self, first: LogIndex, last: LogIndex, bytes_max: int) -> ReadResult:
+        """As `read`, over the borders of segments: who asked for a range that fits gets all of it,
+        or a leader would wait for the answer to what it never sent.
+        """
+        found = self.read(first, last, bytes_max)
+        parts, reached, left = [found.data], found.last, bytes_max - len(found.data)
+        while reached < last and left > 0:
+            found = self.read(LogIndex(reached + 1), last, left)
+            left -= len(found.data)
+            if left < 0:
+                break  # a single frame that is larger than what was left
+            parts.append(found.data)
+            reached = found.last
+        return ReadResult(parts[0] if len(parts) == 1 else b"".join(parts), first, reached)
+
     def read_cached(self, first: LogIndex, last: LogIndex, bytes_max: int) -> ReadResult | None:
         """As `read`, but only from memory; None where the frames are not there."""
         if first < self.first_index or last > self.last_index or first > last:

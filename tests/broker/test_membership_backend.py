@@ -17,16 +17,34 @@ A, B, C, NEW = (Member(NodeId(n), inc) for n, inc in ((1, "a"), (2, "b"), (3, "c
 VALUES = [b"%d" % number for number in range(60)]
 
 
-def test_one_step_at_a_time() -> None:
+def steps_of(gone: tuple[Member, ...]) -> list[Membership]:
     now, wanted, steps = Membership.of((A, B, C)), (A, B, NEW), []
-    while (following := next_step(now, wanted)) is not None:
+    while (following := next_step(now, wanted, gone=gone, caught_up=now.learners)) is not None:
         now = following
         steps.append(now)
-    assert steps == [
+    return steps
+
+
+def test_one_step_at_a_time() -> None:
+    assert steps_of(()) == [
         Membership.of((A, B, C), (NEW,)),
         Membership.of((A, B, C, NEW)),
         Membership.of((A, B, NEW)),
-    ]
+    ], "one that lives keeps its vote until its successor has one"
+
+
+def test_one_that_is_gone_leaves_before_its_successor_counts() -> None:
+    assert steps_of((C,)) == [
+        Membership.of((A, B, C), (NEW,)),
+        Membership.of((A, B), (NEW,)),
+        Membership.of((A, B, NEW)),
+    ], "so never are more than two live voters needed"
+
+
+def test_nobody_leaves_for_a_learner_that_has_not_caught_up() -> None:
+    now = Membership.of((A, B, C), (NEW,))
+    assert next_step(now, (A, B, NEW), gone=(C,)) is None
+    assert next_step(now, (A, B, C), gone=()) == Membership.of((A, B, C)), "it is not wanted"
 
 
 def is_member(host: Host, group: int) -> bool:
@@ -78,6 +96,32 @@ def test_a_wiped_node_is_brought_up_everywhere(shards: int) -> None:
         host.start()
     cluster.until(all_there, "after a restart of all", 2_000)
     assert cluster.topic("later").partitions[0].group > lost.group
+
+
+def test_replacing_a_gone_member_never_needs_three_live_voters() -> None:
+    """Wherever another node is killed meanwhile, what is left goes on or needs just its return."""
+    cluster = Cluster()
+    group = cluster.topic().partitions[0].group
+    client = Client(cluster, cluster.elect(group))
+    for value in VALUES:
+        client.stored(group, batch(value))
+    cluster.wipe(3)
+    cluster.tick(40)
+    cluster.host(3).start()
+    seen: set[tuple[int, bool]] = set()
+
+    def replaced() -> bool:
+        for number in (0, group):
+            for host in cluster.alive:
+                if GroupId(number) in host.alive.manager.partitions:
+                    voters = host.partition(number).replica.membership.voters
+                    seen.add((len(voters), cluster.member(NodeId(3)) in voters))
+        return all(is_member(cluster.host(3), number) for number in (0, group))
+
+    cluster.until(replaced, "the new member votes", 2_000)
+    assert seen == {(3, False), (2, False), (3, True)}
+    cluster.kill(cluster.host(1))
+    assert Client(cluster, cluster.elect(group)).read(group) == VALUES
 
 
 def test_two_of_three_wiped_is_said_and_loses_nothing() -> None:

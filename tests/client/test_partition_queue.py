@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from aegis_cluster.broker.producer_stm import Decision, ProducerTable
-from aegis_cluster.client.partition_queue import Outcome, PartitionQueue, PendingBatch
+from aegis_cluster.client.partition_queue import (
+    EPOCH_MAX,
+    SEQUENCES,
+    Outcome,
+    PartitionQueue,
+    PendingBatch,
+)
 from aegis_cluster.errors import (
     AegisError,
     InvalidBatch,
@@ -24,6 +30,8 @@ from aegis_cluster.wire.batch import BatchBuilder, batch_header, decode_batch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+COUNT = 30
 
 
 class Results:
@@ -144,15 +152,35 @@ def test_no_loss_no_duplicate_no_disorder(seed: int) -> None:
     """Against a leader that drops requests, drops answers, and changes: acknowledged once each,
     in order; what is unknown may be there, what is refused is not."""
     rng = random.Random(seed)
-    count = 30
-    queue, results = queue_with(count, deadline=400.0 if rng.random() < 0.5 else 60.0)
-    table, index = ProducerTable(), 0
+    queue, results = queue_with(COUNT, deadline=400.0 if rng.random() < 0.5 else 60.0)
+    log = serve(queue, results, ProducerTable(), rng)
+    judge(seed, results, log)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_nor_where_sequences_wrap_and_epochs_run_out(seed: int) -> None:
+    rng = random.Random(seed)
+    queue, results = queue_with(COUNT, deadline=400.0 if rng.random() < 0.5 else 60.0)
+    queue.epoch, queue.next_sequence = EPOCH_MAX - 2, SEQUENCES - 3
+    table = ProducerTable()
+    table.load_body([[7, EPOCH_MAX - 2, [[0, SEQUENCES - 4, 0, 0, 1]]]])
+    log = serve(queue, results, table, rng)
+    judge(seed, results, log)
+
+
+def serve(
+    queue: PartitionQueue, results: Results, table: ProducerTable, rng: random.Random
+) -> list[int]:
+    """A bad leader answers until every batch has ended; what it has in its log then."""
+    count, index = COUNT, 0
     log: list[int] = []
     now = 0.0
     while len(results.of) < count:
         now += 1.0
-        assert now < 3000, f"seed {seed} does not end"
+        assert now < 3000, "it does not end"
         queue.expire(now)
+        if queue.needs_producer_id and rng.random() < 0.5:
+            queue.renew(queue.producer_id + 1)
         while queue.can_send(now) and rng.random() < 0.9:
             queue.take()
         for batch in list(queue.in_flight):
@@ -183,7 +211,7 @@ def test_no_loss_no_duplicate_no_disorder(seed: int) -> None:
                 queue.retry(batch, unanswered=True, at=now)
             else:
                 queue.acknowledged(batch, (outcome, 1))
-    judge(seed, results, log)
+    return log
 
 
 def judge(seed: int, results: Results, log: list[int]) -> None:
@@ -196,6 +224,31 @@ def judge(seed: int, results: Results, log: list[int]) -> None:
             assert number not in log, f"seed {seed}: {number} was refused and stored"
         else:
             assert isinstance(result, OutcomeUnknown), f"seed {seed}"
+
+
+def test_after_the_last_epoch_comes_another_producer_id() -> None:
+    """KIP-98: an epoch is an int16, and 32,767 is never given out."""
+    queue, results = queue_with(3)
+    queue.epoch = EPOCH_MAX
+    first = take(queue)
+    assert (queue.producer_id, batch_header(first.data).producer_epoch) == (7, EPOCH_MAX)
+    second = take(queue)
+    queue.retry(second, unanswered=True, at=0)
+    queue.refused(first, InvalidBatch("no"))
+    assert queue.needs_producer_id
+    assert not queue.can_send(1.0), "under an epoch that does not exist"
+    queue.renew(8)
+    assert not queue.needs_producer_id
+    assert queue.take() is None, "what may have been stored under the old id is not sent again"
+    assert isinstance(results.of[1], OutcomeUnknown)
+    header = batch_header(take(queue).data)
+    assert (header.producer_id, header.producer_epoch, header.base_sequence) == (8, 0, 0)
+
+
+def test_sequences_go_on_at_zero_after_the_largest() -> None:
+    queue, _ = queue_with(3)
+    queue.next_sequence = SEQUENCES - 1
+    assert [batch_header(take(queue).data).base_sequence for _ in range(3)] == [SEQUENCES - 1, 0, 1]
 
 
 def test_retriable_refusals_keep_the_epoch() -> None:

@@ -19,6 +19,7 @@ from aegis_cluster import (
     SubscribeConfig,
     TopicConfig,
 )
+from aegis_cluster.client.partition_queue import EPOCH_MAX
 from aegis_cluster.errors import (
     ConfigError,
     MessageTooLarge,
@@ -280,5 +281,26 @@ def test_numbers_of_the_engine(engine_run: Run, topic: str) -> None:
         assert after.partitions == before.partitions + 2
         assert after.messages == before.messages + 7
         assert (after.nodes in (1, 3), after.buffered_bytes) == (True, 0)
+
+    engine_run(work)
+
+
+def test_a_producer_id_without_another_epoch_makes_way(engine_run: Run, topic: str) -> None:
+    """KIP-98: epochs are int16; nobody who publishes hears of it."""
+
+    async def work(engine: StreamingEngine) -> None:
+        await engine.create_topic(topic)
+        await engine.publish(topic, Message(payload="0"))
+        (own,) = engine._producers
+        assert own._lanes is not None
+        queue = own._lanes._lanes[topic, 0].queue
+        first_id = queue.producer_id
+        queue.epoch = EPOCH_MAX - 1  # as after so many batches whose outcome stayed unknown
+        queue.next_sequence = 0
+        for number in range(1, 6):
+            await engine.publish(topic, Message(payload=str(number)))
+            queue._new_epoch()
+        assert queue.producer_id != first_id
+        assert await read(engine, topic, 6) == [str(number) for number in range(6)]
 
     engine_run(work)

@@ -113,7 +113,7 @@ def wait_whole(nodes: RunningCluster, name: str, topic: str, seconds: float = 60
 def memberships_settled(nodes: RunningCluster, name: str) -> bool:
     """Every group that has a leader counts the votes of this formatting of the node, and of three.
 
-    Until then a group has four voters, one of them gone for ever, and needs all others.
+    Until then a group counts one voter that is gone for ever, and needs all others.
     """
     identity = read_identity(RealDisk(), str(data_of(nodes, name)))
     assert identity is not None

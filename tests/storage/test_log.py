@@ -289,3 +289,19 @@ def test_sealed_segments_give_their_handles_back() -> None:
     read_all(log)
     assert len(log.segments) > 5
     assert sum(1 for segment in log.segments if segment.handle is not None) <= 2
+
+
+def test_a_range_goes_over_the_borders_of_segments() -> None:
+    _, store, log = a_log(NO_CACHE)
+    frames = mixed_frames(60)
+    store.append(GROUP, frames)
+    commit_round(store)
+    assert len(log.segments) >= 3
+    first, last = LogIndex(2), LogIndex(59)
+    found = log.read_range(first, last, 1 << 20)
+    assert (found.data, found.first, found.last) == (joined(frames[1:59]), first, last)
+    size = sum(map(len, frames[1:40]))
+    for more in (0, 1, len(frames[40]) - 1):
+        found = log.read_range(first, last, size + more)
+        assert (found.data, found.last) == (joined(frames[1:40]), 40), "no byte over the budget"
+    assert log.read_range(first, last, 1).last == first, "but one frame at least"
