@@ -44,12 +44,31 @@ PRODUCERS_PER_PARTITION_MAX: Final = 10_000
 PRODUCER_ID_BLOCK: Final = 1_000
 
 # A shard
+CONNECTIONS_MAX: Final = 10_000
+"""Clients that one shard remembers; the longest idle ones have to greet again."""
+UNMARKED_BYTES_MAX: Final = 32 * KIB
+"""Answers to each connection that may wait unseen by the counts below."""
+
+# What clients make a shard hold. Each sum has a limit for one client, one for all, a share that
+# every client has of its own once the others have used that up, and a limit for these together.
 CLIENT_IN_FLIGHT_BYTES_MAX: Final = 64 * MIB
-"""Produce bytes that one client may have waiting for commit at one shard."""
+"""Produce bytes that wait for their commit."""
 SHARD_IN_FLIGHT_BYTES_MAX: Final = 256 * MIB
+CLIENT_IN_FLIGHT_BYTES_OWN: Final = 1 * MIB
+SHARD_IN_FLIGHT_BYTES_OWN: Final = 64 * MIB
+CLIENT_ANSWER_BYTES_MAX: Final = 32 * MIB
+"""Answers that are being read from disk or have not left the process."""
+SHARD_ANSWER_BYTES_MAX: Final = 128 * MIB
+CLIENT_ANSWER_BYTES_OWN: Final = 256 * KIB
+SHARD_ANSWER_BYTES_OWN: Final = 128 * MIB
+FETCH_ITEMS_WAITING_PER_CLIENT_MAX: Final = 16_384
+"""Partitions in fetches that wait."""
+FETCH_ITEMS_WAITING_MAX: Final = 131_072
+FETCH_ITEMS_WAITING_PER_CLIENT_OWN: Final = 64
+FETCH_ITEMS_WAITING_OWN: Final = 65_536
+FETCHES_WAITING_PER_CLIENT_MAX: Final = 256
 SHARD_DRAIN_BYTES: Final = 16 * MIB
 SHARD_DRAIN_MESSAGES: Final = 512
-FETCHES_WAITING_PER_CLIENT_MAX: Final = 256
 REQUESTS_WAITING_MAX: Final = 4_096
 """Of all clients of one shard together, for metadata or for a producer id."""
 REQUEST_WAIT_MS_MAX: Final = 60_000
@@ -110,6 +129,36 @@ invariant(MESSAGE_BYTES_MAX < BATCH_BYTES_MAX < FRAME_BYTES_MAX, "message < batc
 invariant(FRAME_BYTES_MAX <= FETCH_BYTES_MAX, "a fetch can carry the largest frame")
 invariant(FRAME_BYTES_MAX <= RAFT_IN_FLIGHT_BYTES_MAX, "the largest frame can be replicated")
 invariant(FETCH_BYTES_MAX <= REQUEST_BYTES_MAX, "a fetch's answer fits a message")
+invariant(FETCH_BYTES_MAX <= CLIENT_ANSWER_BYTES_MAX, "one answer fits a client's share")
+invariant(REQUEST_BYTES_MAX <= CLIENT_IN_FLIGHT_BYTES_MAX, "one request fits a client's share")
+invariant(
+    TOPIC_PARTITIONS_MAX <= FETCH_ITEMS_WAITING_PER_CLIENT_MAX,
+    "a client may wait for a whole topic",
+)
+for _client, _all, _own, _all_own in (
+    (
+        CLIENT_IN_FLIGHT_BYTES_MAX,
+        SHARD_IN_FLIGHT_BYTES_MAX,
+        CLIENT_IN_FLIGHT_BYTES_OWN,
+        SHARD_IN_FLIGHT_BYTES_OWN,
+    ),
+    (
+        CLIENT_ANSWER_BYTES_MAX,
+        SHARD_ANSWER_BYTES_MAX,
+        CLIENT_ANSWER_BYTES_OWN,
+        SHARD_ANSWER_BYTES_OWN,
+    ),
+    (
+        FETCH_ITEMS_WAITING_PER_CLIENT_MAX,
+        FETCH_ITEMS_WAITING_MAX,
+        FETCH_ITEMS_WAITING_PER_CLIENT_OWN,
+        FETCH_ITEMS_WAITING_OWN,
+    ),
+):
+    invariant(2 * _client <= _all, "one client leaves room for others")
+    invariant(_own <= _client, "a client's own share is a part of what it may have")
+    invariant(50 * _own <= _all_own, "many clients find their own share")
+invariant(UNMARKED_BYTES_MAX * CONNECTIONS_MAX <= 512 * MIB, "what is not counted is small")
 invariant(FRAME_BYTES_MAX < JOURNAL_BYTES, "the largest frame fits the journal")
 invariant(FRAME_BYTES_MAX < SEGMENT_BYTES_MAX, "the largest frame fits a segment")
 invariant(

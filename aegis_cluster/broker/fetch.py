@@ -8,6 +8,9 @@ A fetch needs no quorum: what is committed stays committed. One question does: w
 above our high watermark exists. A leader that others have replaced without its knowing would deny
 what clients have read elsewhere, so it makes sure that it still leads before it says no. Hot frames
 come from memory, the rest is read in a helper thread.
+
+Nothing is read for a client whose earlier answers fill its share (`Clients.room`): its fetches
+*starve* until some of these have left, or their time is over.
 """
 
 from __future__ import annotations
@@ -20,12 +23,18 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from aegis_cluster.broker.produce import refusal
 from aegis_cluster.errors import AegisError, Corruption, NotLeader, PeerViolation
 from aegis_cluster.ids import GroupId, LogIndex, RecordOffset
-from aegis_cluster.limits import FETCH_BYTES_MAX, FETCH_WAIT_MS_MAX, REQUEST_PARTS_MAX
+from aegis_cluster.limits import (
+    FETCH_BYTES_MAX,
+    FETCH_WAIT_MS_MAX,
+    FRAME_BYTES_MAX,
+    REQUEST_PARTS_MAX,
+)
 from aegis_cluster.wire.protocol import Part, Request, take_int, take_list
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from aegis_cluster.broker.clients import Client, Clients
     from aegis_cluster.broker.partition import Partition
     from aegis_cluster.broker.transport import Transport
     from aegis_cluster.storage.types import ReadResult
@@ -45,11 +54,13 @@ class FetchItem(NamedTuple):
 class FetchCall:
     """One request that waits; `reply` gets result fields and parts, once."""
 
+    client: Client
     items: list[FetchItem]
     deadline_ms: int
     strict: bool
     reply: Callable[[list[list[Any]], list[Part]], None]
     done: bool = False
+    number: int = 0
     asked: set[GroupId] = field(default_factory=set)
     """Partitions that make sure that they still lead before they deny the offset."""
     confirmed: set[GroupId] = field(default_factory=set)
@@ -101,9 +112,13 @@ def parse(request: Request) -> tuple[int, list[FetchItem]]:
 class Fetches:
     """Fetches that wait for data, by the partitions that can wake them."""
 
-    def __init__(self, partitions: Mapping[GroupId, Partition], transport: Transport) -> None:
+    def __init__(
+        self, partitions: Mapping[GroupId, Partition], clients: Clients, transport: Transport
+    ) -> None:
         self._partitions = partitions
+        self._clients = clients
         self._transport = transport
+        self._starving: dict[Client, None] = {}
         self._by_group: defaultdict[GroupId, dict[int, FetchCall]] = defaultdict(dict)
         self._deadlines: list[tuple[int, int, FetchCall]] = []
         self._count = 0
@@ -118,9 +133,12 @@ class Fetches:
             self._answer_empty(call)
             return
         self._count += 1
+        call.number = self._count
         for item in call.items:
-            self._by_group[item.group][self._count] = call
-        heapq.heappush(self._deadlines, (call.deadline_ms, self._count, call))
+            self._by_group[item.group][call.number] = call
+        heapq.heappush(self._deadlines, (call.deadline_ms, call.number, call))
+        if self._clients.room(call.client) <= 0:
+            self._starve(call)
 
     def wake(self, group: GroupId) -> None:
         """The partition has moved on, or has another role: look at its fetches again."""
@@ -128,28 +146,47 @@ class Fetches:
         if not waiting:
             return
         for number, call in list(waiting.items()):
-            if call.done or self._try(call):
-                self._forget(number, call)
+            if number not in call.client.starved and (call.done or self._try(call)):
+                self._forget(call)
 
     def expire(self, now_ms: int) -> None:
         """Answer, empty-handed, the fetches whose time has come."""
         while self._deadlines and self._deadlines[0][0] <= now_ms:
-            _, number, call = heapq.heappop(self._deadlines)
-            self._forget(number, call)
+            _, _, call = heapq.heappop(self._deadlines)
+            self._forget(call)
             if not call.done:
                 self._answer_empty(call)
 
-    def _forget(self, number: int, call: FetchCall) -> None:
+    def feed(self) -> None:
+        """Some answers may have left: go on with the fetches that waited for that, in turn."""
+        for client in list(self._starving):
+            while client.starved and self._clients.room(client) > 0:
+                call = client.starved.pop(next(iter(client.starved)))
+                if call.done or self._try(call):
+                    self._forget(call)
+            if not client.starved:
+                self._starving.pop(client, None)
+
+    def _starve(self, call: FetchCall) -> None:
+        call.client.starved[call.number] = call
+        self._starving[call.client] = None
+
+    def _forget(self, call: FetchCall) -> None:
+        call.client.starved.pop(call.number, None)
         for item in call.items:
             waiting = self._by_group.get(item.group)
             if waiting is not None:
-                waiting.pop(number, None)
+                waiting.pop(call.number, None)
                 if not waiting:
                     del self._by_group[item.group]
 
     def _try(self, call: FetchCall) -> bool:
-        """Answer the call if any of its partitions has data or an error."""
-        budget = FETCH_BYTES_MAX
+        """Answer the call if any of its partitions has data or an error, and its client room."""
+        budget = min(FETCH_BYTES_MAX, self._clients.room(call.client))
+        if budget <= 0:
+            if call.number:
+                self._starve(call)
+            return False
         found: list[_Found] = []
         ready = False
         for item in call.items:
@@ -209,18 +246,29 @@ class Fetches:
             return
         partitions = {slot: self._partitions[call.items[slot].group] for slot in cold}
         logs = {slot: partition.log for slot, partition in partitions.items()}
+        budget = sum(found[slot].bytes_max for slot in cold)
+        # A read gives one frame at least, whatever its budget.
+        size = max(budget, FRAME_BYTES_MAX)
+        self._clients.set_aside(call.client, size)
 
         def read() -> dict[int, ReadResult | AegisError]:
             results: dict[int, ReadResult | AegisError] = {}
+            left = budget
             for slot in cold:
                 answer = found[slot]
+                if left <= 0:
+                    break  # a frame was larger than its part: the next fetch brings the others
                 try:
-                    results[slot] = logs[slot].read(answer.first, answer.last, answer.bytes_max)
+                    result = logs[slot].read(answer.first, answer.last, min(answer.bytes_max, left))
                 except AegisError as error:
                     results[slot] = error
+                else:
+                    results[slot] = result
+                    left -= len(result.data)
             return results
 
         def done(results: dict[int, ReadResult | AegisError]) -> None:
+            self._clients.set_aside(call.client, -size)
             fields = [f.fields for f in found]
             parts: list[Part] = [f.data or b"" for f in found]
             for slot, result in results.items():
@@ -231,6 +279,7 @@ class Fetches:
                 else:
                     parts[slot] = result.data
             call.reply(fields, parts)
+            self.feed()
 
         self._transport.read_later(read, done)
 

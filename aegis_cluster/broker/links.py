@@ -208,7 +208,8 @@ class Links:
         if frames is None:
             link.raft.append([group, -1, fields])
             return
-        if link.parts_bytes + len(frames) > LINK_QUEUE_BYTES_MAX:
+        queued = link.parts_bytes + self._transport.unsent_to(key)
+        if queued and queued + len(frames) > LINK_QUEUE_BYTES_MAX:
             return
         link.raft.append([group, len(link.parts), fields])
         link.parts.append(frames)

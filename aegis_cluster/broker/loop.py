@@ -95,8 +95,8 @@ class ShardLoop:
             shard.link_message(key, message)
         self._follow_links()
         self._drain(Listener.CONTROL)
-        if shard.clients.has_room:
-            self._drain(Listener.DATA)
+        self._drain(Listener.DATA)
+        self._sockets.sweep(monotonic_ms())
         shard.turn(monotonic_ms())
         self._write()
         self._checkpoint()
@@ -175,6 +175,16 @@ class ShardLoop:
 
     def reply(self, listener: Listener, origin: bytes, message: Sequence[Part]) -> bool:
         return self._sockets.reply(listener, origin, message)
+
+    def unsent(self, listener: Listener, origin: bytes) -> int:
+        return self._sockets.unsent_answers.of((listener, origin))
+
+    def unsent_to(self, key: PeerKey) -> int:
+        return self._sockets.unsent_to_peers.of(key)
+
+    @property
+    def unsent_total(self) -> int:
+        return self._sockets.unsent_answers.total
 
     def read_later(self, job: Callable[[], T], done: Callable[[T], None]) -> None:
         def finish(result: Any) -> None:

@@ -7,9 +7,11 @@ counts as coming from the incarnation that said hello on that connection.
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
 
 from aegis_cluster.broker import fetch, repair
+from aegis_cluster.broker.clients import Client
 from aegis_cluster.broker.transport import Listener
 from aegis_cluster.cluster import controller
 from aegis_cluster.cluster.metadata import GrantProducerIds
@@ -49,7 +51,17 @@ if TYPE_CHECKING:
 
     Done = Callable[[Reply | AegisError], None]
 
+PEERS_MAX: Final = 4_096
+"""Shards that greeted here; more than any cluster has, so only a stranger's inventions go."""
+
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Peer:
+    hello: Hello
+    client: Client
+    """What it has under way here is counted as of any client."""
 
 
 class PeerApi:
@@ -58,7 +70,7 @@ class PeerApi:
     def __init__(self, shard: Shard, transport: Transport) -> None:
         self._shard = shard
         self._transport = transport
-        self._peers: dict[bytes, Hello] = {}
+        self._peers: dict[bytes, _Peer] = {}
         self.violations = 0
 
     def handle(self, origin: bytes, message: Sequence[Part]) -> None:
@@ -80,7 +92,7 @@ class PeerApi:
     def _violated(self, origin: bytes, error: PeerViolation) -> None:
         self.violations += 1
         known = self._peers.pop(origin, None)
-        log.warning("Dropped a link (from node %s): %s", known.node if known else "?", error)
+        log.warning("Dropped a link (from node %s): %s", known.hello.node if known else "?", error)
 
     def _dispatch(self, origin: bytes, request: Request) -> None:
         api = check_version(request)
@@ -92,14 +104,15 @@ class PeerApi:
             raise NotReady("Say hello first: this process does not know the link.")
         match api:
             case Api.RAFT:
-                self._raft(peer, request)
+                self._raft(peer.hello, request)
             case Api.REGISTER_NODE:
                 self.register_node(request.fields, self._answer(origin, request))
             case Api.PRODUCER_IDS:
                 self.grant_producer_ids(self._answer(origin, request))
             case Api.FETCH:
-                self._fetch(origin, request)
+                self._fetch(origin, peer.client, request)
             case Api.COPY_LOG:
+                self._shard.clients.check_room(peer.client)
                 self._copy_log(origin, request)
             case _:
                 raise PeerViolation(f"Api {api.name} is not for the peers listener.")
@@ -117,11 +130,13 @@ class PeerApi:
         older = [
             key
             for key, other in self._peers.items()
-            if (other.node, other.shard) == (hello.node, hello.shard)
+            if (other.hello.node, other.hello.shard) == (hello.node, hello.shard)
         ]
         for key in older:
             del self._peers[key]
-        self._peers[origin] = hello
+        if len(self._peers) >= PEERS_MAX:
+            del self._peers[next(iter(self._peers))]
+        self._peers[origin] = _Peer(hello, Client(Listener.PEERS, origin))
         self._reply(origin, request, self._shard.context.hello.to_fields())
 
     # ---- Raft
@@ -173,17 +188,20 @@ class PeerApi:
 
     # ---- metadata for shards without a replica of it
 
-    def _fetch(self, origin: bytes, request: Request) -> None:
+    def _fetch(self, origin: bytes, client: Client, request: Request) -> None:
         wait_ms, items = fetch.parse(request)
         self._shard.freshness.tick()
         if not self._shard.freshness.is_fresh:
             raise NotReady("This shard has not caught up with the metadata since it started.")
+        clients = self._shard.clients
+        clients.take_fetch(client, len(items))
 
         def reply(results: list[list[Any]], parts: list[Part]) -> None:
+            clients.give_back_fetch(client, len(items))
             self._reply(origin, request, [results], parts)
 
         deadline_ms = self._shard.now_ms + wait_ms
-        call = fetch.FetchCall(items, deadline_ms, strict=False, reply=reply)
+        call = fetch.FetchCall(client, items, deadline_ms, strict=False, reply=reply)
         self._shard.fetches.start(call, self._shard.now_ms)
 
     # ---- rebuilding a damaged replica

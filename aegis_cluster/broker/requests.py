@@ -142,7 +142,7 @@ class RequestApi:
 
     def _violated(self, listener: Listener, origin: bytes, error: PeerViolation) -> None:
         self.violations += 1
-        self._shard.clients.gone(listener, origin)
+        self._shard.clients.distrust(listener, origin)
         log.warning("A client broke the protocol: %s", error)
 
     def _dispatch(self, exchange: _Exchange) -> None:
@@ -151,6 +151,8 @@ class RequestApi:
             self._hello(exchange)
             return
         client = self._shard.clients.known(exchange.listener, exchange.origin)
+        if api not in (Api.PRODUCE, Api.FETCH):  # these have credits of their own
+            self._shard.clients.check_room(client)
         match api:
             case Api.PRODUCE:
                 self._produce(exchange, client)
@@ -210,13 +212,15 @@ class RequestApi:
 
     def _fetch(self, exchange: _Exchange, client: Client) -> None:
         wait_ms, items = fetch.parse(exchange.request)
-        self._shard.clients.take_fetch(client)
+        clients = self._shard.clients
+        clients.take_fetch(client, len(items))
 
         def reply(results: list[list[Any]], parts: list[Part]) -> None:
-            client.fetches_waiting -= 1
+            clients.give_back_fetch(client, len(items))
             exchange.reply([results], parts)
 
-        call = fetch.FetchCall(items, self._shard.now_ms + wait_ms, strict=True, reply=reply)
+        deadline_ms = self._shard.now_ms + wait_ms
+        call = fetch.FetchCall(client, items, deadline_ms, strict=True, reply=reply)
         self._shard.fetches.start(call, self._shard.now_ms)
 
     def _list_offsets(self, exchange: _Exchange) -> None:

@@ -93,8 +93,8 @@ class Shard:
         )
         self._refusals: dict[PeerKey, str] = {}
         """What was last said of each link that is refused: once is enough."""
-        self.clients = Clients()
-        self.fetches = Fetches(self.manager.partitions, transport)
+        self.clients = Clients(transport)
+        self.fetches = Fetches(self.manager.partitions, self.clients, transport)
         self._wall_ms = wall_ms
         self._built = False
         self.reader: MetadataReader | None = None
@@ -211,6 +211,7 @@ class Shard:
     def _tick(self) -> None:
         self.manager.tick()
         self.links.expire(self.now_ms)
+        self.fetches.feed()
         self.fetches.expire(self.now_ms)
         self.requests.expire(self.now_ms)
         self.producer_ids.tick()

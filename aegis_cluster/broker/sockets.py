@@ -16,11 +16,12 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from aegis_cluster.broker.transport import Listener, PeerKey
+from aegis_cluster.broker.unsent import Unsent
 from aegis_cluster.errors import ConfigError, invariant
 from aegis_cluster.limits import BATCH_BYTES_MAX, FETCH_BYTES_MAX, FRAME_BYTES_MAX, KIB
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Hashable, Iterator, Sequence
 
     from aegis_cluster.wire.protocol import Part
 
@@ -37,6 +38,9 @@ HEARTBEAT_TIMEOUT_MS: Final = 1_200
 """Silent death of a process must show as a lost link, because quiet groups rely on it. ZeroMQ's own
 threads answer, so a busy interpreter at the other end is not taken for a dead one."""
 HANDSHAKE_MS: Final = 5_000
+STALL_MS: Final = 10_000
+"""A connection whose other end takes no bytes for so long is broken by the kernel, even if its
+machine answers (TCP_USER_TIMEOUT); what waited for it is given back."""
 COPY_BYTES: Final = 64 * KIB
 """Smaller parts are cheaper copied than counted."""
 
@@ -73,6 +77,8 @@ class Sockets:
         self._peers: dict[PeerKey, _PeerSocket] = {}
         self._by_socket: dict[zmq.Socket[bytes], PeerKey] = {}
         self._by_monitor: dict[zmq.Socket[bytes], PeerKey] = {}
+        self.unsent_answers = Unsent()
+        self.unsent_to_peers = Unsent()
 
     def _bind(self, listener: Listener, endpoint: str) -> zmq.Socket[bytes]:
         socket = self._context.socket(zmq.ROUTER)
@@ -100,6 +106,11 @@ class Sockets:
         socket.set(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
         socket.set(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
         socket.set(zmq.TCP_KEEPALIVE, 1)
+        socket.set(zmq.TCP_MAXRT, STALL_MS)
+
+    def address(self, listener: Listener) -> str:
+        """Where a listener is bound, with the port that it was given."""
+        return self._listeners[listener].get_string(zmq.LAST_ENDPOINT).rstrip("\0")
 
     # ---- peers
 
@@ -133,6 +144,7 @@ class Sockets:
         peer.socket.disable_monitor()
         peer.monitor.close(0)
         peer.socket.close(0)
+        self.unsent_to_peers.forget(key)
 
     def renew_peer(self, key: PeerKey) -> None:
         """Throw a broken link away with all that is queued in it, and try again."""
@@ -142,10 +154,15 @@ class Sockets:
 
     def send_peer(self, key: PeerKey, message: Sequence[Part]) -> bool:
         peer = self._peers.get(key)
-        return peer is not None and _send(peer.socket, message)
+        return peer is not None and _send(peer.socket, message, key, self.unsent_to_peers)
 
     def reply(self, listener: Listener, origin: bytes, message: Sequence[Part]) -> bool:
-        return _send(self._listeners[listener], [origin, *message])
+        socket = self._listeners[listener]
+        return _send(socket, [origin, *message], (listener, origin), self.unsent_answers)
+
+    def sweep(self, now_ms: int) -> None:
+        """Find out, now and then, how much still waits for all connections."""
+        self.unsent_answers.sweep(now_ms)
 
     # ---- inputs
 
@@ -190,17 +207,29 @@ class Sockets:
             self._context.destroy(linger=0)
 
 
-def _send(socket: zmq.Socket[bytes], message: Sequence[Part]) -> bool:
+def _send(
+    socket: zmq.Socket[bytes], message: Sequence[Part], key: Hashable, unsent: Unsent
+) -> bool:
     """Send or give up at once: the other end is gone, or its queue is full."""
-    copy = all(len(part) < COPY_BYTES for part in message)
+    sizes = [len(part) for part in message]
+    size = sum(sizes)
+    parts: list[Part | zmq.Frame] = list(message)
+    mark = None
+    if unsent.wants_mark(key, size):
+        # The last part that holds something: when it leaves, all before it have left.
+        last = max(place for place, length in enumerate(sizes) if length)
+        lent = zmq.Frame(message[last], track=True, copy=False, copy_threshold=0)
+        parts[last], mark = lent, lent.tracker
+    copy = mark is None and max(sizes) < COPY_BYTES
     try:
-        socket.send_multipart(message, zmq.DONTWAIT, copy=copy)
+        socket.send_multipart(parts, zmq.DONTWAIT, copy=copy)
     except zmq.Again:
         return False
     except zmq.ZMQError as error:
         if error.errno != zmq.EHOSTUNREACH:
             raise
         return False
+    unsent.sent(key, size, mark)
     return True
 
 

@@ -44,5 +44,15 @@ class Transport(Protocol):
 
     def reply(self, listener: Listener, origin: bytes, message: Sequence[Part]) -> bool: ...
 
+    def unsent(self, listener: Listener, origin: bytes) -> int:
+        """Bytes of answers to one connection that have not left this process."""
+
+    def unsent_to(self, key: PeerKey) -> int:
+        """Bytes to a peer that have not left this process."""
+
+    @property
+    def unsent_total(self) -> int:
+        """Bytes of answers to all connections that have not left this process, nearly."""
+
     def read_later(self, job: Callable[[], T], done: Callable[[T], None]) -> None:
         """Run a blocking read elsewhere and hand back its result as one more input."""

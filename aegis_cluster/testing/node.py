@@ -412,6 +412,16 @@ class SimulatedNode:
     def reply(self, listener: Listener, origin: bytes, message: Sequence[Part]) -> bool:
         return self._network.reply(origin, self.boot, message)
 
+    def unsent(self, listener: Listener, origin: bytes) -> int:
+        return 0
+
+    def unsent_to(self, key: PeerKey) -> int:
+        return 0
+
+    @property
+    def unsent_total(self) -> int:
+        return 0
+
     def read_later(self, job: Callable[[], T], done: Callable[[T], None]) -> None:
         """One thread reads for all, so answers come in the order of the questions."""
         now_us = self._scheduler.now_us

@@ -91,6 +91,8 @@ class Transport:
     open: dict[PeerKey, int] = field(default_factory=dict)
     """Links that this shard has opened, by the number of the connection; 0 while there is none."""
     reads: deque[tuple[Callable[[], Any], Callable[[Any], None]]] = field(default_factory=deque)
+    waiting: dict[tuple[Listener, bytes], int] = field(default_factory=dict)
+    """Bytes of answers that, a test says, their readers have not taken."""
 
     def open_peer(self, key: PeerKey, endpoint: str) -> None:
         assert endpoint.startswith("tcp://")
@@ -113,6 +115,16 @@ class Transport:
         else:
             self.cluster.inbox.setdefault((self.host.key, listener, origin), []).append(parts)
         return True
+
+    def unsent(self, listener: Listener, origin: bytes) -> int:
+        return self.waiting.get((listener, origin), 0)
+
+    def unsent_to(self, key: PeerKey) -> int:
+        return 0
+
+    @property
+    def unsent_total(self) -> int:
+        return sum(self.waiting.values())
 
     def read_later(self, job: Callable[[], Any], done: Callable[[Any], None]) -> None:
         self.reads.append((job, done))

@@ -8,6 +8,7 @@ from aegis_cluster.broker import clients as clients_module
 from aegis_cluster.broker import fetch as fetch_module
 from aegis_cluster.broker import producer_ids as producer_ids_module
 from aegis_cluster.broker import requests as requests_module
+from aegis_cluster.broker.clients import Share
 from aegis_cluster.broker.transport import Listener
 from aegis_cluster.errors import (
     InvalidBatch,
@@ -181,7 +182,7 @@ def test_a_client_with_too_much_under_way_is_throttled_alone(
     cluster: Cluster, client: Client, group: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = batch(b"x" * 1_000)
-    monkeypatch.setattr(clients_module, "CLIENT_IN_FLIGHT_BYTES_MAX", 3 * len(data))
+    monkeypatch.setattr(clients_module, "IN_FLIGHT", Share(3 * len(data), 1 << 20, 0, 0))
     for host in cluster.alive:
         host.hold_syncs = True
     waiting = [client.produce(group, data) for _ in range(3)]
@@ -203,7 +204,7 @@ def test_a_client_with_too_much_under_way_is_throttled_alone(
 def test_one_request_of_any_size_may_always_go(
     client: Client, group: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(clients_module, "CLIENT_IN_FLIGHT_BYTES_MAX", 10)
+    monkeypatch.setattr(clients_module, "IN_FLIGHT", Share(10, 1_000, 0, 0))
     assert client.stored(group, batch(b"longer than ten")) == 0
 
 
@@ -216,15 +217,18 @@ def test_a_client_may_wait_for_so_many_fetches_only(client: Client, group: int) 
     assert client.ask(Api.FETCH, fetch).code == 0
 
 
-def test_the_shard_reads_no_more_data_than_it_may_hold(
+def test_a_shard_that_holds_enough_for_all_refuses_more_and_goes_on_answering(
     cluster: Cluster, client: Client, group: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(clients_module, "SHARD_IN_FLIGHT_BYTES_MAX", 10)
+    monkeypatch.setattr(clients_module, "IN_FLIGHT", Share(10, 10, 0, 0))
     cluster.isolate(client.host.key.node)
-    client.produce(group, batch(b"a"))
-    assert not client.host.alive.clients.has_room
+    waiting = client.produce(group, batch(b"a"))
+    other = Client(cluster, client.host, Listener.DATA)
+    assert isinstance(other.refusal(Api.PRODUCE, [[[group, "t", 0]]], [batch(b"b")]), Throttled)
+    assert other.ask(Api.FETCH, [0, [[group, 0, 1_000]]]).code == 0
     cluster.heal()
-    cluster.until(lambda: client.host.alive.clients.has_room, "room again")
+    cluster.until(lambda: client.reply(waiting) is not None, "an answer")
+    assert client.host.alive.clients.in_flight_bytes == 0
 
 
 # ---- fetch
