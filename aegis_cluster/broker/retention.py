@@ -1,9 +1,11 @@
 """What a topic no longer has to keep: decided by the leader as a frame, carried out by everybody.
 
-The idea: only whole segments go, the oldest first, and never the one that grows. The leader says
-where the log starts from now on in a LOG_START frame; once that is committed, every replica drops
-the segments below it, in its own time. A segment is too old when the frame after it was *appended*
-before the limit, so a record dated 2099 or 1970 changes nothing.
+The idea: only whole segments go, the oldest first. The leader says where the log starts from now on
+in a LOG_START frame; once that is committed, every replica drops the segments below it, in its own
+time. A segment is too old when the frame after it was *appended* before the limit, so a record
+dated 2099 or 1970 changes nothing. So that a partition that is hardly written to drops its old
+records too, a segment spans only a part of the limit in time, and where even the newest frame is
+too old, the log starts at its end: the LOG_START frame itself then begins the next segment.
 
 The rules it protects: *earliest* never moves back, whoever leads; nothing goes that is not
 committed and durable here, or that the folded state on disk does not cover (A13, C14).
@@ -16,17 +18,20 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from aegis_cluster.errors import Corruption, Refused
+from aegis_cluster.ids import RecordOffset
 from aegis_cluster.storage.segment import HEADER_BYTES
-from aegis_cluster.wire.frame import FRAME_HEADER_BYTES, decode_header
+from aegis_cluster.wire.frame import decode_header
 
 if TYPE_CHECKING:
     from aegis_cluster.broker.partition import Partition
     from aegis_cluster.broker.shard import Shard
-    from aegis_cluster.ids import GroupId, LogIndex, RecordOffset
+    from aegis_cluster.ids import GroupId, LogIndex
     from aegis_cluster.storage.segment import Segment
     from aegis_cluster.wire.descriptions import TopicSettings
 
 EVERY_MS: Final = 1_000
+ROLLS_PER_RETENTION: Final = 4
+"""A segment spans at most this part of the time that records are kept."""
 
 
 class Retention:
@@ -35,24 +40,31 @@ class Retention:
     def __init__(self, shard: Shard) -> None:
         self._shard = shard
         self._due_ms = shard.now_ms
-        self._first_times: dict[GroupId, tuple[LogIndex, int]] = {}
-        """Of one segment per group: its first index, and when that was appended."""
+        self._newest: dict[GroupId, tuple[LogIndex, int]] = {}
+        """Of some groups: the newest frame's index, and when it was appended."""
 
     def tick(self) -> None:
         shard = self._shard
         if shard.now_ms < self._due_ms:
             return
         self._due_ms = shard.now_ms + EVERY_MS
-        for group, partition in shard.manager.partitions.items():
-            if partition.replica.damaged or len(partition.log.segments) < 2:
+        for partition in shard.manager.partitions.values():
+            if partition.replica.damaged or partition.log.resetting:
                 continue
-            found = shard.table.partition_of(group)
             try:
-                if found is not None and partition.serving:
-                    self._decide(partition, found[0].settings)
-                self._carry_out(partition)
+                self._look_at(partition)
             except Corruption as error:
                 partition.damage_met(error)
+
+    def _look_at(self, partition: Partition) -> None:
+        found = self._shard.table.partition_of(partition.group)
+        if found is not None:
+            settings = found[0].settings
+            partition.log.roll_ms = _roll_ms(settings)
+            if partition.serving:
+                self._decide(partition, settings)
+        if len(partition.log.segments) > 1:
+            self._carry_out(partition)
 
     # ---- the leader decides
 
@@ -66,7 +78,7 @@ class Retention:
                 partition.set_log_start(start)
 
     def _wanted_start(self, partition: Partition, settings: TopicSettings) -> RecordOffset:
-        """Offset of the first segment that has to stay."""
+        """Offset of the first segment that has to stay; the end's, where none has to."""
         segments = partition.log.segments
         kept_bytes = sum(segment.end for segment in segments)
         for segment, following in itertools.pairwise(segments):
@@ -76,7 +88,9 @@ class Retention:
                 or self._is_too_old(partition, following, settings)
             ):
                 return segment.header.before.offset
-        return segments[-1].header.before.offset
+        if self._is_all_too_old(partition, settings):
+            return partition.high_watermark
+        return segments[-1].header.before.offset if segments else RecordOffset(0)
 
     def _is_too_much(self, bytes_without: int, settings: TopicSettings) -> bool:
         """Even without the segment, as much as is wanted would be kept."""
@@ -87,15 +101,29 @@ class Retention:
     ) -> bool:
         if settings.retention_ms is None or following.end <= HEADER_BYTES:
             return False
-        return self._first_time(partition, following) < partition.now() - settings.retention_ms
+        return following.first_append_ms() < partition.now() - settings.retention_ms
 
-    def _first_time(self, partition: Partition, segment: Segment) -> int:
-        known = self._first_times.get(partition.group)
-        if known is not None and known[0] == segment.base_index:
-            return known[1]
-        time_ms = decode_header(segment.file.pread(FRAME_HEADER_BYTES, HEADER_BYTES)).time_ms
-        self._first_times[partition.group] = (segment.base_index, time_ms)
-        return time_ms
+    def _is_all_too_old(self, partition: Partition, settings: TopicSettings) -> bool:
+        """The segment that grows holds records, all committed, the newest of them too old."""
+        log = partition.log
+        if (
+            settings.retention_ms is None
+            or not log.segments
+            or partition.high_watermark <= log.segments[-1].header.before.offset
+            or not partition.applied == log.last_index == log.written.index
+        ):
+            return False
+        limit = partition.now() - settings.retention_ms
+        return log.segments[-1].first_append_ms() < limit and self._newest_ms(partition) < limit
+
+    def _newest_ms(self, partition: Partition) -> int:
+        """When the log's last frame was appended."""
+        last = partition.log.last_index
+        known = self._newest.get(partition.group)
+        if known is None or known[0] != last:
+            time_ms = decode_header(partition.log.read(last, last, 1).data).time_ms
+            known = self._newest[partition.group] = (last, time_ms)
+        return known[1]
 
     # ---- everybody carries out
 
@@ -105,3 +133,9 @@ class Retention:
         if log.segments[1].header.before.offset > start:
             return
         partition.drop_before(log.index_of_offset(start))
+
+
+def _roll_ms(settings: TopicSettings) -> int | None:
+    if settings.retention_ms is None:
+        return None
+    return max(settings.retention_ms // ROLLS_PER_RETENTION, EVERY_MS)

@@ -199,6 +199,8 @@ class PartitionLog:
         self.damage: Damage | None = None
         """What recovery found at or below the durable watermark; no append while it stands."""
         self.dirty = DirtyFiles()
+        self.roll_ms: int | None = None
+        """A frame that was appended so much later than its segment's first one begins another."""
         self._disk = disk
         self._limits = limits
         self._handles = handles
@@ -588,8 +590,14 @@ class PartitionLog:
         run: list[bytes] = []
         position = segment.end
         point = self._written
+        rolls = self._is_old(segment, op.frames[0])
         for frame, meta in zip(op.frames, op.metas, strict=True):
-            if position + meta.size > self._limits.segment_bytes and position > HEADER_BYTES:
+            if (
+                position + meta.size > self._limits.segment_bytes
+                or rolls
+                or (meta.kind is FrameKind.LOG_START and _starts_within(segment, frame))
+            ) and position > HEADER_BYTES:
+                rolls = False
                 self._write_run(segment, run, position)
                 segment, run, position = self._roll(segment, point), [], HEADER_BYTES
             segment.note_frame(position, point, meta, self._limits.index_interval_bytes)
@@ -605,6 +613,19 @@ class PartitionLog:
             segment.file.pwritev(run, segment.end)
             segment.end = end
             self.dirty.add(segment.file)
+
+    def _is_old(self, segment: Segment, frame: bytes) -> bool:
+        """Whether so much time lies between a segment's first frame and this one.
+
+        Judged by append times alone, so replicas with the same setting cut at the same frames.
+        """
+        if self.roll_ms is None or segment.end <= HEADER_BYTES:
+            return False
+        try:
+            first_ms = segment.first_append_ms()
+        except CorruptRecord:
+            return False  # whoever reads that frame reports the damage
+        return decode_header(frame).time_ms - first_ms >= self.roll_ms
 
     def _roll(self, segment: Segment, end: LogPoint) -> Segment:
         """Seal the last segment and start the next."""
@@ -780,6 +801,13 @@ def _memberships(
         for frame, meta in zip(frames, metas, strict=True)
         if meta.kind is FrameKind.MEMBERSHIP
     ]
+
+
+def _starts_within(segment: Segment, frame: bytes) -> bool:
+    """Whether a LOG_START frame makes something in this segment obsolete, all of it at best: only
+    whole segments are dropped, so this one ends here.
+    """
+    return read_log_start(frame) > segment.header.before.offset
 
 
 def read_payload(frame: Bytes) -> bytes:

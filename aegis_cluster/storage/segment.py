@@ -27,6 +27,7 @@ from aegis_cluster.ids import GroupId, LogIndex, RecordOffset, Term
 from aegis_cluster.storage.sparse_index import FOOTER, IndexEntry, SparseIndex, load_index
 from aegis_cluster.storage.types import NO_TIME, LogPoint
 from aegis_cluster.wire.crc import crc32c
+from aegis_cluster.wire.frame import FRAME_HEADER_BYTES, decode_header
 
 if TYPE_CHECKING:
     from aegis_cluster.storage.disk import Disk, File
@@ -110,6 +111,7 @@ class Segment:
 
     __slots__ = (
         "_file",
+        "_first_append_ms",
         "_handles",
         "_index",
         "directory",
@@ -136,6 +138,7 @@ class Segment:
         self.entry_due = 0
         """File position from which on the next frame gets an index entry."""
         self._handles = handles
+        self._first_append_ms: int | None = None
         self._file: File | None = None
         self._index: SparseIndex | None = None
 
@@ -177,6 +180,16 @@ class Segment:
             self._handles.touch(self)
         return found
 
+    def first_append_ms(self) -> int:
+        """When its first frame was appended, by the clock of its leader; 0 while it is empty.
+
+        Reads the file at the first call. CorruptRecord where there is no frame's header.
+        """
+        if self._first_append_ms is None and self.end > HEADER_BYTES:
+            head = self.file.pread(FRAME_HEADER_BYTES, HEADER_BYTES)
+            self._first_append_ms = decode_header(head).time_ms
+        return self._first_append_ms or 0
+
     def load_index(self) -> SparseIndex:
         """What the index's file says, as far as it hangs together; less of it only means longer
         walks.
@@ -215,6 +228,7 @@ class Segment:
         self.end = position
         self.max_time = max_time
         self.sealed = False
+        self._first_append_ms = None
         self.entry_due = last.position + interval if last else 0
 
     def save_index(self) -> File | None:

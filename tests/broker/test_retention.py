@@ -88,6 +88,51 @@ def test_by_append_time_whatever_the_records_say() -> None:
     cluster.until(lambda: starts(cluster, group) != {0}, "they are old by now")
     cluster.tick(50)
     (start,) = starts(cluster, group)
-    assert start >= 60, "all but the segment that grows"
+    assert start == 80, "the segment that grows included"
     assert all(len(segments(host, group)) == 1 for host in cluster.alive)
     fill(cluster, group, 1)
+    client = Client(cluster, cluster.elect(group))
+    assert client.ask(Api.LIST_OFFSETS, [[group]]).fields == [[[0, 80, 81, 81]]]
+
+
+def test_a_partition_that_is_hardly_written_to_drops_what_is_old_too() -> None:
+    """Its only segment would take years to fill."""
+    cluster = Cluster()
+    settings = TopicSettings(retention_ms=60_000)
+    group = cluster.topic(settings=settings).partitions[0].group
+    client = Client(cluster, cluster.elect(group))
+    times = []
+    for number in range(40):
+        client = Client(cluster, cluster.elect(group))
+        assert client.stored(group, batch(b"%d" % number, producer=(7, 0, number))) == number
+        times.append(cluster.now_ms)
+        cluster.now_ms += 5_000
+        cluster.tick(3)
+        (start,) = starts(cluster, group)
+        if start:
+            assert times[start - 1] < cluster.now_ms - 60_000, "what goes is older"
+        oldest = cluster.now_ms - times[start]
+        assert oldest <= 60_000 + 60_000 // 4 + 10_000, "and what is older goes soon"
+    assert start > 20
+    for host in cluster.alive:
+        assert len(segments(host, group)) <= 8
+    cluster.now_ms += 61_000
+    cluster.until(lambda: starts(cluster, group) == {40}, "nobody writes: everything goes")
+    cluster.until(
+        lambda: all(len(segments(host, group)) == 1 for host in cluster.alive), "the files too"
+    )
+    ends = {host.partition(group).log.last_index for host in cluster.alive}
+    cluster.now_ms += 200_000
+    cluster.tick(60)
+    assert {host.partition(group).log.last_index for host in cluster.alive} == ends, "once"
+    for seed, host in enumerate(cluster.hosts.values()):
+        cluster.power_off(host, random.Random(seed))
+        host.start()
+    client = Client(cluster, cluster.elect(group))
+    number = client.produce(group, batch(b"39", producer=(7, 0, 39)))
+    cluster.until(lambda: client.reply(number) is not None, "an answer")
+    outcome = client.outcome(number)
+    assert isinstance(outcome, tuple)
+    assert outcome[0] == 39, "a repeat is known though its record is gone"
+    assert client.stored(group, batch(b"40", producer=(7, 0, 40))) == 40
+    assert starts(cluster, group) == {40}
