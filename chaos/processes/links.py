@@ -15,6 +15,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import socket
+import struct
 import threading
 from collections import defaultdict
 from dataclasses import dataclass
@@ -73,6 +75,15 @@ class _Connection:
         for writer in (self.near, self.far):
             if writer is not None:
                 writer.transport.abort()
+
+    def reset(self) -> None:
+        """End both with RST, as a router does that has forgotten them."""
+        for writer in (self.near, self.far):
+            if writer is not None:
+                at_once = struct.pack("ii", 1, 0)
+                found: socket.socket = writer.get_extra_info("socket")
+                found.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
+        self.abort()
 
     async def pump(
         self, way: _Way, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -212,7 +223,7 @@ class Links:
     def _reset(self, pairs: list[Pair]) -> None:
         for pair in pairs:
             for connection in list(self._connections[pair]):
-                connection.abort()
+                connection.reset()
 
     def close(self) -> None:
         """End the thread and all connections."""
