@@ -1,4 +1,4 @@
-"""The command line: `aegis cluster`, `node`, `topic`, `publish`, `consume`.
+"""The command line: `aegis cluster`, `node`, `topic`, `publish`, `consume`, `log`.
 
 In: words that a person or a script typed. Out: what was asked for on standard output, errors as
 sentences on standard error, exit code 0, 1 (failed) or 2 (wrong usage). It stands on the public

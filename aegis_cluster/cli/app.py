@@ -74,6 +74,7 @@ class LazyGroup(click.Group):
         "publish": "aegis_cluster.cli.publish:publish",
         "consume": "aegis_cluster.cli.consume:consume",
         "bench": "aegis_cluster.cli.bench:bench",
+        "log": "aegis_cluster.cli.log_commands:log",
     },
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
