@@ -201,6 +201,7 @@ class Repairs:
 
         key = shard.addresses.key_of(shard.table, leader.node, group)
         call = Call(shard.now_ms + CALL_MS, answered)
+        shard.ensure_link(key)  # a mute replica sends nothing that would have opened it
         shard.links.call(key, Api.COPY_LOG, fields, now_ms=shard.now_ms, call=call)
 
     def _started(self, group: GroupId, reply: Reply | AegisError) -> None:

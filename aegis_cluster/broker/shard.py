@@ -115,7 +115,7 @@ class Shard:
         self.requests = RequestApi(self, transport)
         self.peer_api = PeerApi(self, transport)
         for key in self.addresses.seeds():
-            self._ensure_link(key)
+            self.ensure_link(key)
         self._built = True
         self.backend.reconcile()
 
@@ -257,11 +257,12 @@ class Shard:
         self, partition: Partition, recipient: Member, message: RaftMessage, frames: bytes | None
     ) -> None:
         key = self.addresses.key_of(self.table, recipient.node, partition.group)
-        self._ensure_link(key)
+        self.ensure_link(key)
         fields = message_to_fields(message)
         self.links.queue_raft(key, recipient, group=partition.group, fields=fields, frames=frames)
 
-    def _ensure_link(self, key: PeerKey) -> None:
+    def ensure_link(self, key: PeerKey) -> None:
+        """Have a link there, or one on its way, if anybody has told us where that shard is."""
         endpoint = self.addresses.endpoint(self.table, key)
         if endpoint is not None:
             self.links.ensure(key, endpoint)

@@ -87,6 +87,23 @@ def test_a_flipped_byte_is_found_at_the_start_and_repaired(place: str) -> None:
     assert Client(cluster, host).read(group) == values
 
 
+def test_a_replica_asks_a_shard_that_it_has_no_link_to() -> None:
+    """Links to shards other than the first are opened by what is sent, and a mute replica sends
+    nothing: found by chaos on real processes, seed 102."""
+    cluster = Cluster(shards=2)
+    group, values = filled(cluster)
+    host = cluster.followers(group)[0]
+    assert host.key.shard == 1
+    cluster.kill(host)
+    path = segments(host, group)[-1]
+    host.disk.flip_bit(path, host.disk.open(path).size() - 10)
+    host.start()
+    assert host.partition(group).replica.damaged
+    cluster.until(lambda: holds_all(host, cluster, group), "it is rebuilt")
+    lead_with(cluster, host, group)
+    assert Client(cluster, host).read(group) == values
+
+
 def test_a_restart_in_the_middle_finds_a_replica_that_may_not_vote() -> None:
     cluster = Cluster()
     group, values = filled(cluster)
