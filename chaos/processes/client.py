@@ -1,7 +1,8 @@
 """A process of clients: `python -m chaos.processes.client NAME '{…}'`, told what to do by lines.
 
 On its standard input: `stop` (no more writes), `finish {"0": 123}` (readers go on to these ends,
-then the process ends). On its standard output: `stopped`, once every write has an outcome.
+then the process ends). On its standard output: `writing`, once a first write was acknowledged, and
+`stopped`, once every write has an outcome.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ async def run(options: dict[str, Any], recorder: Recorder) -> None:
     else:
         writers = [enqueue(client, pause_s) for _ in range(3)]
     loop = asyncio.get_running_loop()
-    lines = loop.create_task(_listen(client))
+    aside = [loop.create_task(_listen(client)), loop.create_task(_tell(client))]
     async with asyncio.TaskGroup() as tasks:
         for reader_life_s in (READER_LIFE_S, float("inf")):
             tasks.create_task(guarded(client, dequeue(client, reader_life_s)))
@@ -52,7 +53,13 @@ async def run(options: dict[str, Any], recorder: Recorder) -> None:
             for writer in writers:
                 writing.create_task(guarded(client, writer))
         print("stopped", flush=True)
-    lines.cancel()
+    for task in aside:
+        task.cancel()
+
+
+async def _tell(client: Client) -> None:
+    await client.acknowledged.wait()
+    print("writing", flush=True)
 
 
 async def _listen(client: Client) -> None:

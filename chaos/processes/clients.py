@@ -79,6 +79,11 @@ class ClientProcess:
             process.stdin.write(line.encode() + b"\n")
             process.stdin.flush()
 
+    def is_writing(self) -> bool:
+        """Whether a write of its was acknowledged."""
+        self._check()
+        return self._process is None or b"writing" in self._output.read_bytes()
+
     def has_stopped(self) -> bool:
         """Whether all of its writes have an outcome; so it is with one that has died."""
         self._check()

@@ -152,7 +152,8 @@ class _Stage:
         self._recorder.note("topic", partitions=self._plan.partitions)
         for client in self._clients.values():
             client.start()
-        self._tell("the cluster serves, clients are started")
+        self._wait("writes are not acknowledged", ClientProcess.is_writing, READY_S)
+        self._tell("the cluster serves, clients write")
         return True
 
     async def _create_topic(self) -> list[str]:

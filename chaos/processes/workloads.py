@@ -66,6 +66,8 @@ class Client:
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
     """Where readers have to get to before they end."""
+    acknowledged: asyncio.Event = field(default_factory=asyncio.Event)
+    """A first write was."""
     _values: int = 0
     _producers: int = 0
     _readers: int = 0
@@ -108,6 +110,7 @@ class Client:
         else:
             offset = getattr(found, "offset", -1)
             self.recorder.note("sent", id=write, outcome="ok", offset=offset)
+            self.acknowledged.set()
             return True
         return False
 
