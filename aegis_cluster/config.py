@@ -286,9 +286,14 @@ class NodeAddress(NamedTuple):
 
 
 PORTS_PER_SHARD: Final = 10
-_CONTROL, _DATA, _PEERS = 1, 2, 3
+_VIEW, _CONTROL, _DATA, _PEERS = 0, 1, 2, 3
 BASE_PORT_MIN: Final = 1_024
 PORT_MAX: Final = 65_535
+
+
+def view_endpoint(host: str, base_port: int) -> str:
+    """Where a node's supervisor hears the cluster view of other nodes."""
+    return _endpoint(host, base_port, 0, _VIEW)
 
 
 def control_endpoint(host: str, base_port: int, shard: int = 0) -> str:

@@ -89,6 +89,16 @@ class WrongExpectedVersion(Refused):
     """The stream is not at the version that the append was conditional on."""
 
 
+class LeaseHeld(Refused):
+    """Another holder has the lease now; `details` tell which, and for how long at least."""
+
+    retriable = True
+
+
+class LeaseLost(Refused):
+    """The lease has ended, or another holder has it: stop, and acquire it anew."""
+
+
 class OffsetOutOfRange(Refused):
     """The offset lies below the log start or beyond the log end."""
 

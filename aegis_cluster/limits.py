@@ -113,6 +113,21 @@ NODE_LOG_BYTES_MAX: Final = 8 * MIB
 NODE_LOG_LINE_BYTES_MAX: Final = 16 * KIB
 NODE_LOG_QUEUE_LINES: Final = 4_096
 
+# The cluster view and its leases
+VIEW_OP_BYTES_MAX: Final = 32 * KIB
+"""One command of the view's log; what is larger travels in pieces, which the library mishandles."""
+VIEW_SNAPSHOT_BYTES_MAX: Final = 16 * MIB
+VIEW_NODES_MAX: Final = 256
+VIEW_REQUESTS_WAITING_MAX: Final = 64
+"""Commands that one node has waiting for the view's log."""
+VIEW_ANSWER_BYTES_MAX: Final = 128 * KIB
+"""What a supervisor tells one of its shards at once: one packet of a socket pair."""
+LEASES_MAX: Final = 1_000
+LEASE_TTL_MS_MIN: Final = 5_000
+LEASE_TTL_MS_MAX: Final = 300_000
+LEASE_HOLDER_SHARE: Final = 0.9
+"""Of the time a lease was asked for, on the holder's own clock, after which the holder stops."""
+
 # A client
 CLIENT_BUFFER_BYTES_DEFAULT: Final = 64 * MIB
 REQUEST_TIMEOUT_MS_DEFAULT: Final = 30_000

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from aegis_cluster.broker.context import ShardContext
     from aegis_cluster.broker.sockets import Sockets
+    from aegis_cluster.broker.supervisor_line import SupervisorLine
     from aegis_cluster.broker.transport import PeerKey
     from aegis_cluster.broker.workers import Workers
     from aegis_cluster.storage.rounds import Round
@@ -58,11 +59,14 @@ class ShardLoop:
         workers: Workers,
         rng: random.Random,
         fsync: bool,
+        supervisor: SupervisorLine | None = None,
     ) -> None:
+        """supervisor: the line to the process that started this one, if there is one."""
         self._store = store
         self._sockets = sockets
         self._workers = workers
         self._fsync = fsync
+        self._supervisor = supervisor
         self._syncing = False
         self._checkpointing = False
         self._stopping = False
@@ -73,8 +77,11 @@ class ShardLoop:
             rng=rng,
             wall_ms=wall_ms,
             now_ms=monotonic_ms(),
+            supervisor=supervisor,
         )
         sockets.register(workers.fd)
+        if supervisor is not None:
+            sockets.register(supervisor.fileno())
 
     def stop(self) -> None:
         """End after the present turn; may be called from a signal handler."""
@@ -97,6 +104,8 @@ class ShardLoop:
         self._drain(Listener.CONTROL)
         self._drain(Listener.DATA)
         self._sockets.sweep(monotonic_ms())
+        if self._supervisor is not None:
+            self._hear_supervisor(self._supervisor)
         shard.turn(monotonic_ms())
         self._write()
         self._checkpoint()
@@ -115,6 +124,13 @@ class ShardLoop:
             size += sum(map(len, message))
             if size >= SHARD_DRAIN_BYTES:
                 return
+
+    def _hear_supervisor(self, supervisor: SupervisorLine) -> None:
+        if self._sockets.is_ready(supervisor.fileno()):
+            supervisor.drain()
+            if not supervisor.is_open:
+                self._sockets.unregister(supervisor.fileno())
+                self._supervisor = None
 
     def _follow_links(self) -> None:
         for key, is_up in list(self._sockets.link_events()):

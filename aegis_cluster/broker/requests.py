@@ -129,6 +129,8 @@ class RequestApi:
         for exchange in late:
             exchange.refuse(NotReady("This node has not caught up with the cluster's metadata."))
         self._finish_step_downs(now_ms)
+        if self._shard.supervisor is not None:
+            self._shard.supervisor.expire(now_ms)
 
     def metadata_changed(self) -> None:
         """Answer those who waited for this state of the metadata."""
@@ -174,6 +176,8 @@ class RequestApi:
                 exchange.reply(status.shard_status(self._shard))
             case Api.STEP_DOWN:
                 self._step_down(exchange)
+            case Api.CLUSTER_VIEW | Api.LEASE:
+                self._ask_supervisor(exchange, api)
             case _:
                 raise PeerViolation(f"Api {api.name} is not for clients.")
 
@@ -362,6 +366,29 @@ class RequestApi:
                 exchange.reply([index])
 
         return answer
+
+    # ---- what the supervisor knows
+
+    def _ask_supervisor(self, exchange: _Exchange, api: Api) -> None:
+        """Pass on a question about the cluster view or a lease (`node.view_host` answers it)."""
+        supervisor = self._shard.supervisor
+        if supervisor is None:
+            raise NotReady("This node runs without a supervisor, so it has no cluster view.")
+
+        def answer(result: list[Any] | AegisError) -> None:
+            if isinstance(result, AegisError):
+                exchange.refuse(result)
+            else:
+                exchange.reply(result)
+
+        request = exchange.request
+        supervisor.ask(
+            api,
+            request.fields,
+            now_ms=self._shard.now_ms,
+            wait_ms=request.ms_left,
+            answer=answer,
+        )
 
     # ---- stepping aside
 

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
     from aegis_cluster.broker.context import ShardContext
     from aegis_cluster.broker.partition import Partition
+    from aegis_cluster.broker.supervisor_line import SupervisorLine
     from aegis_cluster.broker.transport import Transport
     from aegis_cluster.raft import Message as RaftMessage
     from aegis_cluster.storage.rounds import Round
@@ -67,8 +68,10 @@ class Shard:
         rng: random.Random,
         wall_ms: Callable[[], int],
         now_ms: int,
+        supervisor: SupervisorLine | None = None,
     ) -> None:
         self.context = context
+        self.supervisor = supervisor
         self.store = store
         self.transport = transport
         self.now_ms = now_ms

@@ -174,6 +174,14 @@ class Sockets:
         """Have `poll` wake up for a file descriptor too."""
         self._poller.register(fd, zmq.POLLIN)
 
+    def unregister(self, fd: int) -> None:
+        """Watch a file descriptor no more."""
+        self._poller.unregister(fd)
+
+    def is_ready(self, fd: int) -> bool:
+        """Whether the last `poll` found something to read there."""
+        return fd in self._ready
+
     def receive(self, listener: Listener) -> tuple[bytes, list[Part]] | None:
         """(origin, message), or None when there is none now."""
         socket = self._listeners[listener]

@@ -123,7 +123,7 @@ def restart(node: str, timeout_ms: int) -> None:
 @timeout_option("5s")
 @json_option
 def status(bootstrap: str | None, timeout_ms: int, as_json: bool) -> None:
-    """Show nodes, topics, leaders and replicas.
+    """Show nodes and their load, leases, topics, leaders and replicas.
 
     \b
     Example:
@@ -133,10 +133,11 @@ def status(bootstrap: str | None, timeout_ms: int, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(view))
         return
-    from aegis_cluster.cli.tables import node_table, problems, topic_table
+    from aegis_cluster.cli.tables import leases, node_table, problems, topic_table
 
     node_table(view["nodes"])
     problems(view["nodes"])
+    leases(view.get("view", {}))
     if view["topics"]:
         click.echo()
         topic_table(view["topics"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from rich.console import Console
@@ -10,11 +11,62 @@ from rich.table import Table
 
 def node_table(nodes: list[dict[str, Any]]) -> None:
     """Print the nodes of a `status`."""
-    table = Table("node", "endpoint", "alive", "shards", box=None, pad_edge=False)
+    columns = ("node", "endpoint", "alive", "shards", "up for", "cpu", "memory", "disk free")
+    table = Table(*columns, box=None, pad_edge=False)
     for node in nodes:
         alive = "yes" if node["alive"] else "[red]no[/red]"
-        table.add_row(node["name"], node["endpoint"], alive, _shards(node["shards"]))
+        row = (node["name"], node["endpoint"], alive, _shards(node["shards"]))
+        table.add_row(*row, *(_figures(node) if node["alive"] else ()))
     Console().print(table)
+
+
+def _figures(node: dict[str, Any]) -> tuple[str, ...]:
+    """What the cluster view knows of a node: since when, and what its shards use."""
+    load = node.get("load", {})
+    shards = node["shards"] if isinstance(node["shards"], list) else []
+    shard_loads = [shard["load"] for shard in shards if shard.get("load")]
+    return (
+        _age(node.get("since_ms")),
+        f"{sum(each['cpu_percent'] for each in shard_loads):.0f} %" if shard_loads else "-",
+        _size(sum(each["memory_bytes"] for each in shard_loads)) if shard_loads else "-",
+        _size(load.get("disk_free_bytes")),
+    )
+
+
+def _age(since_ms: int | None) -> str:
+    if since_ms is None:
+        return "-"
+    seconds = max(0, int(time.time() - since_ms / 1000))
+    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds // length} {unit}"
+    return f"{seconds} s"
+
+
+def _size(size: int | None) -> str:
+    if size is None:
+        return "-"
+    amount = float(size)
+    for unit in ("B", "KB", "MB", "GB"):
+        if amount < 1024:
+            return f"{amount:.0f} {unit}"
+        amount /= 1024
+    return f"{amount:.1f} TB"
+
+
+def leases(view: dict[str, Any]) -> None:
+    """Print who holds which lease, or why that cannot be told."""
+    console = Console(soft_wrap=True)
+    if view.get("state") == "down":
+        said = f"no load figures and no leases just now: {view['why']}"
+        console.print(said, style="yellow", markup=False, highlight=False)
+    if view.get("leases"):
+        table = Table("lease", "holder", "token", "ends in", box=None, pad_edge=False)
+        for lease in view["leases"]:
+            ends_in = f"{lease['ends_in_s']:.0f} s"
+            table.add_row(lease["name"], lease["holder"], str(lease["token"]), ends_in)
+        console.print()
+        console.print(table)
 
 
 def _shards(shards: Any) -> str:

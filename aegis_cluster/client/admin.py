@@ -11,6 +11,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Final
 
 from aegis_cluster.client.cluster import ClusterClient
+from aegis_cluster.client.view import add_view, ask_view
 from aegis_cluster.config import control_endpoint
 from aegis_cluster.errors import AegisError
 from aegis_cluster.wire.protocol import Api, take_int, take_list, take_map
@@ -36,16 +37,20 @@ async def cluster_status(bootstrap: str, timeout: float) -> dict[str, Any]:
         deadline = cluster.deadline(timeout)
         await cluster.connect(deadline)
         infos = sorted(cluster.metadata.nodes.values(), key=lambda info: info.node)
+        asking = asyncio.gather(*(ask_view(cluster, info, deadline) for info in infos))
         answers = await asyncio.gather(
             *(_ask_node(cluster, info, min(deadline, cluster.now() + SHARD_S)) for info in infos)
         )
         nodes = dict(zip(infos, answers, strict=True))
-        return {
+        status = {
             "cluster_id": cluster.metadata.cluster_id,
             "controller": _name(cluster, cluster.metadata.controller),
             "nodes": [_node_status(info, shards) for info, shards in nodes.items()],
             "topics": _topics(cluster, nodes),
         }
+        views = await asking
+        add_view(status, dict(zip((info.node for info in infos), views, strict=True)))
+        return status
     finally:
         await cluster.close()
 

@@ -35,6 +35,10 @@ class Inbox(Generic[Event]):
         os.close(writer)
         os.close(self._reader)
 
+    def fileno(self) -> int:
+        """Readable when there may be something to get."""
+        return self._reader
+
     def put(self, event: Event) -> None:
         """Add an event; from any thread, and from a signal handler."""
         self._events.append(event)

@@ -18,6 +18,7 @@ from aegis_cluster.node.log import NodeLog
 from aegis_cluster.node.processes import mark_of
 from aegis_cluster.node.run_file import remove_run_file, write_run_file
 from aegis_cluster.node.supervisor import Supervisor
+from aegis_cluster.node.view_host import ViewHost
 from aegis_cluster.storage.disk import RealDisk
 from aegis_cluster.storage.recovery import prepare_node_dir
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from aegis_cluster.config import NodeConfig
     from aegis_cluster.ids import ShardId
+    from aegis_cluster.node.identity import Identity
 
 
 def run_node(config_file: Path, *, step_down: Callable[[str, float], None]) -> bool:
@@ -37,11 +39,11 @@ def run_node(config_file: Path, *, step_down: Callable[[str, float], None]) -> b
     """
     config = load_node_config(config_file)
     disk = RealDisk()
-    load_identity(disk, config)
+    identity = load_identity(disk, config)
     lock = lock_directory(disk, str(config.data))
     log = NodeLog(config.data)
     try:
-        return _run_locked(config, config_file, log, step_down)
+        return _run_locked(config, config_file, identity, log, step_down)
     except BaseException as error:
         log.write("supervisor", f"ends: {error}")
         raise
@@ -53,6 +55,7 @@ def run_node(config_file: Path, *, step_down: Callable[[str, float], None]) -> b
 def _run_locked(
     config: NodeConfig,
     config_file: Path,
+    identity: Identity,
     log: NodeLog,
     step_down: Callable[[str, float], None],
 ) -> bool:
@@ -60,13 +63,25 @@ def _run_locked(
     log.write("supervisor", f"{config.name} starts: pid {os.getpid()}, boot {boot_id}")
     write_run_file(config.data, mark_of(os.getpid(), str(config_file)), boot_id=boot_id)
     prepare_node_dir(RealDisk(), str(config.data), config.shards)
+    view = ViewHost(
+        config,
+        identity.node,
+        identity.cluster_id,
+        boot_id=boot_id,
+        tell=lambda text: log.write("supervisor", text),
+    )
     supervisor = Supervisor(
         shards=config.shards,
         command=lambda shard, shard_boot_id: shard_command(config_file, shard, shard_boot_id),
         step_aside=lambda shard, seconds: step_down(config.control_endpoint(shard), seconds),
         log=log,
+        watch=view,
     )
-    wished = supervisor.run()
+    view.start()
+    try:
+        wished = supervisor.run()
+    finally:
+        view.stop()
     remove_run_file(config.data)
     log.write("supervisor", f"{config.name} has ended")
     return wished

@@ -12,6 +12,7 @@ import logging
 import random
 import resource
 import signal
+import socket
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 from aegis_cluster.broker.context import ShardContext
 from aegis_cluster.broker.loop import CHECKPOINT, READ, SYNC, ShardLoop, monotonic_ms
 from aegis_cluster.broker.sockets import Sockets
+from aegis_cluster.broker.supervisor_line import SupervisorLine
 from aegis_cluster.broker.transport import Listener
 from aegis_cluster.broker.workers import Workers
 from aegis_cluster.config import (
@@ -62,7 +64,9 @@ def context_of(
     )
 
 
-def run(config: NodeConfig, shard: ShardId, boot_id: str) -> None:
+def run(
+    config: NodeConfig, shard: ShardId, boot_id: str, supervisor: SupervisorLine | None
+) -> None:
     """Serve until SIGTERM."""
     disk = RealDisk()
     identity = load_identity(disk, config)
@@ -83,6 +87,7 @@ def run(config: NodeConfig, shard: ShardId, boot_id: str) -> None:
         workers=workers,
         rng=random.Random(),
         fsync=config.durability == "fsync",
+        supervisor=supervisor,
     )
     signal.signal(signal.SIGTERM, lambda *_: loop.stop())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -104,13 +109,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--shard", type=int, required=True)
     parser.add_argument("--boot-id", required=True)
     parser.add_argument("--parent-pid", type=int, required=True)
+    parser.add_argument("--supervisor-fd", type=int)
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(message)s")
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     _raise_file_limit()
     try:
         die_with_parent(options.parent_pid)
-        run(load_node_config(options.config), ShardId(options.shard), options.boot_id)
+        run(
+            load_node_config(options.config),
+            ShardId(options.shard),
+            options.boot_id,
+            _supervisor_line(options.supervisor_fd),
+        )
     except ConfigError as error:
         log.error("%s", error)  # noqa: TRY400 - people get the sentence
         return EXIT_CONFIG
@@ -121,6 +132,10 @@ def main(arguments: list[str] | None = None) -> int:
         log.error("%s", error)  # noqa: TRY400 - people get the sentence
         return 1
     return 0
+
+
+def _supervisor_line(descriptor: int | None) -> SupervisorLine | None:
+    return None if descriptor is None else SupervisorLine(socket.socket(fileno=descriptor))
 
 
 def _raise_file_limit() -> None:

@@ -11,12 +11,13 @@ The rule it protects: no orphans. Shards are started from the main thread alone 
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
 import threading
 import time
 import uuid
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from aegis_cluster import limits
 from aegis_cluster.errors import AegisError
@@ -33,6 +34,7 @@ from aegis_cluster.node.supervision import (
 )
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
 
     from aegis_cluster.ids import ShardId
@@ -42,12 +44,25 @@ STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """They end the node in order; a second one does not wait for leaders to hand over."""
 
 
+class ShardWatch(Protocol):
+    """Is told of the shards; nothing that it does may fail or wait."""
+
+    def open_line(self, shard: ShardId, /) -> socket.socket | None:
+        """A socket for the shard's process to inherit (`--supervisor-fd`), or None."""
+
+    def started(self, shard: ShardId, pid: int, boot_id: str, /) -> None:
+        """A process runs."""
+
+    def ended(self, shard: ShardId, /) -> None:
+        """It has ended."""
+
+
 class Supervisor:
     """Runs the shards of one node until it is told to stop.
 
     command: the command line of a shard's process, from the shard and the boot id of this start.
     step_aside: asks a shard to hand over its leaders within so many seconds; called in a thread
-    of its own, and raises AegisError if it cannot.
+    of its own, and raises AegisError if it cannot. watch: is told of what starts and ends.
     """
 
     def __init__(
@@ -57,11 +72,13 @@ class Supervisor:
         command: Callable[[ShardId, str], list[str]],
         step_aside: Callable[[ShardId, float], None],
         log: NodeLog,
+        watch: ShardWatch | None = None,
     ) -> None:
         self._core = Supervision(shards)
         self._command = command
         self._step_aside = step_aside
         self._log = log
+        self._watch = watch
         self._processes: dict[ShardId, subprocess.Popen[bytes]] = {}
         self._inbox: Inbox[Callable[[int], None]] = Inbox()
         """What happened, to be told to the core with the time in milliseconds."""
@@ -116,21 +133,30 @@ class Supervisor:
     def _start(self, shard: ShardId) -> None:
         boot_id = uuid.uuid4().hex
         try:
-            process = subprocess.Popen(
-                self._command(shard, boot_id),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-            )
+            process = self._spawn(shard, self._command(shard, boot_id))
         except OSError as error:
             self._log.write("supervisor", f"shard {shard} cannot be started: {error}")
             self._inbox.put(lambda now_ms: self._core.exited(shard, 1, now_ms))
             return
         self._processes[shard] = process
+        if self._watch is not None:
+            self._watch.started(shard, process.pid, boot_id)
         self._log.write("supervisor", f"shard {shard} starts: pid {process.pid}, boot {boot_id}")
         threading.Thread(
             target=self._follow, args=(shard, process), daemon=True, name=f"follow-{shard}"
         ).start()
+
+    def _spawn(self, shard: ShardId, command: list[str]) -> subprocess.Popen[bytes]:
+        line = None if self._watch is None else self._watch.open_line(shard)
+        with contextlib.closing(line) if line is not None else contextlib.nullcontext():
+            inherited = () if line is None else (line.fileno(),)
+            return subprocess.Popen(
+                [*command, *(f"--supervisor-fd={number}" for number in inherited)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                pass_fds=inherited,
+            )
 
     def _follow(self, shard: ShardId, process: subprocess.Popen[bytes]) -> None:
         """Copy what a shard says into the log, then tell that it ended. In a thread of its own."""
@@ -139,6 +165,8 @@ class Supervisor:
             while line := lines.readline(limits.NODE_LOG_LINE_BYTES_MAX):
                 self._log.write(f"shard-{shard}", line.decode(errors="replace"))
         code = process.wait()
+        if self._watch is not None:
+            self._watch.ended(shard)
         self._inbox.put(lambda now_ms: self._core.exited(shard, code, now_ms))
 
     def _ask_aside(self, shard: ShardId) -> None:

@@ -56,6 +56,8 @@ class Code(IntEnum):
     UNAUTHORIZED = 170
     UNSUPPORTED_VERSION = 171
     WRONG_CLUSTER = 172
+    LEASE_HELD = 180
+    LEASE_LOST = 181
 
     OUTCOME_UNKNOWN = 300
     PARTLY_PUBLISHED = 301
@@ -98,6 +100,8 @@ ERROR_OF_CODE: Final[dict[int, type[AegisError]]] = {
     Code.UNAUTHORIZED: errors.Unauthorized,
     Code.UNSUPPORTED_VERSION: errors.UnsupportedVersion,
     Code.WRONG_CLUSTER: errors.WrongCluster,
+    Code.LEASE_HELD: errors.LeaseHeld,
+    Code.LEASE_LOST: errors.LeaseLost,
     Code.OUTCOME_UNKNOWN: errors.OutcomeUnknown,
     Code.PARTLY_PUBLISHED: errors.PartlyPublished,
     Code.CORRUPTION: errors.Corruption,

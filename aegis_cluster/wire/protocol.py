@@ -60,6 +60,9 @@ class Api(IntEnum):
     COPY_LOG = 13
     ALTER_TOPIC = 14
 
+    CLUSTER_VIEW = 40
+    LEASE = 41
+
 
 API_VERSIONS: Final[dict[int, tuple[int, int]]] = {api.value: (1, 1) for api in Api}
 """Lowest and highest version of every api that this process speaks."""

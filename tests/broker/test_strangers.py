@@ -61,6 +61,8 @@ SHAPES: dict[Api, list[Any]] = {
     Api.FETCH: [0, [[1, 0, 1_000]]],
     Api.LIST_OFFSETS: [[1]],
     Api.STATUS: [],
+    Api.CLUSTER_VIEW: [],
+    Api.LEASE: ["acquire", "job", "holder", 0, 5_000],
     Api.REGISTER_NODE: [[1, "incarnation-1", "node-1", "127.0.0.1", 7100, 1, "boot"]],
     Api.PRODUCER_IDS: [],
     Api.COPY_LOG: ["group", "first"],

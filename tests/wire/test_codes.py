@@ -80,6 +80,8 @@ def test_codes_are_for_ever() -> None:
         "UNAUTHORIZED": 170,
         "UNSUPPORTED_VERSION": 171,
         "WRONG_CLUSTER": 172,
+        "LEASE_HELD": 180,
+        "LEASE_LOST": 181,
         "OUTCOME_UNKNOWN": 300,
         "PARTLY_PUBLISHED": 301,
         "CORRUPTION": 400,
