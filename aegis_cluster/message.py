@@ -78,7 +78,10 @@ class Receipt(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class BatchReceipt:
-    """Where messages stand that were published together: `count` of them from `base_offset` on."""
+    """Where messages stand that were published together: `count` of them from `base_offset` on.
+
+    base_offset: -1 where nobody waited for it (`acks="none"`).
+    """
 
     partition: int
     base_offset: int

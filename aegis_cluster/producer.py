@@ -15,10 +15,10 @@ import asyncio
 import time
 from collections import defaultdict
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+from aegis_cluster.client.producer import NO_OFFSET, ProducerOptions
 from aegis_cluster.client.producer import Producer as Lanes
-from aegis_cluster.client.producer import ProducerOptions
 from aegis_cluster.config import StreamingConfig, parse_duration, parse_size
 from aegis_cluster.errors import (
     AegisError,
@@ -32,6 +32,7 @@ from aegis_cluster.limits import BATCH_BYTES_MAX, MESSAGE_BYTES_MAX
 from aegis_cluster.message import BatchReceipt, Message, Receipt, from_ms, to_row
 from aegis_cluster.wire.compression import codec_number
 from aegis_cluster.wire.partitioner import partition_for
+from aegis_cluster.wire.protocol import Acks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable
@@ -48,12 +49,23 @@ if TYPE_CHECKING:
 class ProducerConfig:
     """How a producer sends; None means the configured default (`[streaming.producer]`).
 
-    acks: `"quorum"`, durable on a majority; the only one that there is yet.
+    acks: when a message counts as stored.
+      `"quorum"`: when it is synced to disk on a majority of the replicas. It is never lost.
+      `"leader"`: when it is synced to the leader's own disk. It is lost if that node dies, or is
+      cut off, before another has the message: the next leader goes on without it, and the old one
+      drops it when it comes back.
+      `"none"`: when it has been handed to the connection; only `flush` waits for answers, and
+      receipts have offset -1. It is lost without a word if the program ends before a `flush`, if
+      the leader refuses it for good (a topic that is gone), if nobody takes it by its deadline, or
+      if the leader dies before it has written and copied it.
+      With `"leader"` and `"none"` producers are not idempotent: a message whose answer was lost is
+      sent again and may then be stored twice, and retries may change the order.
     linger: how long a message may wait for company, `"5ms"`; only while a request to that leader
     is in flight, so an idle producer sends at once. batch_size: `"256KB"`, before compression.
     buffer_size: of all that is sent and not answered, `"64MB"`.
     compression: `"lz4"`, `"zstd"`, `"none"`, …; None: the topic's.
-    idempotent: a retry is never stored twice; True. Where it is False, it may be.
+    idempotent: a retry is never stored twice; True with `"quorum"`, and possible only there.
+    Where it is False, it may be stored twice.
     transactional_id: transactions are not there yet.
     request_timeout: the deadline of every message, `"30s"`.
     """
@@ -70,11 +82,15 @@ class ProducerConfig:
     def options(self, defaults: StreamingConfig) -> ProducerOptions:
         """As numbers. Raises `ConfigError`, naming the key, the value and what is allowed."""
         acks = defaults.producer.acks if self.acks is None else self.acks
-        if acks != "quorum":
+        if acks not in _ACKS:
+            allowed = ", ".join(map(repr, _ACKS))
+            raise ConfigError(f"acks = {acks!r}; allowed: {allowed}.", key="acks", value=acks)
+        if self.idempotent and acks != "quorum":
             raise ConfigError(
-                f"acks = {acks!r}: only 'quorum' is there yet; every message is acknowledged when"
-                " it is durable on a majority of its replicas.",
-                key="acks",
+                f"idempotent = True with acks = {acks!r}: a retry can be told from a new message"
+                " only where a majority has stored the first one. Use acks = 'quorum', or leave"
+                " idempotent out.",
+                key="idempotent",
             )
         if self.transactional_id is not None:
             raise ConfigError(
@@ -92,7 +108,8 @@ class ProducerConfig:
             buffer_bytes=defaults.producer.buffer_bytes if room is None else room,
             linger_s=(defaults.producer.linger_ms if linger_ms is None else linger_ms) / 1000,
             compression=self.compression,
-            idempotent=self.idempotent is not False,
+            idempotent=self.idempotent is not False and acks == "quorum",
+            acks=_ACKS[acks],
         )
 
     def timeout_s(self, default: float) -> float:
@@ -100,6 +117,9 @@ class ProducerConfig:
         limits = (1, 86_400_000)
         found = _number(parse_duration, "request_timeout", self.request_timeout, limits)
         return default if found is None else found / 1000
+
+
+_ACKS: Final = {"quorum": Acks.QUORUM, "leader": Acks.LEADER, "none": Acks.NONE}
 
 
 def _number(
@@ -145,7 +165,7 @@ class Pending:
         """Where it is stored. Raises `Refused` or `OutcomeUnknown`, by its deadline at last."""
         # Others may have messages in the same batch: one that is cancelled cancels no other.
         stored = await asyncio.shield(self._batch)
-        offset = stored.base_offset + self._place
+        offset = _offset_at(stored, self._place)
         return Receipt(self._topic, stored.partition, offset, from_ms(stored.time_ms))
 
 
@@ -211,9 +231,14 @@ class Producer:
         if lanes is None:
             return
         lanes.close_batches()
-        waiting = set(self._under_way)
+        waiting: set[asyncio.Future[Any]] = set(self._under_way)
+        answers = asyncio.ensure_future(lanes.emptied()) if self._is_hasty else None
+        if answers is not None:
+            waiting.add(answers)
         if waiting:
             _, late = await asyncio.wait(waiting, timeout=timeout)
+            if answers is not None:
+                answers.cancel()
             if late:
                 raise OutcomeUnknown(f"{len(late)} batches are still under way after {timeout} s.")
         failure, self._failure = self._failure, None
@@ -265,6 +290,11 @@ class Producer:
         return self._lanes.buffered_bytes if self._lanes else 0
 
     @property
+    def _is_hasty(self) -> bool:
+        """Messages count as stored before there is an answer."""
+        return self._options.acks is Acks.NONE
+
+    @property
     def _cluster(self) -> ClusterClient:
         return self._engine.cluster
 
@@ -296,6 +326,11 @@ class Producer:
         self._under_way.discard(batch)
         error = None if batch.cancelled() else batch.exception()
         self._failure = self._failure or error
+
+
+def _offset_at(stored: Stored, place: int) -> int:
+    """Of the record at that place of a batch."""
+    return NO_OFFSET if stored.base_offset == NO_OFFSET else stored.base_offset + place
 
 
 def now_ms() -> int:
@@ -389,6 +424,6 @@ def _runs(stored: Stored, places: list[int]) -> Iterable[BatchReceipt]:
     start = 0
     for end in range(1, len(places) + 1):
         if end == len(places) or places[end] != places[end - 1] + 1:
-            offset = stored.base_offset + places[start]
+            offset = _offset_at(stored, places[start])
             yield BatchReceipt(stored.partition, offset, end - start)
             start = end

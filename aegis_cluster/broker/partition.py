@@ -166,6 +166,8 @@ class Partition:
         self._received: dict[tuple[LogIndex, Term], bytes] = {}
         self._unapplied: deque[tuple[LogIndex, bytes]] = deque()
         self._waiters: defaultdict[LogIndex, list[Waiter]] = defaultdict(list)
+        self._disk_waiters: deque[tuple[LogIndex, Waiter]] = deque()
+        """For our own disk alone, by rising index."""
         self._read_waiters: dict[int, Waiter] = {}
         self._next_read = 0
         self._unfinished: deque[tuple[Effects, int | None]] = deque()
@@ -337,6 +339,14 @@ class Partition:
         else:
             self._waiters[index].append(waiter)
 
+    def wait_for_own_disk(self, index: LogIndex, waiter: Waiter) -> None:
+        """Tell `waiter` when `index`, which was appended here, is synced to this replica's disk,
+        whatever the others have; or that nobody knows, when leadership ends first."""
+        if index <= self.replica.durable_index:
+            waiter.committed()
+        else:
+            self._disk_waiters.append((index, waiter))
+
     def wait_for_read(self, waiter: Waiter) -> None:
         """Tell `waiter` once this replica is known to have led after the call (Raft §8).
 
@@ -429,6 +439,8 @@ class Partition:
             self._send_all(effects.send)
         self._send_all(effects.reply)
         self.replica.effects_done(effects)
+        while self._disk_waiters and self._disk_waiters[0][0] <= self.replica.durable_index:
+            self._disk_waiters.popleft()[1].committed()
 
     def _note_role(self) -> None:
         """Begin or end a term of our own leadership."""
@@ -444,6 +456,9 @@ class Partition:
 
     def _fail_waiters(self) -> None:
         waiting, self._waiters = self._waiters, defaultdict(list)
+        own, self._disk_waiters = self._disk_waiters, deque()
+        for _, waiter in own:
+            waiter.lost(self._unknown())
         for index in sorted(waiting):
             for waiter in waiting[index]:
                 waiter.lost(self._unknown())

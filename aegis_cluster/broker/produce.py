@@ -1,6 +1,7 @@
 """The produce request: batches in, one answer for each of them once its index is committed.
 
-request fields:  [[group, topic, partition], ...], and one batch per entry as a raw part
+request fields:  [[group, topic, partition], ...], and one batch per entry as a raw part; then
+                 perhaps how much has to be known before the answer, see `Acks`
 reply fields:    [[code, base_offset, time_ms] or [code, message, details], ...] in the same order
 
 The broker never decodes a record; it checks what it trusts (`check_client_batch`).
@@ -15,7 +16,7 @@ from aegis_cluster.ids import GroupId, RecordOffset
 from aegis_cluster.limits import BATCH_BYTES_MAX, REQUEST_PARTS_MAX
 from aegis_cluster.wire.batch import BATCH_HEADER_BYTES, BatchHeader, check_client_batch
 from aegis_cluster.wire.codes import error_to_reply
-from aegis_cluster.wire.protocol import Part, Request, take_int, take_list
+from aegis_cluster.wire.protocol import Acks, Part, Request, take_int, take_list
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -94,11 +95,23 @@ def parse(request: Request) -> list[tuple[GroupId, Part]]:
     ]
 
 
+def parse_acks(request: Request) -> Acks:
+    """What the client waits for; a majority where it does not say. Raises `PeerViolation`."""
+    if len(request.fields) < 2:
+        return Acks.QUORUM
+    number = take_int(request.fields, 1, "acks")
+    try:
+        return Acks(number)
+    except ValueError:
+        raise PeerViolation("A produce request asks for unknown acks.", have=number) from None
+
+
 def produce(
     call: ProduceCall,
     batches: list[tuple[GroupId, Part]],
     partitions: Mapping[GroupId, Partition],
     max_message_bytes: Callable[[GroupId], int],
+    acks: Acks = Acks.QUORUM,
 ) -> None:
     """Give every batch to its partition, in order; answers come as they are known."""
     for slot, (group, part) in enumerate(batches):
@@ -108,7 +121,7 @@ def produce(
                 raise NotLeader("This shard has no replica of the partition; ask for metadata.")
             batch = bytes(part)
             header = check_batch(batch, max_message_bytes(group))
-            _place(call, slot, partition, batch, header)
+            _place(call, slot, partition, batch, header, acks)
         except PeerViolation:
             raise
         except AegisError as error:
@@ -137,7 +150,12 @@ def check_batch(batch: bytes, max_message_bytes: int) -> BatchHeader:
 
 
 def _place(
-    call: ProduceCall, slot: int, partition: Partition, batch: bytes, header: BatchHeader
+    call: ProduceCall,
+    slot: int,
+    partition: Partition,
+    batch: bytes,
+    header: BatchHeader,
+    acks: Acks,
 ) -> None:
     if not partition.serving:
         raise partition.unable()
@@ -151,4 +169,9 @@ def _place(
         placed = partition.append(batch, header)
         result, index, own = accepted(placed.base_offset, placed.time_ms), placed.index, True
     waiter = _Commit(call, slot, result, own=own, not_leader=partition.not_leader)
-    partition.wait_for(index, waiter)
+    if own and acks is Acks.NONE:
+        call.settle(slot, result)
+    elif own and acks is Acks.LEADER:
+        partition.wait_for_own_disk(index, waiter)
+    else:
+        partition.wait_for(index, waiter)

@@ -197,6 +197,7 @@ class RequestApi:
 
     def _produce(self, exchange: _Exchange, client: Client) -> None:
         batches = produce.parse(exchange.request)
+        acks = produce.parse_acks(exchange.request)
         size = sum(len(part) for part in exchange.request.parts)
         clients = self._shard.clients
         clients.take(client, size)
@@ -206,7 +207,8 @@ class RequestApi:
             exchange.reply([call.results])
 
         call = produce.ProduceCall(len(batches), size, reply)
-        produce.produce(call, batches, self._shard.manager.partitions, self._max_message_bytes)
+        partitions = self._shard.manager.partitions
+        produce.produce(call, batches, partitions, self._max_message_bytes, acks)
 
     def _max_message_bytes(self, group: GroupId) -> int:
         found = self._shard.table.partition_of(group)

@@ -58,6 +58,8 @@ class PendingBatch:
     """The queue's, when it was last stamped; -1 before."""
     sequence: int = -1
     unanswered: bool = False
+    sent: Callable[[], None] | None = None
+    """For someone who does not wait for the outcome: called when it has left."""
 
 
 @dataclass(slots=True)

@@ -12,6 +12,7 @@ stored, refused or unknown.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
@@ -36,7 +37,7 @@ from aegis_cluster.limits import (
 )
 from aegis_cluster.wire.batch import BatchBuilder
 from aegis_cluster.wire.codes import error_from_reply
-from aegis_cluster.wire.protocol import Api, Reply, take_int, take_list
+from aegis_cluster.wire.protocol import Acks, Api, Reply, take_int, take_list
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,6 +64,10 @@ Row = tuple[int, bytes | None, bytes | None, list[tuple[str, bytes | None]]]
 """Time in milliseconds, key, value, headers."""
 
 
+NO_OFFSET: Final = -1
+"""Of a batch whose answer nobody waits for."""
+
+
 @dataclass(frozen=True, slots=True)
 class ProducerOptions:
     batch_bytes: int = BATCH_BYTES_DEFAULT
@@ -71,6 +76,8 @@ class ProducerOptions:
     compression: str | None = None
     idempotent: bool = True
     """False: no producer id, so a leader cannot tell a retry, and may store it twice."""
+    acks: Acks = Acks.QUORUM
+    """Anything less goes without a producer id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +185,11 @@ class Producer:
         """Of all records that were added and have no outcome yet."""
         return self._buffered
 
+    async def emptied(self) -> None:
+        """Wait until every record has an outcome, also those that nobody waits for."""
+        while self._buffered:
+            await self._wait_for_room(float("inf"))
+
     def close_batches(self) -> None:
         """Let no open batch wait for more records."""
         for lane in self._lanes.values():
@@ -248,7 +260,10 @@ class Producer:
                 future.set_result(stored)
 
         count = opened.builder.count
-        lane.queue.add(PendingBatch(opened.builder, opened.deadline, done, count=count, size=room))
+        batch = PendingBatch(opened.builder, opened.deadline, done, count=count, size=room)
+        if self._options.acks is Acks.NONE:
+            batch.sent = lambda: _sent(future, lane.partition, count)
+        lane.queue.add(batch)
 
     async def _wait_for_room(self, deadline: float) -> None:
         waiter: asyncio.Future[None] = self._loop.create_future()
@@ -374,11 +389,15 @@ class Producer:
         parts = [batch.data for _, batch in batches]
         deadline = max(batch.deadline for _, batch in batches)
         try:
-            future = link.send(Api.PRODUCE, [items], parts, deadline=deadline)
+            fields = [items] if self._options.acks is Acks.QUORUM else [items, self._options.acks]
+            future = link.send(Api.PRODUCE, fields, parts, deadline=deadline)
         except AegisError as error:
             self._failed(batches, error, unanswered=False)
             return
         self._in_flight[address.endpoint] += 1
+        for _, batch in batches:
+            if batch.sent is not None:
+                batch.sent()
 
         def answered(future: asyncio.Future[Reply]) -> None:
             self._in_flight[address.endpoint] -= 1
@@ -517,6 +536,12 @@ class Producer:
         task = self._loop.create_task(work)
         self._locating.add(task)
         task.add_done_callback(self._locating.discard)
+
+
+def _sent(future: asyncio.Future[Stored], partition: int, count: int) -> None:
+    """Nobody waits for the answer: leaving is enough."""
+    if not future.done():
+        future.set_result(Stored(partition, NO_OFFSET, count, time.time_ns() // 1_000_000))
 
 
 def row_bytes(row: Row) -> int:

@@ -64,6 +64,17 @@ class Api(IntEnum):
     LEASE = 41
 
 
+class Acks(IntEnum):
+    """When a batch is acknowledged; numbers keep their meaning for ever."""
+
+    NONE = 0
+    """Once it has its place in the leader's memory: the client does not wait for the answer."""
+    LEADER = 1
+    """Once it is synced to the leader's own disk; another leader may still not have it."""
+    QUORUM = 2
+    """Once it is synced on a majority: it is committed."""
+
+
 API_VERSIONS: Final[dict[int, tuple[int, int]]] = {api.value: (1, 1) for api in Api}
 """Lowest and highest version of every api that this process speaks."""
 API_VERSION: Final = 1

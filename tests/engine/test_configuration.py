@@ -73,10 +73,19 @@ def test_a_mistake_in_the_file_is_told_at_once(directory: Path) -> None:
     (directory / "aegis.toml").write_text("[streaming]\nretention = '1d'\n")
     with pytest.raises(ConfigError, match="is not a setting"):
         StreamingEngine.open("data")
+    (directory / "aegis.toml").write_text("[streaming.producer]\nacks = 'all'\n")
+    with pytest.raises(ConfigError, match="acks"):
+        StreamingEngine.connect("tcp://127.0.0.1:1")
+
+
+def test_fewer_acks_are_not_idempotent(directory: Path) -> None:
     (directory / "aegis.toml").write_text("[streaming.producer]\nacks = 'leader'\n")
-    engine = StreamingEngine.connect("tcp://127.0.0.1:1")
-    with pytest.raises(ConfigError, match="only 'quorum' is there yet"):
-        engine.producer()
+    settings = StreamingEngine.connect("tcp://127.0.0.1:1").settings
+    assert not ProducerConfig().options(settings).idempotent
+    assert ProducerConfig(acks="quorum").options(settings).idempotent
+    for config in (ProducerConfig(idempotent=True), ProducerConfig(acks="none", idempotent=True)):
+        with pytest.raises(ConfigError, match="idempotent = True with acks"):
+            config.options(settings)
 
 
 @pytest.mark.parametrize("bootstrap", ["", "127.0.0.1:7101", "udp://127.0.0.1:1", " , "])

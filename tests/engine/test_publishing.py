@@ -228,8 +228,9 @@ def test_without_idempotence_messages_are_stored_too(engine_run: Run, topic: str
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        (ProducerConfig(acks="leader"), "only 'quorum' is there yet"),
-        (ProducerConfig(acks="none"), "only 'quorum' is there yet"),
+        (ProducerConfig(acks="all"), "allowed: 'quorum', 'leader', 'none'"),
+        (ProducerConfig(acks="leader", idempotent=True), "idempotent = True with acks"),
+        (ProducerConfig(acks="none", idempotent=True), "idempotent = True with acks"),
         (ProducerConfig(transactional_id="t"), "transactions are not there yet"),
         (ProducerConfig(linger="5"), "linger"),
         (ProducerConfig(batch_size="9GB"), "batch_size"),
@@ -302,5 +303,28 @@ def test_a_producer_id_without_another_epoch_makes_way(engine_run: Run, topic: s
             queue._new_epoch()
         assert queue.producer_id != first_id
         assert await read(engine, topic, 6) == [str(number) for number in range(6)]
+
+    engine_run(work)
+
+
+@pytest.mark.parametrize("acks", ["leader", "none"])
+def test_fewer_acks(engine_run: Run, topic: str, acks: str) -> None:
+    async def work(engine: StreamingEngine) -> None:
+        await engine.create_topic(topic, TopicConfig(partitions=2))
+        async with engine.producer(ProducerConfig(acks=acks)) as producer:
+            pending = [
+                await producer.send(topic, Message(key=str(n), payload=n)) for n in range(100)
+            ]
+            receipts = [await one for one in pending]
+            await producer.flush()
+            assert producer.buffered_bytes == 0
+        if acks == "none":
+            assert {receipt.offset for receipt in receipts} == {-1}
+        else:
+            assert len({(receipt.partition, receipt.offset) for receipt in receipts}) == 100
+        assert sorted(await read(engine, topic, 100)) == list(range(100))
+        with pytest.raises(TopicNotFound):
+            async with engine.producer(ProducerConfig(acks=acks)) as producer:
+                await producer.send(f"{topic}-none", Message(payload=1))
 
     engine_run(work)
