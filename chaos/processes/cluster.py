@@ -24,9 +24,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import psutil
 
-from aegis_cluster.client.admin import cluster_status
+from aegis_cluster.client.admin import cluster_status, shard_status
 from aegis_cluster.config import PORTS_PER_SHARD, port_span
 from aegis_cluster.errors import AegisError
+from aegis_cluster.ids import ShardId
 from aegis_cluster.node.identity import PLAN_NAME, format_nodes
 from aegis_cluster.node.node_files import (
     NODES_DIRECTORY,
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
 ROOT: Final = Path(__file__).parents[2]
 END_MS: Final = 10_000
 POLL_S: Final = 0.1
+STATUS_S: Final = 3.0
+"""In which a node says how it is."""
 
 
 def environment(settings: Path) -> dict[str, str]:
@@ -190,7 +193,7 @@ class ProcessCluster:
 
     # ---- what it says of itself
 
-    def status(self, timeout: float = 3.0) -> dict[str, Any] | None:
+    def status(self, timeout: float = STATUS_S) -> dict[str, Any] | None:
         """As `aegis cluster status --json`, asked directly; None when nobody answers."""
         try:
             return asyncio.run(cluster_status(self.bootstrap, timeout))
@@ -220,7 +223,26 @@ class ProcessCluster:
                 found += [f"{node['name']}: {one['why']}" for one in shard.get("damaged", ())]
         for one in _topics(view, topic):
             found += _partition_troubles(one)
-        return found
+        return found or asyncio.run(self._strangers())
+
+    async def _strangers(self) -> list[str]:
+        """Groups whose voters are not exactly the present members: one whose disk was wiped is a
+        new member, and until it has taken the old one's place there is a vote less to lose."""
+        try:
+            shards = [
+                await shard_status(node.config.control_endpoint(ShardId(shard)), STATUS_S)
+                for node in self.nodes.values()
+                for shard in range(node.config.shards)
+            ]
+        except AegisError as error:
+            return [str(error)]
+        members = {shard["identity"]["incarnation"] for shard in shards}
+        return [
+            f"{replica['topic']}/{replica['partition']} has other voters than the present nodes"
+            for shard in shards
+            for replica in shard["replicas"]
+            if replica["role"] == "leader" and set(replica["incarnations"]) != members
+        ]
 
     def wait_whole(self, topic: str | None = None, *, seconds: float) -> list[str]:
         """Return as soon as nothing is wrong; at the deadline, what still is."""
