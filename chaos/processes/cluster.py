@@ -244,15 +244,26 @@ class ProcessCluster:
             if replica["role"] == "leader" and set(replica["incarnations"]) != members
         ]
 
-    def wait_whole(self, topic: str | None = None, *, seconds: float) -> list[str]:
-        """Return as soon as nothing is wrong; at the deadline, what still is."""
-        return wait_for(lambda: self.troubles(topic), seconds)
+    def wait_whole(
+        self, topic: str | None = None, *, seconds: float, tell: Callable[[str], None] | None = None
+    ) -> list[str]:
+        """Return as soon as nothing is wrong; at the deadline, what still is.
+
+        tell: gets the first trouble, whenever it is another one.
+        """
+        return wait_for(lambda: self.troubles(topic), seconds, tell)
 
 
-def wait_for(troubles: Callable[[], list[str]], seconds: float) -> list[str]:
+def wait_for(
+    troubles: Callable[[], list[str]], seconds: float, tell: Callable[[str], None] | None = None
+) -> list[str]:
     """Ask until there are none, or until the deadline; returns the last answer."""
     deadline = time.monotonic() + seconds
+    told = ""
     while (found := troubles()) and time.monotonic() < deadline:
+        if tell is not None and found[0] != told:
+            told = found[0]
+            tell(f"not whole: {told}")
         time.sleep(POLL_S)
     return found
 

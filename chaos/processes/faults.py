@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import random
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -159,8 +160,11 @@ class Adversary:
         return self._require_whole
 
     def _require_whole(self) -> None:
-        troubles = self.cluster.wait_whole(TOPIC, seconds=WHOLE_AFTER_S)
-        if troubles:
+        begun = time.monotonic()
+        troubles = self.cluster.wait_whole(TOPIC, seconds=WHOLE_AFTER_S, tell=self.tell)
+        if not troubles:
+            self.tell(f"whole again after {time.monotonic() - begun:.1f} s more")
+        else:
             self.complain(f"{WHOLE_AFTER_S:.0f} s after a disk was damaged: {'; '.join(troubles)}")
 
     def _spoil(self, kind: str, data: Path, rng: random.Random) -> None:

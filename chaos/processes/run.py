@@ -184,7 +184,7 @@ class _Stage:
             client.resume()
             client.start()
         self._tell("healed")
-        troubles = self._cluster.wait_whole(TOPIC, seconds=HEAL_S)
+        troubles = self._cluster.wait_whole(TOPIC, seconds=HEAL_S, tell=self._tell)
         if troubles:
             self._not_healed(f"{HEAL_S:.0f} s after healing: {'; '.join(troubles)}")
         return not troubles
