@@ -168,6 +168,8 @@ class StreamingEngine:
 
     @property
     def cluster(self) -> ClusterClient:
+        """The client below, for the classes that an engine makes. Raises `Misuse` when the engine
+        is not open."""
         if self._cluster is None:
             raise Misuse(
                 "The engine is not open; use 'async with StreamingEngine.open(…)' or"
@@ -190,8 +192,8 @@ class StreamingEngine:
         exist_ok: bool = False,
         timeout: float | None = None,
     ) -> None:
-        """Create a topic. Raises `TopicExists` (unless `exist_ok`), `InvalidTopic`,
-        `NotEnoughReplicas`, `ConfigError`."""
+        """Create a topic. Raises `TopicExists` (unless `exist_ok`, which takes one as it is),
+        `InvalidTopic`, `NotEnoughReplicas`, `ConfigError`, `RequestTimeout`, `OutcomeUnknown`."""
         config = config or TopicConfig()
         try:
             await self.cluster.create_topic(
@@ -235,16 +237,17 @@ class StreamingEngine:
         )
 
     async def delete_topic(self, name: str, *, timeout: float | None = None) -> None:
-        """Delete a topic and all its messages. Raises `TopicNotFound`."""
+        """Delete a topic and all its messages. Raises `TopicNotFound`, `RequestTimeout`,
+        `OutcomeUnknown`."""
         await self.cluster.delete_topic(name, self._deadline(timeout))
 
     async def list_topics(self, *, timeout: float | None = None) -> list[str]:
-        """Names of all topics, in order."""
+        """Names of all topics, in order. Raises `Unavailable` when no node answers in time."""
         await self.cluster.refresh(None, self._deadline(timeout))
         return sorted(self.cluster.metadata.topics)
 
     async def describe_topic(self, name: str, *, timeout: float | None = None) -> TopicDescription:
-        """Raise `TopicNotFound`."""
+        """Its settings, and where its replicas are. Raises `TopicNotFound`, `Unavailable`."""
         await self.cluster.refresh([name], self._deadline(timeout))
         info = self.cluster.metadata.topic(name)
         nodes = self.cluster.metadata.nodes
@@ -262,7 +265,10 @@ class StreamingEngine:
     async def offsets(
         self, topic: str, *, timeout: float | None = None
     ) -> dict[int, PartitionOffsets]:
-        """Per partition: log start, high watermark, last stable offset, as of now (read index)."""
+        """Per partition: log start, high watermark, last stable offset, as of now (read index).
+
+        Raises `TopicNotFound`; `RequestTimeout` when a partition has no leader that answers.
+        """
         found = await list_offsets(self.cluster, topic, self._deadline(timeout))
         return {
             partition: PartitionOffsets(
@@ -272,7 +278,8 @@ class StreamingEngine:
         }
 
     async def stats(self, *, timeout: float | None = None) -> EngineStats:
-        """Numbers of the cluster, as of now, and of this engine. Raises `RequestTimeout`."""
+        """Numbers of the cluster, as of now, and of this engine. Raises `RequestTimeout`,
+        `Unavailable`."""
         deadline = self._deadline(timeout)
         await self.cluster.refresh(None, deadline)
         metadata = self.cluster.metadata

@@ -255,7 +255,10 @@ class Producer:
     # ---- for the engine
 
     async def publish(self, topic: str, message: Message, deadline: float) -> Receipt:
-        """Send and wait for the receipt."""
+        """Send and wait for the receipt. Raises what `engine.publish` does: `TopicNotFound`, ….
+
+        deadline: absolute, in the event loop's time.
+        """
         lanes = await self._ready(deadline)
         info = await self._cluster.topic(topic, deadline)
         row = to_row(message, now_ms())

@@ -24,6 +24,7 @@ FAILED: Final = 1
 WRONG_USAGE: Final = 2
 INTERRUPTED: Final = 130
 DEBUG_VARIABLE: Final = "AEGIS_DEBUG"
+PROGRAM: Final = "aegis"
 
 
 class CommandFailed(click.ClickException):
@@ -75,10 +76,11 @@ class LazyGroup(click.Group):
         "consume": "aegis_cluster.cli.consume:consume",
         "bench": "aegis_cluster.cli.bench:bench",
         "log": "aegis_cluster.cli.log_commands:log",
+        "completion": "aegis_cluster.cli.completion:completion",
     },
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-@click.version_option(package_name="aegis-cluster", prog_name="aegis")
+@click.version_option(package_name="aegis-cluster", prog_name=PROGRAM)
 def app() -> None:
     """Aegis Cluster: topics, replicated by Raft, that survive kill -9.
 
@@ -95,7 +97,7 @@ def app() -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run one command; return its exit code."""
     try:
-        result = app.main(args=list(arguments), prog_name="aegis", standalone_mode=False)
+        result = app.main(args=list(arguments), prog_name=PROGRAM, standalone_mode=False)
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
     except OutputClosed:

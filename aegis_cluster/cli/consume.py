@@ -89,6 +89,7 @@ class Wish:
     show_default=True,
     help="earliest, latest, an offset, or a time (UTC unless it says otherwise).",
 )
+@click.option("--group", metavar="GROUP", help="A consumer group; not there yet.")
 @click.option("--count", type=click.IntRange(min=1), help="End after so many messages.")
 @click.option("--to-end", is_flag=True, help="End when what is there at the start has been read.")
 @click.option(
@@ -104,6 +105,7 @@ class Wish:
 def consume(
     topic: str,
     start: str,
+    group: str | None,
     count: int | None,
     to_end: bool,
     kind: str,
@@ -117,6 +119,11 @@ def consume(
       aegis consume flights --from earliest --to-end --format json
       aegis consume orders --from 2026-01-31T12:00:00Z --count 10
     """
+    if group is not None:
+        raise click.UsageError(
+            f"--group {group}: consumer groups are not there yet; leave it out, and say by --from"
+            " where to start."
+        )
     render = as_json if kind == "json" else as_text
     place, wish = start_of(start), Wish(count, to_end)
     engine = connect(bootstrap, timeout_ms / 1000)

@@ -197,6 +197,7 @@ async def _publish(
     from aegis_cluster import Message
 
     async with engine:
+        await engine.describe_topic(topic)  # also with nothing to publish, it has to be there
         async for chunk in RowFeed(rows).chunks():
             messages = [Message(key=keys.of(row), payload=row.value) for row in chunk]
             tally.sending(chunk)

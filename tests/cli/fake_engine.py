@@ -43,6 +43,9 @@ class FakeEngine:
         self.topics.setdefault(name, [[], []])
         self.configs[name] = config
 
+    async def describe_topic(self, name: str) -> None:
+        self._topic(name)
+
     async def alter_topic(self, name: str, config: TopicConfig) -> None:
         self._topic(name)
         config.changed_settings()

@@ -117,6 +117,8 @@ class TestEnds:
             ["publish", "x", "--format", "lines", "--key", "k"],
             ["consume", "x", "--from", "yesterday"],
             ["consume", "x", "--timeout", "30"],
+            ["consume", "x", "--group", "g"],
+            ["completion", "tcsh"],
             ["cluster", "up", "--nodes", "0"],
             ["node", "run"],
         ],
@@ -246,6 +248,20 @@ class TestPublish:
             (None, {"tail": "", "dep": "542"}),
             ("N2", {"tail": "N2", "dep": ""}),
         ]
+
+    def test_nothing_for_a_topic_that_is_not_there_is_a_failure(
+        self, engine: FakeEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / "empty.txt").write_text("")
+        assert run(["publish", "nowhere", "--file", "empty.txt"]) == 1
+        assert "there is no topic nowhere" in capsys.readouterr().err
+
+    def test_nothing_for_a_topic_that_is_there(
+        self, flights: FakeEngine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / "empty.csv").write_text("")
+        assert run(["publish", "flights", "--file", "empty.csv"]) == 0
+        assert "published 0 records to flights" in capsys.readouterr().out
 
     def test_json_lines_and_plain_lines(self, flights: FakeEngine, tmp_path: Path) -> None:
         (tmp_path / "a.jsonl").write_text('{"id": 1}\n[2]\n')
