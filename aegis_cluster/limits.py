@@ -91,6 +91,8 @@ JOURNAL_BYTES: Final = 64 * MIB
 INDEX_INTERVAL_BYTES: Final = 64 * KIB
 CHECKPOINT_INTERVAL_MS: Final = 1_000
 RESERVE_BYTES: Final = 16 * MIB
+SNAPSHOT_CAPTURES_MAX: Final = 16
+"""States of one shard that others are fetching, each as it was when they began."""
 
 # A node and its supervisor
 SHARDS_PER_NODE_MAX: Final = 32

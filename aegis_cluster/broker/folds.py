@@ -1,7 +1,9 @@
 """The state that a partition folds over its committed frames, whatever its kind.
 
 A fold is applied on every replica in index order; the leader alone may look ahead of what is
-committed (see `producer_stm`). Everything it keeps can be written to a snapshot and read back.
+committed (see `producer_stm`). Everything it keeps can be written to a snapshot and read back, in
+*slices*: pieces of bounded size, all of one moment, made and taken in one after the other, so that
+a shard's loop is never held up by the size of a state.
 """
 
 from __future__ import annotations
@@ -9,15 +11,29 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from aegis_cluster.broker.producer_stm import ProducerTable
-from aegis_cluster.errors import CorruptLog
+from aegis_cluster.errors import CorruptLog, PeerViolation
 from aegis_cluster.ids import RecordOffset
+from aegis_cluster.storage.checked_file import pack_body, unpack_body
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from aegis_cluster.broker.metadata_stm import MetadataFold
     from aegis_cluster.wire.batch import BatchHeader
     from aegis_cluster.wire.frame import FrameHeader
 
-SNAPSHOT_VERSION: Final = 1
+SNAPSHOT_VERSION: Final = 2
+"""1 held the whole state in one body."""
+PRODUCERS: Final = "producers"
+FOLD: Final = "fold"
+
+
+class FoldLoader(Protocol):
+    """Takes in the slices of one fold; nothing is changed before `finish`."""
+
+    def add(self, piece: list[Any]) -> None: ...
+
+    def finish(self) -> None: ...
 
 
 class Fold(Protocol):
@@ -27,7 +43,10 @@ class Fold(Protocol):
 
     def leadership_lost(self) -> None: ...
 
-    def to_body(self) -> Any: ...
+    def slices(self) -> Iterator[list[Any]]:
+        """The state as it is at the call, whatever is applied while it is read."""
+
+    def loader(self) -> FoldLoader: ...
 
     def load_body(self, body: Any) -> None: ...
 
@@ -56,17 +75,67 @@ class PartitionState:
         if self.fold is not None:
             self.fold.leadership_lost()
 
-    def to_body(self) -> list[Any]:
-        fold = None if self.fold is None else self.fold.to_body()
-        return [SNAPSHOT_VERSION, self.producers.to_body(), fold]
+    def slices(self) -> Iterator[bytes]:
+        """The state as it is at the call; each piece is encoded when it is asked for."""
+        producers = self.producers.slices()
+        fold = self.fold.slices() if self.fold is not None else iter(())
+        return _encoded(producers, fold)
+
+    def to_body(self) -> list[bytes]:
+        """All of it at once, for a comparison."""
+        return list(self.slices())
+
+    def loader(self) -> StateLoader:
+        """Takes in the slices of a state that is to take this one's place."""
+        return StateLoader(self)
 
     def load_body(self, body: list[Any]) -> None:
+        """What snapshots without slices hold (version 1)."""
         version, producers, fold = body
-        if version > SNAPSHOT_VERSION:
-            raise CorruptLog(
-                f"A snapshot has version {version}; this program reads up to {SNAPSHOT_VERSION}."
-                " Run a newer aegis-cluster."
-            )
+        _check_version(version, at_most=1)
         self.producers.load_body(producers)
         if self.fold is not None:
             self.fold.load_body(fold)
+
+
+def _encoded(producers: Iterator[list[Any]], fold: Iterator[list[Any]]) -> Iterator[bytes]:
+    for kind, pieces in ((PRODUCERS, producers), (FOLD, fold)):
+        for piece in pieces:
+            yield pack_body([SNAPSHOT_VERSION, kind, piece])
+
+
+class StateLoader:
+    """See `PartitionState.loader`."""
+
+    def __init__(self, state: PartitionState) -> None:
+        self._state = state
+        self._producers = ProducerTable()
+        self._fold = state.fold.loader() if state.fold is not None else None
+
+    def add(self, data: bytes) -> None:
+        """One slice, in its turn. Raises `CorruptLog`."""
+        try:
+            version, kind, piece = unpack_body(data)
+            _check_version(version, at_most=SNAPSHOT_VERSION)
+            if kind == PRODUCERS:
+                self._producers.add(piece)
+            elif kind == FOLD and self._fold is not None:
+                self._fold.add(piece)
+            else:
+                raise ValueError(f"{kind!r} is nothing that is kept here")
+        except (TypeError, ValueError, KeyError, PeerViolation) as error:
+            raise CorruptLog(f"A slice of a snapshot is malformed: {error}.") from error
+
+    def finish(self) -> None:
+        """All slices are in: from now on the state is this one."""
+        self._state.producers.take_over(self._producers)
+        if self._fold is not None:
+            self._fold.finish()
+
+
+def _check_version(version: int, *, at_most: int) -> None:
+    if version > at_most:
+        raise CorruptLog(
+            f"A snapshot has version {version}; this program reads up to {at_most}."
+            " Run a newer aegis-cluster."
+        )

@@ -10,11 +10,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from aegis_cluster.cluster.metadata import Command, decode_command
-from aegis_cluster.cluster.metadata_table import MetadataTable
+from aegis_cluster.cluster.metadata_table import MetadataTable, TableLoader
 from aegis_cluster.errors import CorruptRecord, invariant
 from aegis_cluster.wire.batch import decode_batch
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from aegis_cluster.ids import LogIndex
     from aegis_cluster.wire.batch import BatchHeader
     from aegis_cluster.wire.frame import FrameHeader
@@ -31,7 +33,7 @@ class MetadataFold:
     def ahead(self) -> MetadataTable:
         """The table as it will be once everything under way has committed."""
         if self._ahead is None:
-            self._ahead = MetadataTable.from_body(self.table.to_body())
+            self._ahead = self.table.copy()
         return self._ahead
 
     def appended(self, index: LogIndex, command: Command) -> None:
@@ -46,12 +48,30 @@ class MetadataFold:
     def leadership_lost(self) -> None:
         self._ahead = None
 
-    def to_body(self) -> list[Any]:
-        return self.table.to_body()
+    def slices(self) -> Iterator[list[Any]]:
+        return self.table.slices()
+
+    def loader(self) -> MetadataLoader:
+        return MetadataLoader(self)
 
     def load_body(self, body: list[Any]) -> None:
-        self.table = MetadataTable.from_body(body)
+        """What snapshots without slices hold (version 1)."""
+        self.replace(MetadataTable.from_body(body))
+
+    def replace(self, table: MetadataTable) -> None:
+        self.table = table
         self._ahead = None
+
+
+class MetadataLoader(TableLoader):
+    """A table that takes the place of a fold's once it is complete."""
+
+    def __init__(self, fold: MetadataFold) -> None:
+        super().__init__()
+        self._fold = fold
+
+    def finish(self) -> None:
+        self._fold.replace(self.table)
 
 
 def apply_commands(table: MetadataTable, index: LogIndex, payload: memoryview) -> None:

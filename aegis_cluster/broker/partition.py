@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeVar
 
-from aegis_cluster.broker.snapshots import Body, Package, decode_package, encode_package
+from aegis_cluster.broker.snapshots import Body, Package
 from aegis_cluster.errors import (
     AegisError,
     Corruption,
@@ -38,6 +38,7 @@ from aegis_cluster.raft import AppendRequest, Entry, InstallSnapshot, Role, Time
 from aegis_cluster.raft.codec import membership_from_fields, membership_to_fields
 from aegis_cluster.raft.progress import Following
 from aegis_cluster.storage.checked_file import pack_body
+from aegis_cluster.storage.snapshot import decode_slice
 from aegis_cluster.storage.types import HardState, ReadResult
 from aegis_cluster.wire.batch import BatchHeader, batch_header
 from aegis_cluster.wire.frame import (
@@ -53,12 +54,14 @@ from aegis_cluster.wire.frame import (
 from aegis_cluster.wire.protocol import decode_fields, encode_fields
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
 
     from aegis_cluster.broker.folds import PartitionState
+    from aegis_cluster.broker.snapshot_transfer import Copied
     from aegis_cluster.raft import Effects, Envelope, Membership, Replica, SnapshotInstall
     from aegis_cluster.raft import Message as RaftMessage
     from aegis_cluster.storage.log import PartitionLog
+    from aegis_cluster.storage.rounds import SnapshotTicket
     from aegis_cluster.storage.store import ShardStore
     from aegis_cluster.wire.frame import FrameHeader
 
@@ -66,7 +69,7 @@ SNAPSHOT_FRAMES: Final = 100_000
 SNAPSHOT_BYTES: Final = 64 * MIB
 APPLY_READ_BYTES: Final = 1 * MIB
 SNAPSHOT_TICKS: Final = 100
-"""A snapshot that brought its receiver no further for so long is sent again."""
+"""A snapshot that brought its receiver no further for so long is offered again."""
 
 log_ = logging.getLogger(__name__)
 
@@ -90,6 +93,12 @@ class Rounds(Protocol):
 
     def due(self, partition: Partition) -> None:
         """Have `step` called in this turn."""
+
+    def want_snapshot(self, partition: Partition) -> None:
+        """Have a snapshot made, in its own time; `snapshot_saved` follows."""
+
+    def offered(self, partition: Partition, leader: Member, offer: InstallSnapshot) -> None:
+        """Fetch the snapshot that the leader offers; `install_copied` follows."""
 
 
 class ReadLater(Protocol):
@@ -176,11 +185,13 @@ class Partition:
         self._next_offset = log.end_offset
         self._time_ms = 0
         self._led_term: Term | None = None
+        self.snapshot_offset = RecordOffset(0)
+        """Next offset after what the durable snapshot covers."""
         self._snapshot_index = LogIndex(0)
         self._bytes_since_snapshot = 0
         self._folded = LogIndex(0)
         """The state is that after this index; only after an install above `applied`."""
-        self._package: Package | None = None
+        self._copied: tuple[Copied, SnapshotTicket] | None = None
         self._ticks = 0
         self._snapshots_sent: dict[Member, int] = {}
 
@@ -247,14 +258,20 @@ class Partition:
 
     # ---- inputs
 
-    def load_snapshot(self, index: LogIndex, body: Body) -> None:
-        """Start from a folded state instead of from the log's first frame."""
-        self.high_watermark = self.log.end_offset_at(index)
-        self._load_state(index, body)
+    def load_snapshot(self, index: LogIndex, body: Body, slices: Sequence[bytes]) -> None:
+        """Start from a folded state instead of from the log's first frame. Raises `Corruption`."""
+        self.high_watermark = self.snapshot_offset = self.log.end_offset_at(index)
+        if body.old_state is not None:
+            self.state.load_body(body.old_state)
+        else:
+            loader = self.state.loader()
+            for number, block in enumerate(slices):
+                loader.add(decode_slice(block, self.group, number))
+            loader.finish()
+        self._state_loaded(index, body)
         self.replica.applied(index)
 
-    def _load_state(self, index: LogIndex, body: Body) -> None:
-        self.state.load_body(body.state)
+    def _state_loaded(self, index: LogIndex, body: Body) -> None:
         self.applied = self._snapshot_index = index
         self._folded = body.folded
         self._time_ms = max(self._time_ms, body.time_ms)
@@ -280,15 +297,30 @@ class Partition:
             if self._lacks_room_for(message):
                 self._received.clear()
                 return
-        elif isinstance(message, InstallSnapshot):
-            if frames is None:
-                raise PeerViolation(f"A leader sent a snapshot of {self.name} without its state.")
-            self._package = decode_package(frames)
+        elif isinstance(message, InstallSnapshot) and self._is_news(message):
+            self._rounds.offered(self, sender, message)
+            return
         if isinstance(message, TimeoutNow) and self._store.disk_full and not self.is_internal:
             return
         self.replica.receive(sender, message)
         self.step()
         self._received.clear()
+
+    def _is_news(self, offer: InstallSnapshot) -> bool:
+        """A snapshot worth fetching; the core itself answers any other offer."""
+        return offer.term >= self.replica.term and offer.index > self.replica.commit_index
+
+    def install_copied(
+        self, leader: Member, term: Term, copied: Copied, ticket: SnapshotTicket
+    ) -> None:
+        """The snapshot that a leader of that term offered is here, and written aside."""
+        package = copied.package
+        self._copied = (copied, ticket)
+        self.replica.receive(
+            leader, InstallSnapshot(term, package.index, package.term, package.membership)
+        )
+        self.step()
+        self._copied = None
 
     def _lacks_room_for(self, request: AppendRequest) -> bool:
         """Users' batches are let go by while the disk is full; their leader sends them again."""
@@ -375,8 +407,8 @@ class Partition:
 
     def drop_before(self, index: LogIndex) -> None:
         """Drop whole segments below `index`, as far as the state on disk covers them."""
-        if self._snapshot_index < index - 1 and self.applied <= self.replica.durable_index:
-            self._save_snapshot()
+        if self._snapshot_index < index - 1:
+            self._rounds.want_snapshot(self)
         upto = min(index, self._snapshot_index + 1, self.replica.commit_hint)
         first = self._store.drop_before(self.group, LogIndex(upto))
         if first > self.replica.log.first_index:
@@ -430,7 +462,7 @@ class Partition:
         else:
             self._finish(effects)
         for need in effects.snapshots:
-            self._send_snapshot(need.to)
+            self._offer_snapshot(need.to)
         self._advance(effects)
 
     def _finish(self, effects: Effects) -> None:
@@ -479,30 +511,51 @@ class Partition:
 
     # ---- snapshots for and from others
 
-    def package(self) -> Package:
-        """The start of this log and the state as it is now, for a replica without either."""
+    def capture(self) -> tuple[Package, Iterator[bytes]]:
+        """The start of this log, and the state as it is now, whatever is applied meanwhile."""
         begin = self.log.begin
-        return Package(
+        package = Package(
             begin.index,
             begin.term,
             begin.chain,
             begin.offset,
             LogIndex(max(self.applied, self._folded)),
             self._time_ms,
+            self.high_watermark,
             # Of now, not of the start: it is committed, while what a joiner began with is a guess.
             self.replica.membership_at(LogIndex(max(self.applied, begin.index))),
-            self.state.to_body(),
+        )
+        return package, self.state.slices()
+
+    @property
+    def may_snapshot(self) -> bool:
+        """Whether the state as it is may be written down: it never runs ahead of the log that is
+        on our own disk.
+        """
+        return (
+            0 < self.applied <= min(self.replica.durable_index, self.log.durable_index)
+            and self.applied >= self.log.begin.index
+            and not self.replica.damaged
+            and not self.log.resetting
         )
 
-    def _send_snapshot(self, to: Member) -> None:
-        """The member lacks frames that are dropped here (Raft §7); the rest follows as appends."""
-        log_.info("Sending the snapshot of %s to node %s.", self.name, to.node)
-        package = self.package()
-        message = InstallSnapshot(
-            self.replica.term, package.index, package.term, package.membership
-        )
+    def snapshot_saved(self, index: LogIndex) -> None:
+        """A snapshot of the state after `index` is durable."""
+        if index > self._snapshot_index:
+            self.snapshot_offset = max(self.snapshot_offset, self.log.end_offset_at(index))
+            self._snapshot_index = index
+            self._bytes_since_snapshot = 0
+
+    def _offer_snapshot(self, to: Member) -> None:
+        """The member lacks frames that are dropped here (Raft §7): it may fetch a snapshot; the
+        rest follows as appends.
+        """
+        log_.info("Offering the snapshot of %s to node %s.", self.name, to.node)
+        begin = self.log.begin
+        membership = self.replica.membership_at(LogIndex(max(self.applied, begin.index)))
+        message = InstallSnapshot(self.replica.term, begin.index, begin.term, membership)
         self._snapshots_sent[to] = self._ticks
-        self._send(self, to, message, encode_package(package))
+        self._send(self, to, message, None)
 
     def _look_after_snapshots(self) -> None:
         """Nobody says that a snapshot was lost; that nothing came of it for long says it."""
@@ -516,22 +569,17 @@ class Partition:
 
     def _install(self, install: SnapshotInstall) -> None:
         """Begin anew with a received snapshot; it is durable when storage returns."""
-        package, self._package = self._package, None
-        fits = package is not None and package.index == install.index
+        found, self._copied = self._copied, None
+        fits = found is not None and found[0].package.index == install.index
         invariant(fits, "a snapshot is installed with its state", at=install.index)
-        if package is None:
+        if found is None:
             return
-        body = package.body(rebuilding=False)
-        self._store.install(
-            self.group,
-            index=package.index,
-            term=package.term,
-            chain=package.chain,
-            next_offset=package.next_offset,
-            body=body.to_values(),
-        )
-        self._load_state(package.index, body)
-        self.high_watermark = package.next_offset
+        copied, ticket = found
+        package = copied.package
+        self._store.install(ticket)
+        copied.loader.finish()
+        self._state_loaded(package.index, package.body(rebuilding=False))
+        self.high_watermark = self.snapshot_offset = package.next_offset
         self._unapplied.clear()
         self._chain = self.log.last_chain
         self._chain_is_unproved = False
@@ -691,7 +739,7 @@ class Partition:
         self.replica.applied(self.applied)
         self._store.note_commit(self.group, self.replica.commit_hint)
         if self._snapshot_is_due():
-            self._save_snapshot()
+            self._rounds.want_snapshot(self)
         self.on_advance(self)
 
     def _next_unapplied(self, commit_index: LogIndex) -> tuple[LogIndex, bytes]:
@@ -720,22 +768,8 @@ class Partition:
         self.high_watermark = RecordOffset(batch.base_offset + batch.last_offset_delta + 1)
 
     def _snapshot_is_due(self) -> bool:
-        if self.applied > self.replica.durable_index:
-            return False  # a snapshot never runs ahead of the log that is on our own disk
         frames = self.applied - self._snapshot_index
         return frames >= SNAPSHOT_FRAMES or self._bytes_since_snapshot >= SNAPSHOT_BYTES
-
-    def _save_snapshot(self) -> None:
-        body = Body(
-            LogIndex(max(self.applied, self._folded)),
-            self._time_ms,
-            self.replica.membership_at(self.applied),
-            rebuilding=False,
-            state=self.state.to_body(),
-        )
-        self._store.save_snapshot(self.group, self.applied, body.to_values())
-        self._snapshot_index = self.applied
-        self._bytes_since_snapshot = 0
 
 
 def _ignore(_: Partition) -> None:

@@ -37,6 +37,7 @@ from aegis_cluster.wire.protocol import (
     check_version,
     decode_request,
     encode_reply,
+    take_bool,
     take_int,
     take_list,
     take_part,
@@ -114,6 +115,9 @@ class PeerApi:
             case Api.COPY_LOG:
                 self._shard.clients.check_room(peer.client)
                 self._copy_log(origin, request)
+            case Api.COPY_SNAPSHOT:
+                self._shard.clients.check_room(peer.client)
+                self._copy_snapshot(origin, request)
             case _:
                 raise PeerViolation(f"Api {api.name} is not for the peers listener.")
 
@@ -207,20 +211,30 @@ class PeerApi:
     # ---- rebuilding a damaged replica
 
     def _copy_log(self, origin: bytes, request: Request) -> None:
-        """[group, 0] -> start and state; [group, first index] -> committed frames."""
+        """[group, first index] -> committed frames."""
         group = GroupId(take_int(request.fields, 0, "group"))
-        first = LogIndex(take_int(request.fields, 1, "first"))
+        first = LogIndex(take_int(request.fields, 1, "first", low=1))
         partition = self._shard.manager.partitions.get(group)
         if partition is None:
             raise NotLeader("This shard has no replica of the partition.")
+        repair.answer_frames(partition, first, self._parts_answer(origin, request), self._shard)
 
+    def _copy_snapshot(self, origin: bytes, request: Request) -> None:
+        """See `snapshot_transfer`."""
+        group = GroupId(take_int(request.fields, 0, "group"))
+        capture = take_int(request.fields, 1, "capture")
+        piece = take_int(request.fields, 2, "piece")
+        confirm = take_bool(request.fields, 3, "confirm")
+        answer = self._parts_answer(origin, request)
+        self._shard.snapshot_server.ask(group, capture, piece, answer, confirm=confirm)
+
+    def _parts_answer(
+        self, origin: bytes, request: Request
+    ) -> Callable[[list[Any], list[Part]], None]:
         def answer(fields: list[Any], parts: list[Part]) -> None:
             self._reply(origin, request, fields, parts)
 
-        if first == 0:
-            repair.answer_start(partition, answer)
-        else:
-            repair.answer_frames(partition, first, answer, self._shard)
+        return answer
 
     # ---- answers
 

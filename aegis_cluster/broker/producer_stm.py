@@ -12,7 +12,7 @@ changes, and what cannot be told from a repeat is refused, never accepted in sil
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from aegis_cluster.errors import (
@@ -27,12 +27,16 @@ from aegis_cluster.ids import LogIndex, ProducerId, RecordOffset
 from aegis_cluster.limits import PRODUCER_WINDOW_BATCHES, PRODUCERS_PER_PARTITION_MAX
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from aegis_cluster.wire.batch import BatchHeader
 
 SEQUENCES: Final = 2**31
 """Sequences are int32 and wrap to 0."""
 
 NO_PRODUCER: Final = -1
+SLICE_PRODUCERS: Final = 200
+"""In one slice of a snapshot: about a millisecond's work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +58,11 @@ class ProducerState:
     batches: deque[KnownBatch] = field(
         default_factory=lambda: deque(maxlen=PRODUCER_WINDOW_BATCHES)
     )
+    captures: int = 0
+    """How many snapshots had been begun when this object was made: later ones share it."""
 
-    def copy(self) -> ProducerState:
-        return ProducerState(self.epoch, deque(self.batches, PRODUCER_WINDOW_BATCHES))
+    def copy(self, captures: int = 0) -> ProducerState:
+        return ProducerState(self.epoch, deque(self.batches, PRODUCER_WINDOW_BATCHES), captures)
 
 
 class Decision(NamedTuple):
@@ -80,6 +86,8 @@ class ProducerTable:
         self._producers_max = producers_max
         self._table: OrderedDict[ProducerId, ProducerState] = OrderedDict()
         self._overlay: dict[ProducerId, ProducerState] = {}
+        self._captures = 0
+        """Snapshots begun so far; see `slices`."""
 
     def decide(self, batch: BatchHeader) -> Decision:
         """Judge one batch of a client against all that is appended, committed or not."""
@@ -116,7 +124,10 @@ class ProducerTable:
         producer = ProducerId(batch.producer_id)
         state = self._table.get(producer)
         if state is None:
-            state = self._table[producer] = ProducerState(batch.producer_epoch)
+            state = ProducerState(batch.producer_epoch, captures=self._captures)
+            self._table[producer] = state
+        elif state.captures != self._captures:  # a snapshot may still have to write it down
+            state = self._table[producer] = state.copy(self._captures)
         invariant(batch.producer_epoch >= state.epoch, "an old epoch was committed", at=index)
         _record(state, batch, index=index, offset=offset, time_ms=time_ms)
         self._table.move_to_end(producer)
@@ -130,21 +141,49 @@ class ProducerTable:
         """Forget what is not committed: leadership is lost, or the entries were truncated."""
         self._overlay.clear()
 
+    def slices(self) -> Iterator[list[Any]]:
+        """The committed table as it is at the call, in pieces of bounded size, least recently used
+        producers first. Producers that move on meanwhile do so on copies.
+        """
+        self._captures += 1
+        return _slices(list(self._table.items()))
+
     def to_body(self) -> list[Any]:
-        """The committed table for a snapshot, least recently used first."""
-        return [
-            [producer, state.epoch, [list(astuple(known)) for known in state.batches]]
-            for producer, state in self._table.items()
-        ]
+        """All of it at once, for a comparison."""
+        return [values for piece in self.slices() for values in piece]
 
     def load_body(self, body: list[Any]) -> None:
-        """Replace the table by a snapshot's."""
+        """Replace the table by that of a snapshot."""
+        self.clear()
+        self.add(body)
+
+    def clear(self) -> None:
         self._overlay.clear()
         self._table.clear()
-        for producer, epoch, batches in body:
+
+    def add(self, piece: list[Any]) -> None:
+        """Take in a piece of a snapshot, after those before it."""
+        for producer, epoch, batches in piece:
             known = (KnownBatch(*values) for values in batches)
-            state = ProducerState(epoch, deque(known, PRODUCER_WINDOW_BATCHES))
+            state = ProducerState(epoch, deque(known, PRODUCER_WINDOW_BATCHES), self._captures)
             self._table[ProducerId(producer)] = state
+
+    def take_over(self, other: ProducerTable) -> None:
+        """Become what another table is; it is not used any more."""
+        self._overlay.clear()
+        self._table, self._captures = other._table, other._captures
+
+
+def _slices(items: list[tuple[ProducerId, ProducerState]]) -> Iterator[list[Any]]:
+    for start in range(0, len(items), SLICE_PRODUCERS):
+        yield [
+            [producer, state.epoch, [_values(known) for known in state.batches]]
+            for producer, state in items[start : start + SLICE_PRODUCERS]
+        ]
+
+
+def _values(known: KnownBatch) -> list[int]:
+    return [known.first, known.last, known.offset, known.index, known.time_ms]
 
 
 def _judge(state: ProducerState | None, batch: BatchHeader) -> Decision:

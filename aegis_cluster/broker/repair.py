@@ -2,15 +2,15 @@
 
 The idea: a replica that has lost what it had acknowledged promises nothing (the core is mute), so
 it cannot be brought up by ordinary appends, which are acknowledged. Its shard copies instead: it
-asks the leader for the start of the log and the folded state, begins anew with them, fetches every
-committed frame after that, and notes how long the leader's log was when it first asked. Once it
-holds that much durably it is opened again as a healthy replica.
+fetches the start of the log and the folded state from the leader (`snapshot_transfer`), begins anew
+with them, fetches every committed frame after that, and notes how long the leader's log was when
+the state was captured. Once it holds that much durably it is opened again as a healthy replica.
 
-    ASK ──start, state──▶ COPY ──holds the target, durably──▶ opened again
+    ASK ──start, state──▶ COPY ──holds the target, durably──▶ FINISH ──says so──▶ opened again
      ▲                      │
      └── leader lost, frames do not fit ──┘
 
-Why the target is enough: the leader answers once a majority, to which this mute replica does not
+Why the target is enough: the leader captures once a majority, to which this mute replica does not
 belong, has confirmed that it leads (read index), and it has committed a no-op of its own term. So
 its log holds everything that was ever committed on the strength of an acknowledgement from here,
 even if our own term was lost with the disk; and what this replica acknowledged in the leader's own
@@ -29,19 +29,21 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, Final
 
 from aegis_cluster.broker.links import Call
-from aegis_cluster.broker.snapshots import Package, decode_package, encode_package
 from aegis_cluster.errors import AegisError, Corruption, CorruptRecord, OffsetOutOfRange
 from aegis_cluster.ids import NO_INDEX, GroupId, LogIndex
 from aegis_cluster.limits import RAFT_APPEND_BYTES_MAX
 from aegis_cluster.storage.types import HardState
 from aegis_cluster.wire.frame import check_frame, iter_frames
-from aegis_cluster.wire.protocol import Api, Part, Reply, take_int, take_part
+from aegis_cluster.wire.protocol import Api, Part, Reply, take_part
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from aegis_cluster.broker.partition import Partition
     from aegis_cluster.broker.shard import Shard
+    from aegis_cluster.broker.snapshot_transfer import Copied
+    from aegis_cluster.broker.transport import PeerKey
+    from aegis_cluster.ids import Member
     from aegis_cluster.storage.types import ReadResult
 
     Answer = Callable[[list[Any], list[Part]], None]
@@ -53,26 +55,6 @@ log = logging.getLogger(__name__)
 
 
 # The leader's half
-
-
-def answer_start(partition: Partition, answer: Answer) -> None:
-    """[] -> [last index] and the package, once it is sure that this replica leads now."""
-    partition.wait_for_read(_Start(partition, answer))
-
-
-class _Start:
-    """Waits for the read index; a leader that was deposed says nothing, and is asked no more."""
-
-    def __init__(self, partition: Partition, answer: Answer) -> None:
-        self._partition = partition
-        self._answer = answer
-
-    def committed(self) -> None:
-        last = self._partition.replica.log.last_index
-        self._answer([last], [encode_package(self._partition.package())])
-
-    def lost(self, error: AegisError) -> None:
-        log.debug("A replica that asked to be rebuilt asks in vain: %s", error)
 
 
 def answer_frames(partition: Partition, first: LogIndex, answer: Answer, shard: Shard) -> None:
@@ -105,6 +87,7 @@ def answer_frames(partition: Partition, first: LogIndex, answer: Answer, shard: 
 class Stage(Enum):
     ASK = "ask"
     COPY = "copy"
+    FINISH = "finish"
 
 
 @dataclass(slots=True)
@@ -112,10 +95,11 @@ class Repair:
     """One replica that is being rebuilt."""
 
     stage: Stage = Stage.ASK
-    asking: bool = False
-    package: Package | None = None
+    busy: bool = False
+    """A question is out, or the helper thread writes for it."""
+    copied: Copied | None = None
     target: LogIndex = NO_INDEX
-    """What the leader's log ended with when it was first asked."""
+    """What the leader's log ended with when the state was captured."""
     vote_round: int | None = None
     """The round of writes that makes our vote for the leader durable."""
 
@@ -170,10 +154,10 @@ class Repairs:
             log.error("The replica of %s on this node lost acknowledged frames.", partition.name)
         repair = self._repairs.setdefault(group, Repair())
         leader = partition.replica.leader
-        if repair.asking or partition.is_alone or leader is None:
+        if repair.busy or partition.is_alone or leader is None:
             return
         if repair.stage is Stage.ASK:
-            self._ask(group, [group, 0], lambda reply: self._started(group, reply))
+            self._fetch(group, partition, repair, leader)
         elif partition.log.durable_index == partition.log.last_index:
             self._go_on(group, partition, repair)
 
@@ -185,6 +169,12 @@ class Repairs:
         first = LogIndex(partition.log.last_index + 1)
         self._ask(group, [group, first], lambda reply: self._copied(group, reply))
 
+    def _is_current(self, group: GroupId, repair: Repair) -> bool:
+        return self._repairs.get(group) is repair and group in self._shard.manager.partitions
+
+    def _key_of(self, leader: Member, group: GroupId) -> PeerKey:
+        return self._shard.addresses.key_of(self._shard.table, leader.node, group)
+
     def _ask(
         self, group: GroupId, fields: list[Any], done: Callable[[Reply | AegisError], None]
     ) -> None:
@@ -192,35 +182,53 @@ class Repairs:
         leader = shard.manager.partitions[group].replica.leader
         if leader is None:
             return
-        repair.asking = True
+        repair.busy = True
 
         def answered(reply: Reply | AegisError) -> None:
-            repair.asking = False
-            if self._repairs.get(group) is repair and group in shard.manager.partitions:
+            repair.busy = False
+            if self._is_current(group, repair):
                 done(reply)
 
-        key = shard.addresses.key_of(shard.table, leader.node, group)
+        key = self._key_of(leader, group)
         call = Call(shard.now_ms + CALL_MS, answered)
         shard.ensure_link(key)  # a mute replica sends nothing that would have opened it
         shard.links.call(key, Api.COPY_LOG, fields, now_ms=shard.now_ms, call=call)
 
-    def _started(self, group: GroupId, reply: Reply | AegisError) -> None:
-        if isinstance(reply, AegisError):
-            log.debug("Group %s waits for its leader: %s", group, reply)
-            return
-        repair, partition = self._repairs[group], self._shard.manager.partitions[group]
-        repair.target = LogIndex(take_int(reply.fields, 0, "last_index"))
-        package = repair.package = decode_package(take_part(reply.parts, 0, "state"))
-        log.warning("Rebuilding %s up to index %s from its leader.", partition.name, repair.target)
-        self._shard.store.install(
-            group,
-            index=package.index,
-            term=package.term,
-            chain=package.chain,
-            next_offset=package.next_offset,
-            body=package.body(rebuilding=True).to_values(),
-            rebuild=True,
+    def _fetch(self, group: GroupId, partition: Partition, repair: Repair, leader: Member) -> None:
+        """Have the start of the log and the state."""
+        repair.busy = True
+
+        def done(copied: Copied | AegisError) -> None:
+            repair.busy = False
+            if isinstance(copied, AegisError):
+                log.debug("Group %s waits for its leader: %s", group, copied)
+            elif self._is_current(group, repair):
+                self._write(group, repair, copied)
+
+        key, loader = self._key_of(leader, group), partition.state.loader()
+        self._shard.snapshot_copies.start(key, group, loader, done, confirm=True)
+
+    def _write(self, group: GroupId, repair: Repair, copied: Copied) -> None:
+        """Write the start down, marked as that of a replica that is not whole."""
+        store, package = self._shard.store, copied.package
+        body = package.body(rebuilding=True).to_values()
+        ticket = store.begin_install(group, package.point, body)
+
+        def written(has_room: bool) -> None:
+            repair.busy = False
+            if has_room and self._is_current(group, repair):
+                store.install(ticket, rebuild=True)
+                self._started(group, repair, copied)
+
+        repair.busy = True
+        self._shard.transport.read_later(
+            lambda: store.write_snapshot(ticket, copied.blocks), written
         )
+
+    def _started(self, group: GroupId, repair: Repair, copied: Copied) -> None:
+        partition = self._shard.manager.partitions[group]
+        repair.copied, repair.target = copied, copied.last_index
+        log.warning("Rebuilding %s up to index %s from its leader.", partition.name, repair.target)
         repair.stage = Stage.COPY
         self._shard.manager.wait_for_round(partition)
 
@@ -251,18 +259,36 @@ class Repairs:
 
     def _finish(self, group: GroupId, partition: Partition, repair: Repair) -> None:
         """Say durably that it is whole again, then open it anew."""
-        if partition.has_unfinished or repair.package is None:
+        copied = repair.copied
+        if partition.has_unfinished or copied is None:
             return
         if repair.vote_round is None:
             self._vote(group, partition)
             repair.vote_round = self._shard.manager.wait_for_round(partition)
         if partition.rounds_done < repair.vote_round:
             return
-        body = repair.package.body(rebuilding=False)
-        self._shard.store.save_snapshot(group, repair.package.index, body.to_values())
-        del self._repairs[group]
-        log.warning("%s is whole again, up to index %s.", partition.name, partition.log.last_index)
-        self._shard.manager.reopen(group)
+        repair.stage = Stage.FINISH
+        store, package = self._shard.store, copied.package
+        body = package.body(rebuilding=False).to_values()
+        ticket = store.begin_snapshot(group, package.index, body)
+
+        def written(has_room: bool) -> None:
+            repair.busy = False
+            if has_room and self._is_current(group, repair) and store.put_snapshot(ticket):
+                repair.busy = True
+                self._shard.transport.read_later(lambda: store.sync_snapshot(ticket), synced)
+
+        def synced(_: None) -> None:
+            if self._is_current(group, repair):
+                del self._repairs[group]
+                last = partition.log.last_index
+                log.warning("%s is whole again, up to index %s.", partition.name, last)
+                self._shard.manager.reopen(group)
+
+        repair.busy = True
+        self._shard.transport.read_later(
+            lambda: store.write_snapshot(ticket, copied.blocks), written
+        )
 
 
 def _checked(partition: Partition, data: Part) -> list[bytes]:

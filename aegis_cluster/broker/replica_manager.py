@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from aegis_cluster.broker.folds import PartitionState
 from aegis_cluster.broker.metadata_stm import MetadataFold
 from aegis_cluster.broker.partition import Partition
+from aegis_cluster.broker.snapshot_maker import SnapshotMaker
 from aegis_cluster.broker.snapshots import Body, body_from_values, recovered_membership
 from aegis_cluster.errors import Corruption, invariant
 from aegis_cluster.ids import (
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from aegis_cluster.broker.partition import ReadLater, Sender
+    from aegis_cluster.raft import InstallSnapshot
     from aegis_cluster.storage.log import PartitionLog
     from aegis_cluster.storage.rounds import Round
     from aegis_cluster.storage.store import ShardStore
@@ -55,6 +57,7 @@ class ReplicaManager:
         read_later: ReadLater,
         on_advance: Callable[[Partition], None],
         on_opened: Callable[[Partition], None],
+        on_offer: Callable[[Partition, Member, InstallSnapshot], None],
     ) -> None:
         self.partitions: dict[GroupId, Partition] = {}
         self.metadata: MetadataFold | None = None
@@ -66,6 +69,8 @@ class ReplicaManager:
         self._read_later = read_later
         self._on_advance = on_advance
         self._on_opened = on_opened
+        self._on_offer = on_offer
+        self.snapshots = SnapshotMaker(store, read_later)
         self._due: dict[GroupId, Partition] = {}
         self._round_number = 1
         self._waiting: dict[GroupId, Partition] = {}
@@ -82,6 +87,7 @@ class ReplicaManager:
         """Open a replica anew from what storage holds of it now."""
         old = self.partitions[group]
         old.close()
+        snapshot = self._store.load_snapshot(group)
         found = RecoveredGroup(
             group,
             old.name.topic,
@@ -90,8 +96,9 @@ class ReplicaManager:
             self._store.hard_state(group),
             old.log,
             old.log.commit_index,
-            self._store.load_snapshot(group),
+            (snapshot.at, snapshot.body) if snapshot else None,
             old.log.damage,
+            snapshot.slices if snapshot else (),
         )
         opened = self._open_found(found)
         self._on_opened(opened)
@@ -125,7 +132,8 @@ class ReplicaManager:
 
     def _load(self, partition: Partition, found: RecoveredGroup, body: Body) -> None:
         try:
-            partition.load_snapshot(LogIndex(found.snapshot[0] if found.snapshot else 0), body)
+            index = LogIndex(found.snapshot[0] if found.snapshot else 0)
+            partition.load_snapshot(index, body, found.slices)
         except Corruption as error:
             partition.damage_met(error)
             partition.replica.mark_damaged()
@@ -204,6 +212,14 @@ class ReplicaManager:
     def due(self, partition: Partition) -> None:
         """Something happened to it: step it in this turn."""
         self._due[partition.group] = partition
+
+    def want_snapshot(self, partition: Partition) -> None:
+        """Have a snapshot made, a slice a turn."""
+        self.snapshots.want(partition)
+
+    def offered(self, partition: Partition, leader: Member, offer: InstallSnapshot) -> None:
+        """A leader has a snapshot for one of its followers here."""
+        self._on_offer(partition, leader, offer)
 
     def tick(self) -> None:
         """One Raft tick for every replica that is not quiet."""

@@ -5,7 +5,8 @@ in a LOG_START frame; once that is committed, every replica drops the segments b
 time. A segment is too old when the frame after it was *appended* before the limit, so a record
 dated 2099 or 1970 changes nothing. So that a partition that is hardly written to drops its old
 records too, a segment spans only a part of the limit in time, and where even the newest frame is
-too old, the log starts at its end: the LOG_START frame itself then begins the next segment.
+too old, the log starts at its end: the LOG_START frame itself then begins the next segment. Logs of
+the cluster's own are cut to their snapshots in the same way.
 
 The rules it protects: *earliest* never moves back, whoever leads; nothing goes that is not
 committed and durable here, or that the folded state on disk does not cover (A13, C14).
@@ -58,7 +59,10 @@ class Retention:
 
     def _look_at(self, partition: Partition) -> None:
         found = self._shard.table.partition_of(partition.group)
-        if found is not None:
+        if partition.is_internal:
+            if partition.serving:
+                self._cut_to_snapshot(partition)
+        elif found is not None:
             settings = found[0].settings
             partition.log.roll_ms = _roll_ms(settings)
             if partition.serving:
@@ -71,7 +75,13 @@ class Retention:
     def _decide(self, partition: Partition, settings: TopicSettings) -> None:
         if settings.retention_ms is None and settings.retention_bytes is None:
             return
-        start = self._wanted_start(partition, settings)
+        self._set_start(partition, self._wanted_start(partition, settings))
+
+    def _cut_to_snapshot(self, partition: Partition) -> None:
+        """A folded log stays short: what its snapshot covers is not needed any more."""
+        self._set_start(partition, partition.snapshot_offset)
+
+    def _set_start(self, partition: Partition, start: RecordOffset) -> None:
         decided = [offset for _, offset in partition.log.log_starts]
         if start > max([partition.log_start_offset, *decided]):
             with suppress(Refused):  # another time
@@ -129,10 +139,10 @@ class Retention:
 
     def _carry_out(self, partition: Partition) -> None:
         """Drop the segments below the decided start."""
-        log, start = partition.log, partition.log_start_offset
-        if log.segments[1].header.before.offset > start:
-            return
-        partition.drop_before(log.index_of_offset(start))
+        start = partition.log_start_offset
+        below = [s for s in partition.log.segments if s.header.before.offset <= start]
+        if len(below) > 1:
+            partition.drop_before(below[-1].base_index)
 
 
 def _roll_ms(settings: TopicSettings) -> int | None:

@@ -30,6 +30,7 @@ from aegis_cluster.broker.replica_backend import ReplicaBackend
 from aegis_cluster.broker.replica_manager import ReplicaManager
 from aegis_cluster.broker.requests import RequestApi
 from aegis_cluster.broker.retention import Retention
+from aegis_cluster.broker.snapshot_transfer import SnapshotCopies, SnapshotServer
 from aegis_cluster.broker.transport import Listener, PeerKey
 from aegis_cluster.cluster.metadata_table import MetadataTable
 from aegis_cluster.errors import AegisError, StorageFailed
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from aegis_cluster.broker.partition import Partition
     from aegis_cluster.broker.supervisor_line import SupervisorLine
     from aegis_cluster.broker.transport import Transport
+    from aegis_cluster.raft import InstallSnapshot
     from aegis_cluster.raft import Message as RaftMessage
     from aegis_cluster.storage.rounds import Round
     from aegis_cluster.storage.store import ShardStore
@@ -93,6 +95,7 @@ class Shard:
             read_later=transport.read_later,
             on_advance=self._advanced,
             on_opened=self._opened,
+            on_offer=self._offered,
         )
         self._refusals: dict[PeerKey, str] = {}
         """What was last said of each link that is refused: once is enough."""
@@ -107,6 +110,8 @@ class Shard:
         self.controller = self._controller()
         if not self._holds_metadata():
             self.reader = MetadataReader(self, self.links)
+        self.snapshot_server = SnapshotServer(self)
+        self.snapshot_copies = SnapshotCopies(self)
         self.repairs = Repairs(self)
         self.membership = MembershipBackend(self)
         self.retention = Retention(self)
@@ -174,6 +179,9 @@ class Shard:
             self.controller = self._controller()
         self._advanced(partition)
 
+    def _offered(self, partition: Partition, leader: Member, offer: InstallSnapshot) -> None:
+        self.snapshot_copies.offered(partition, leader, offer)
+
     # ---- inputs
 
     def peer_request(self, origin: bytes, message: Sequence[Part]) -> None:
@@ -205,6 +213,7 @@ class Shard:
             self._next_tick_ms = now_ms + RAFT_TICK_MS
             self._tick()
         self.manager.turn()
+        self.manager.snapshots.turn(now_ms)
         self.links.flush()
 
     @property
@@ -220,6 +229,8 @@ class Shard:
         self.producer_ids.tick()
         self.backend.tick()
         self.balancer.tick()
+        self.snapshot_server.tick()
+        self.snapshot_copies.tick()
         self.repairs.tick()
         self.membership.tick()
         self.retention.tick()

@@ -1,9 +1,10 @@
 """What a snapshot of a partition holds, on disk and on its way to another replica.
 
-The idea: a snapshot says where the log starts (index, term, chain, next offset) and carries the
-folded state. The state may be of a later index than that start: frames in between are then copied
-into the log like all others, and only their folding is skipped. So a replica that is brought up
-from nothing gets every record that is kept, and not the folded state alone.
+The idea: a snapshot says where the log starts (index, term, chain, next offset), what is in effect
+there, and carries the folded state in slices (see `folds`). The state may be of a later index than
+that start: frames in between are then copied into the log like all others, and only their folding
+is skipped. So a replica that is brought up from nothing gets every record that is kept, and not
+the folded state alone.
 
 The rule it protects: everything a replica must remember beside its frames is in here (A13): the
 producers' last sequences, the fold of its kind, the members in effect, the last append time, and
@@ -18,18 +19,19 @@ from aegis_cluster.errors import CorruptLog, PeerViolation
 from aegis_cluster.ids import LogIndex, RecordOffset, Term
 from aegis_cluster.raft.codec import membership_from_fields, membership_to_fields
 from aegis_cluster.storage.checked_file import pack_body, unpack_body
+from aegis_cluster.storage.types import LogPoint
 from aegis_cluster.wire.protocol import decode_fields
 
 if TYPE_CHECKING:
     from aegis_cluster.raft import Membership
     from aegis_cluster.storage.types import RecoveredGroup
-    from aegis_cluster.wire.layout import Bytes
 
-BODY_VERSION: Final = 2
+BODY_VERSION: Final = 3
+"""Up to 2 the body held the state, too."""
 
 
 class Body(NamedTuple):
-    """The body of a snapshot file."""
+    """The body of a snapshot file; the state stands in its slices."""
 
     folded: LogIndex
     """The state is that after this index; at or above the snapshot's own."""
@@ -39,32 +41,33 @@ class Body(NamedTuple):
     """In effect at the snapshot's index."""
     rebuilding: bool
     """This replica had lost what it had acknowledged, and does not yet hold it again."""
-    state: list[Any]
-    """See `PartitionState.to_body`."""
+    old_state: list[Any] | None = None
+    """The state in a body of version 2; see `PartitionState.load_body`."""
 
     def to_values(self) -> list[Any]:
         """As storage keeps it."""
         members = membership_to_fields(self.membership)
-        return [BODY_VERSION, self.folded, self.time_ms, members, self.rebuilding, self.state]
+        return [BODY_VERSION, self.folded, self.time_ms, members, self.rebuilding]
 
 
 def body_from_values(values: Any) -> Body:
     """Raises `CorruptLog` for what no version of this program wrote."""
     try:
-        version, folded, time_ms, members, rebuilding, state = values
+        version, folded, time_ms, members, rebuilding, *later = values
         membership = membership_from_fields(members)
-    except (TypeError, ValueError, PeerViolation) as error:
+        if version > BODY_VERSION:
+            raise CorruptLog(
+                f"A snapshot has version {version}; this program reads up to {BODY_VERSION}.",
+                have=version,
+            )
+        old_state = later[0] if version == 2 else None
+    except (TypeError, ValueError, IndexError, PeerViolation) as error:
         raise CorruptLog(f"A snapshot's body is malformed: {error}.") from error
-    if version != BODY_VERSION:
-        raise CorruptLog(
-            f"A snapshot has version {version}; this program reads version {BODY_VERSION}.",
-            have=version,
-        )
-    return Body(LogIndex(folded), time_ms, membership, bool(rebuilding), state)
+    return Body(LogIndex(folded), time_ms, membership, bool(rebuilding), old_state)
 
 
 class Package(NamedTuple):
-    """What travels with Raft's InstallSnapshot: the start of a log, and the state folded later."""
+    """The start of a log, and of which moment the state is that travels with it."""
 
     index: LogIndex  # type: ignore[assignment] # hides tuple.index
     term: Term
@@ -72,33 +75,40 @@ class Package(NamedTuple):
     next_offset: RecordOffset
     folded: LogIndex
     time_ms: int
+    high_watermark: RecordOffset
+    """The giver's; a reader that has the state goes on from there."""
     membership: Membership
-    state: list[Any]
+
+    @property
+    def point(self) -> LogPoint:
+        """The state of the log before its first frame."""
+        return LogPoint(self.index, self.term, self.chain, self.next_offset)
 
     def body(self, *, rebuilding: bool) -> Body:
-        """As the receiver keeps it on its disk."""
-        return Body(self.folded, self.time_ms, self.membership, rebuilding, self.state)
+        """As a replica keeps it on its disk."""
+        return Body(self.folded, self.time_ms, self.membership, rebuilding)
 
 
 def encode_package(package: Package) -> bytes:
-    """The raw part of a message."""
-    members = membership_to_fields(package.membership)
-    return pack_body([*package[:6], members, package.state])
+    """The first piece of a transfer."""
+    return pack_body([*package[:7], membership_to_fields(package.membership)])
 
 
-def decode_package(data: Bytes) -> Package:
+def decode_package(data: bytes) -> Package:
     """Raises `PeerViolation`."""
     try:
-        index, term, chain, offset, folded, time_ms, members, state = unpack_body(bytes(data))
+        index, term, chain, offset, folded, time_ms, high_watermark, members = unpack_body(data)
+        if not isinstance(chain, bytes):
+            raise TypeError("a chain value is bytes")
         return Package(
             LogIndex(index),
             Term(term),
             chain,
             RecordOffset(offset),
             LogIndex(folded),
-            time_ms,
+            int(time_ms),
+            RecordOffset(high_watermark),
             membership_from_fields(members),
-            state,
         )
     except (TypeError, ValueError, CorruptLog) as error:
         raise PeerViolation(f"A snapshot came malformed: {error}.") from error

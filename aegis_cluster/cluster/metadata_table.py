@@ -8,7 +8,7 @@ at.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from aegis_cluster.cluster.metadata import (
     AlterTopic,
@@ -33,7 +33,10 @@ from aegis_cluster.wire.descriptions import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
+
+SLICE_ENTRIES: Final = 500
+"""Partitions, or groups with other founders, in one slice of a snapshot."""
 
 
 class MetadataTable:
@@ -129,8 +132,41 @@ class MetadataTable:
                 del self._by_group[partition.group]
                 self._founders.pop(partition.group, None)
 
+    def copy(self) -> MetadataTable:
+        """An equal table that goes its own way; what it holds is immutable and shared."""
+        made = MetadataTable()
+        made.index, made.nodes, made.topics = self.index, dict(self.nodes), dict(self.topics)
+        made.next_group, made.next_producer_id = self.next_group, self.next_producer_id
+        made._founders, made._by_group = dict(self._founders), dict(self._by_group)
+        return made
+
+    def slices(self) -> Iterator[list[Any]]:
+        """The table as it is at the call, in msgpack-able pieces of bounded size.
+
+        A topic with more partitions than a piece holds comes in several. See `TableLoader`.
+        """
+        return self.copy()._slices()
+
+    def _slices(self) -> Iterator[list[Any]]:
+        yield ["table", self.index, self.next_group, self.next_producer_id]
+        yield ["nodes", *(node_to_fields(node) for _, node in sorted(self.nodes.items()))]
+        run: list[TopicInfo] = []
+        size = 0
+        for _, topic in sorted(self.topics.items()):
+            for piece in _topic_pieces(topic):
+                if run and size + len(piece.partitions) > SLICE_ENTRIES:
+                    yield ["topics", *map(topic_to_fields, run)]
+                    run, size = [], 0
+                run.append(piece)
+                size += len(piece.partitions)
+        yield ["topics", *map(topic_to_fields, run)]
+        founders = sorted(self._founders.items())
+        for start in range(0, len(founders), SLICE_ENTRIES):
+            some = founders[start : start + SLICE_ENTRIES]
+            yield ["founders", *([group, *map(list, members)] for group, members in some)]
+
     def to_body(self) -> list[Any]:
-        """The whole table as msgpack-able values: a snapshot's body, or a copy's source."""
+        """The whole table as msgpack-able values, for a comparison."""
         return [
             self.index,
             [node_to_fields(node) for _, node in sorted(self.nodes.items())],
@@ -156,6 +192,48 @@ class MetadataTable:
             first = tuple(Member(NodeId(node), incarnation) for node, incarnation in members)
             table._founders[GroupId(group)] = first
         return table
+
+
+class TableLoader:
+    """Puts a table together again from its slices, in their order."""
+
+    def __init__(self) -> None:
+        self.table = MetadataTable()
+
+    def add(self, piece: list[Any]) -> None:
+        """Raises `PeerViolation`, `TypeError` or `ValueError` for what is no such piece."""
+        kind, *values = piece
+        table = self.table
+        match kind:
+            case "table":
+                index, next_group, next_producer_id = values
+                table.index, table.next_group = LogIndex(index), GroupId(next_group)
+                table.next_producer_id = ProducerId(next_producer_id)
+            case "nodes":
+                table.nodes |= {node.node: node for node in map(node_from_fields, values)}
+            case "topics":
+                for topic in map(topic_from_fields, values):
+                    table._put_topic(_joined(table.topics.get(topic.name), topic))
+            case "founders":
+                for group, *members in values:
+                    first = tuple(Member(NodeId(node), inc) for node, inc in members)
+                    table._founders[GroupId(group)] = first
+            case _:
+                raise ValueError(f"{kind!r} is no piece of a metadata table")
+
+
+def _topic_pieces(topic: TopicInfo) -> Iterator[TopicInfo]:
+    for start in range(0, len(topic.partitions), SLICE_ENTRIES):
+        yield replace(topic, partitions=topic.partitions[start : start + SLICE_ENTRIES])
+
+
+def _joined(first: TopicInfo | None, rest: TopicInfo) -> TopicInfo:
+    """A topic and a later piece of it; fields number partitions from 0, whatever came before."""
+    if first is None:
+        return rest
+    count = len(first.partitions)
+    more = tuple(p._replace(partition=count + p.partition) for p in rest.partitions)
+    return replace(first, partitions=first.partitions + more)
 
 
 def _moves(placed: PartitionInfo, old: Member) -> bool:

@@ -62,19 +62,29 @@ def encode_checked(*, kind: str, version: int, body: Any) -> bytes:
 
 def decode_checked(data: bytes, *, kind: str, path: str = "") -> tuple[int, Any]:
     """(version, body); CorruptLog where any byte is not as it was written."""
-    if len(data) < _HEAD.size + _COVERED.size:
+    version, body, end = decode_block(data, 0, kind=kind, path=path)
+    if end != len(data):
+        raise CorruptLog(f"{path}: something follows its end", path=path, have=len(data), want=end)
+    return version, body
+
+
+def decode_block(data: bytes, position: int, *, kind: str, path: str = "") -> tuple[int, Any, int]:
+    """(version, body, where it ends) of one of several in a row; CorruptLog as above."""
+    start = position + _HEAD.size
+    if len(data) < start + _COVERED.size:
         raise CorruptLog(f"{path}: too short for a checked file", path=path, have=len(data))
-    magic, format_version, version, crc = _HEAD.unpack_from(data)
+    magic, format_version, version, crc = _HEAD.unpack_from(data, position)
     if magic != _MAGIC or format_version != _FORMAT:
         raise CorruptLog(f"{path}: not a checked file of format {_FORMAT}", path=path)
-    covered = data[_HEAD.size :]
-    if crc32c(_VERSION.pack(format_version, version) + covered) != crc:
+    size, name = _COVERED.unpack_from(data, start)
+    end = start + _COVERED.size + size
+    covered = data[start:end]
+    if end > len(data) or crc32c(_VERSION.pack(format_version, version) + covered) != crc:
         raise CorruptLog(f"{path}: checksum", path=path)
-    size, name = _COVERED.unpack_from(covered)
     found = name.rstrip(b"\0").decode("ascii", "replace")
-    if found != kind or size != len(covered) - _COVERED.size:
+    if found != kind:
         raise CorruptLog(f"{path}: is a {found} file, want {kind}", path=path)
-    return version, unpack_body(covered[_COVERED.size :])
+    return version, unpack_body(covered[_COVERED.size :]), end
 
 
 def write_checked(disk: Disk, path: str, *, kind: str, version: int, body: Any) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from aegis_cluster.storage.log import DirtyFiles
     from aegis_cluster.storage.manifest import ManifestEntry
     from aegis_cluster.storage.segment import Segment
+    from aegis_cluster.storage.types import Snapshot
 
 
 @dataclass(slots=True, eq=False)
@@ -73,3 +74,17 @@ class Checkpoint:
     removed: list[ManifestEntry]
     """Removed groups whose files are to be deleted."""
     synced: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotTicket:
+    """A snapshot to be written aside, in a helper thread, and then put in its place."""
+
+    group: GroupId
+    directory: str
+    aside: str
+    """Name of the file that it is written to first."""
+    snapshot: Snapshot
+    """Still without slices."""
+    installs: int
+    """How often the group's log was replaced before; one of an older log is worth nothing."""

@@ -16,13 +16,14 @@ reaches a segment only after it is durable in the journal.
 
 from __future__ import annotations
 
+import errno
 from collections import deque
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from aegis_cluster.errors import Misuse, StorageFailed, invariant
-from aegis_cluster.ids import GroupId, LogIndex, Member, RecordOffset, Term
+from aegis_cluster.ids import GroupId, LogIndex, Member
 from aegis_cluster.storage.checkpoint import (
     CheckpointSlots,
     CheckpointState,
@@ -49,7 +50,7 @@ from aegis_cluster.storage.manifest import (
 )
 from aegis_cluster.storage.marker import Marker, write_marker
 from aegis_cluster.storage.reserve import Reserve
-from aegis_cluster.storage.rounds import Checkpoint, Round
+from aegis_cluster.storage.rounds import Checkpoint, Round, SnapshotTicket
 from aegis_cluster.storage.shard_recovery import (
     FoundGroup,
     ShardRecovery,
@@ -60,7 +61,14 @@ from aegis_cluster.storage.shard_recovery import (
     quarantine,
     remove_marker,
 )
-from aegis_cluster.storage.snapshot import read_snapshot, write_snapshot
+from aegis_cluster.storage.snapshot import (
+    ASIDE,
+    INCOMING,
+    put_in_place,
+    read_snapshot,
+    write_aside,
+    write_snapshot,
+)
 from aegis_cluster.storage.sync_plan import GroupWork, sync_plan
 from aegis_cluster.storage.tail_cache import TailCache
 from aegis_cluster.storage.types import (
@@ -97,6 +105,8 @@ class _Group:
     staged_hard_state: HardState | None = None
     held: deque[tuple[int, LogOp]] = field(default_factory=deque)
     """(round, operation) that wait for a truncation to become durable in the journal."""
+    installs: int = 0
+    """How often the log was replaced since the start."""
     cut_round: int = 0
     """Journal round of the newest truncation that no checkpoint covers; 0 for none."""
 
@@ -210,6 +220,7 @@ class ShardStore:
             found.log.commit_index,
             (snapshot.at, snapshot.body) if snapshot else None,
             found.log.damage,
+            snapshot.slices if snapshot else (),
         )
 
     def _first_checkpoint(self) -> None:
@@ -420,69 +431,109 @@ class ShardStore:
             self._change(found)
         return found.log.first_index
 
-    def save_snapshot(self, group: GroupId, index: LogIndex, body: Any) -> None:
-        """Replace the group's snapshot by its folded state after `index`; durable on return.
+    # Snapshots
+
+    def begin_snapshot(self, group: GroupId, index: LogIndex, body: Any) -> SnapshotTicket:
+        """Capture where the log stands at `index`, for a snapshot of the state folded up to there.
 
         Only what is durable here may be folded: a log that ends before its own snapshot is taken
         for damage when the shard starts, as nothing else explains it.
-
-        Blocks, and touches only the snapshot's own file and committed frames, so a helper thread
-        may do it as long as the group is not removed meanwhile.
         """
         found = self._get(group)
         durable = found.log.durable_index
         invariant(index <= durable, "a snapshot ahead of its log", at=index, durable=durable)
         with self._guard(f"snapshot of group {group}"):
             point = found.log.point_at(index)._replace(term=found.log.term_at(index))
-            # It replaces an installed one, whose order it hands on until that is carried out.
-            self._write_snapshot(found, Snapshot(point, body, installed=found.log.resetting))
+        # It replaces an installed one, whose order it hands on until that is carried out.
+        snapshot = Snapshot(point, body, installed=found.log.resetting)
+        return SnapshotTicket(group, found.log.directory, ASIDE, snapshot, found.installs)
 
-    def load_snapshot(self, group: GroupId) -> tuple[LogIndex, Any] | None:
-        """(index, body) of the group's snapshot."""
+    def write_snapshot(self, ticket: SnapshotTicket, slices: Sequence[bytes]) -> bool:
+        """Write it aside, durably; False where there is no room, or the group has gone. Blocks."""
+        snapshot = ticket.snapshot._replace(slices=tuple(slices))
+        try:
+            if snapshot.installed and ticket.group in self._groups:
+                make_dir_durable(self._disk, ticket.directory)  # damage may have cost it
+            write_aside(self._disk, ticket.directory, ticket.group, snapshot, ticket.aside)
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                return False
+            raise self._fail(f"snapshot of group {ticket.group}", error) from error
+        return True
+
+    def put_snapshot(self, ticket: SnapshotTicket) -> bool:
+        """Put a written snapshot in its place; False where the log was replaced since. Durable
+        after `sync_snapshot`.
+        """
+        found = self._groups.get(ticket.group)
+        self._check()
+        if found is None or found.installs != ticket.installs:
+            return False
+        with self._guard(f"snapshot of group {ticket.group}"):
+            put_in_place(self._disk, ticket.directory, ticket.aside)
+        return True
+
+    def sync_snapshot(self, ticket: SnapshotTicket) -> None:
+        """Make its name durable. Blocks."""
+        try:
+            self._sync_dirs({ticket.directory})
+        except OSError as error:
+            raise self._fail(f"snapshot of group {ticket.group}", error) from error
+
+    def save_snapshot(
+        self, group: GroupId, index: LogIndex, body: Any, slices: Sequence[bytes] = ()
+    ) -> None:
+        """All of these steps at once; durable on return. Blocks."""
+        ticket = self.begin_snapshot(group, index, body)
+        with self._guard(f"snapshot of group {group}"):
+            snapshot = ticket.snapshot._replace(slices=tuple(slices))
+            write_snapshot(self._disk, ticket.directory, group, snapshot)
+
+    def load_snapshot(self, group: GroupId) -> Snapshot | None:
+        """The group's snapshot."""
         found = self._get(group)
         with self._guard(f"snapshot of group {group}"):
-            snapshot = read_snapshot(self._disk, found.log.directory, group)
-        return (snapshot.at, snapshot.body) if snapshot else None
+            return read_snapshot(self._disk, found.log.directory, group)
 
-    def _write_snapshot(self, found: _Group, snapshot: Snapshot) -> None:
-        write_snapshot(self._disk, found.log.directory, found.entry.group, snapshot)
+    def begin_install(self, group: GroupId, begin: LogPoint, body: Any) -> SnapshotTicket:
+        """As `begin_snapshot`, for one that came from elsewhere: the log will start after it."""
+        found = self._get(group)
+        snapshot = Snapshot(begin, body, installed=True)
+        return SnapshotTicket(group, found.log.directory, INCOMING, snapshot, found.installs)
 
-    def install(
-        self,
-        group: GroupId,
-        *,
-        index: LogIndex,
-        term: Term,
-        chain: bytes,
-        next_offset: RecordOffset,
-        body: Any,
-        rebuild: bool = False,
-    ) -> None:
-        """Replace the whole log by a snapshot: the next frame is `index` + 1.
+    def install(self, ticket: SnapshotTicket, *, rebuild: bool = False) -> None:
+        """Replace the whole log by a snapshot that was written: the next frame is the one after it.
 
-        rebuild: it may take the log back, because what it held is damaged; `body` must then say
+        rebuild: it may take the log back, because what it held is damaged; the body must then say
         that the replica is not whole before it holds all that it had acknowledged.
 
-        The snapshot is durable when this returns, and recovery restarts the log after it even if
-        nothing else is; so `durable_index` is `index` at once. It also heals a damaged log.
+        The snapshot is in place durably when this returns, and recovery restarts the log after it
+        even if nothing else is; so `durable_index` is its index at once. It also heals a damaged
+        log.
         """
+        group, begin = ticket.group, ticket.snapshot.point
         found = self._get(group)
         committed = max(found.log.begin.index, found.log.commit_index)
-        if index < committed and not rebuild:
-            raise Misuse("a snapshot never takes a log back", have=index, group=group)
-        begin = LogPoint(index, term, chain, next_offset)
+        if begin.index < committed and not rebuild:
+            raise Misuse("a snapshot never takes a log back", have=begin.index, group=group)
+        invariant(found.installs == ticket.installs, "one replacement after the other", at=group)
         with self._guard(f"install group {group}"):
-            make_dir_durable(self._disk, found.log.directory)
-            self._write_snapshot(found, Snapshot(begin, body, installed=True))
+            put_in_place(self._disk, ticket.directory, ticket.aside)
+            self._disk.sync_dir(ticket.directory)
             if rebuild:  # the manifest may have been what was damaged
                 write_manifest(self._disk, self._node_dir, found.entry)
+        found.installs += 1
         found.frozen = self._state(found)
         found.staged.append(found.log.stage_reset(begin))
-        found.log.commit_index = index
+        found.log.commit_index = begin.index
         for one in self._open_rounds:
             one.ends.pop(group, None)
         self._claims.pop(group, None)
         self._touch(found)
+
+    # Staged work
 
     def _touch(self, found: _Group) -> None:
         self._touched[found.entry.group] = found

@@ -72,6 +72,8 @@ class Snapshot(NamedTuple):
     body: Any
     installed: bool
     """It came from elsewhere and replaces the whole log."""
+    slices: tuple[bytes, ...] = ()
+    """The rest of the state, in blocks; see `storage.snapshot`."""
 
     @property
     def at(self) -> LogIndex:
@@ -93,6 +95,8 @@ class RecoveredGroup:
     """A hint: everything up to here was committed, more may have been."""
     snapshot: tuple[LogIndex, Any] | None
     damage: Damage | None
+    slices: tuple[bytes, ...] = ()
+    """Of the snapshot."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

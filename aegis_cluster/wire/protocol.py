@@ -59,6 +59,7 @@ class Api(IntEnum):
     RAFT = 12
     COPY_LOG = 13
     ALTER_TOPIC = 14
+    COPY_SNAPSHOT = 15
 
     CLUSTER_VIEW = 40
     LEASE = 41

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -13,9 +12,6 @@ from aegis_cluster.ids import LogIndex
 from aegis_cluster.wire.protocol import Api
 from tests.broker.harness import DIRECTORY, Client, Cluster, Host, batch
 from tests.storage.support import run_checkpoint
-
-if TYPE_CHECKING:
-    from aegis_cluster.broker.partition import Partition
 
 VALUES = [b"%06d" % number + bytes(1_000) for number in range(150)]
 
@@ -189,9 +185,12 @@ def test_the_metadata_is_rebuilt_like_any_other_partition() -> None:
     assert Client(cluster, host).read(group) == values
 
 
-def drop(partition: Partition, host: Host) -> None:
+def drop(cluster: Cluster, host: Host, group: int) -> None:
     """What retention does, by hand."""
-    partition._save_snapshot()
+    partition = host.partition(group)
+    saved = partition._snapshot_index
+    host.alive.manager.want_snapshot(partition)
+    cluster.until(lambda: partition._snapshot_index > saved, "the snapshot is durable")
     assert host.store is not None
     first = host.store.drop_before(partition.group, LogIndex(120))
     partition.replica.compact(LogIndex(first - 1))
@@ -209,7 +208,7 @@ def test_a_follower_behind_the_start_of_the_log_gets_a_snapshot(restart: bool) -
     for value in VALUES:
         client.stored(group, batch(value, producer=(7, 0, VALUES.index(value))))
     cluster.tick(30)
-    drop(leader.partition(group), leader)
+    drop(cluster, leader, group)
     if restart:  # what was dropped must also be known after a restart
         assert leader.store is not None
         run_checkpoint(leader.store)

@@ -65,8 +65,8 @@ SHAPES: dict[Api, list[Any]] = {
     Api.LEASE: ["acquire", "job", "holder", 0, 5_000],
     Api.REGISTER_NODE: [[1, "incarnation-1", "node-1", "127.0.0.1", 7100, 1, "boot"]],
     Api.PRODUCER_IDS: [],
-    Api.COPY_LOG: ["group", "first"],
-    Api.COPY_LOG: [1, 0],
+    Api.COPY_LOG: [1, 1],
+    Api.COPY_SNAPSHOT: [1, 0, 0, False],
     Api.RAFT: [[[1, -1, [1, 1, 0]], [1, 0, [2, 1, 0, 0, 0, [[1, 1, 0, 10]]]]]],
 }
 

@@ -24,6 +24,7 @@ from tests.storage.support import (
     after,
     batch,
     data_frame,
+    install,
     new_disk,
     plain_frame,
     read_all,
@@ -345,7 +346,9 @@ class Machine:
         if commit >= max(1, self.log_begin(group)):
             store = self.store_of(group)
             store.save_snapshot(group, LogIndex(commit), {"upto": commit})
-            assert store.load_snapshot(group) == (commit, {"upto": commit})
+            loaded = store.load_snapshot(group)
+            assert loaded is not None
+            assert (loaded.at, loaded.body) == (commit, {"upto": commit})
 
     def step_install(self) -> None:
         group = self.any_group()
@@ -359,9 +362,7 @@ class Machine:
         self.replace(model, Version(begin))
         model.durable = min(model.durable, index)
         self.raise_term(group)
-        self.store_of(group).install(
-            group, index=begin.index, term=term, chain=chain, next_offset=begin.offset, body="fold"
-        )
+        install(self.store_of(group), group, begin, "fold")
         model.older.clear()
         model.durable = model.commit = index
 

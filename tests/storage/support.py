@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgpack
 
 from aegis_cluster.ids import GroupId, LogIndex, Member, NodeId, RecordOffset, Term
 from aegis_cluster.storage.recovery import prepare_node_dir
+from aegis_cluster.storage.snapshot import slices_of
 from aegis_cluster.storage.store import ShardStore
 from aegis_cluster.storage.types import LogPoint, RecoveredGroup, StoreLimits
 from aegis_cluster.testing.disk import SimulatedDisk
@@ -151,3 +152,10 @@ def split(data: bytes) -> list[bytes]:
 def joined(frames: Sequence[bytes]) -> bytes:
     """A run of frames."""
     return b"".join(frames)
+
+
+def install(store: ShardStore, group: GroupId, begin: LogPoint, body: Any) -> None:
+    """Replace a log by a snapshot of one slice."""
+    ticket = store.begin_install(group, begin, body)
+    assert store.write_snapshot(ticket, slices_of(group, [b"a slice"]))
+    store.install(ticket)

@@ -9,12 +9,13 @@ import pytest
 
 from aegis_cluster.errors import CorruptLog, InvariantBroken
 from aegis_cluster.ids import GroupId, LogIndex, RecordOffset, Term
-from aegis_cluster.storage.types import Damage, HardState
+from aegis_cluster.storage.types import Damage, HardState, LogPoint
 from tests.storage.support import (
     NODE,
     VOTERS,
     commit_round,
     frames_after,
+    install,
     new_disk,
     open_store,
     read_all,
@@ -274,14 +275,7 @@ def test_a_snapshot_install_heals() -> None:
     disk.flip_bit(FIRST, len(disk.files()[FIRST]) - 10)
     store, found = open_store(disk)
     assert found[GROUP].damage is not None
-    store.install(
-        GROUP,
-        index=LogIndex(20),
-        term=Term(3),
-        chain=b"12345678",
-        next_offset=RecordOffset(40),
-        body={"a": 1},
-    )
+    install(store, GROUP, LogPoint(LogIndex(20), Term(3), b"12345678", RecordOffset(40)), {"a": 1})
     append(store, 2)
     commit_round(store)
     run_checkpoint(store)

@@ -41,7 +41,7 @@ from aegis_cluster.storage.segment import (
     decode_segment_header,
     encode_segment_header,
 )
-from aegis_cluster.storage.snapshot import SNAPSHOT_NAME, read_snapshot, write_snapshot
+from aegis_cluster.storage.snapshot import SNAPSHOT_NAME, read_snapshot, slices_of, write_snapshot
 from aegis_cluster.storage.sparse_index import IndexEntry, SparseIndex, load_index
 from aegis_cluster.storage.types import LOG_BEGIN, NO_TIME, Damage, HardState, LogPoint, Snapshot
 from aegis_cluster.testing.disk import SimulatedDisk
@@ -130,11 +130,15 @@ def manifest() -> bytes:
     return from_disk(f"{NODE}/manifest/{7:020}", lambda disk: write_manifest(disk, NODE, ENTRY))
 
 
+SLICED = Snapshot(
+    POINT, {"open": [1, 2]}, installed=True, slices=slices_of(GROUP, [b"one", b"another"])
+)
+
+
 def snapshot() -> bytes:
-    folded = Snapshot(POINT, {"open": [1, 2]}, installed=True)
     return from_disk(
         f"{NODE}/log/{SNAPSHOT_NAME}",
-        lambda disk: write_snapshot(disk, f"{NODE}/log", GROUP, folded),
+        lambda disk: write_snapshot(disk, f"{NODE}/log", GROUP, SLICED),
     )
 
 
@@ -149,7 +153,7 @@ FILES: dict[str, Callable[[], bytes]] = {
     "checkpoint-v1": lambda: encode_checkpoint(CHECKPOINT),
     "checked-file-v1": lambda: encode_checked(kind="example", version=3, body=["a", 1, b"\0"]),
     "manifest-v1": manifest,
-    "snapshot-v1": snapshot,
+    "snapshot-v2": snapshot,
     "damage-marker-v1": marker,
 }
 
@@ -210,6 +214,8 @@ def test_golden_checked_files() -> None:
     assert read_manifest(on_disk(f"{NODE}/m", "manifest-v1"), f"{NODE}/m") == ENTRY
     disk = on_disk(f"{NODE}/{SNAPSHOT_NAME}", "snapshot-v1")
     assert read_snapshot(disk, NODE, GROUP) == Snapshot(POINT, {"open": [1, 2]}, installed=True)
+    disk = on_disk(f"{NODE}/{SNAPSHOT_NAME}", "snapshot-v2")
+    assert read_snapshot(disk, NODE, GROUP) == SLICED
     assert read_marker(on_disk(marker_path(NODE), "damage-marker-v1"), NODE) == MARKER
 
 

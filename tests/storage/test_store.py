@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from aegis_cluster.errors import CorruptRecord, InvariantBroken, Misuse, StorageFailed
+from aegis_cluster.errors import CorruptLog, CorruptRecord, InvariantBroken, Misuse, StorageFailed
 from aegis_cluster.ids import GroupId, LogIndex, Member, NodeId, RecordOffset, Term
 from aegis_cluster.storage.disk import RealDisk
 from aegis_cluster.storage.recovery import prepare_node_dir
-from aegis_cluster.storage.types import HardState, StoreLimits
+from aegis_cluster.storage.snapshot import decode_slices, read_snapshot, slices_of, write_snapshot
+from aegis_cluster.storage.types import HardState, LogPoint, Snapshot, StoreLimits
 from aegis_cluster.testing.disk import SimulatedDisk
 from aegis_cluster.wire.frame import FrameKind
 from tests.storage.support import (
@@ -21,6 +22,7 @@ from tests.storage.support import (
     VOTERS,
     commit_round,
     frames_after,
+    install,
     joined,
     new_disk,
     open_store,
@@ -475,7 +477,9 @@ def test_snapshots_are_kept_and_replaced() -> None:
     assert store.load_snapshot(GROUP) is None
     store.save_snapshot(GROUP, LogIndex(2), {"folded": [1, b"2"]})
     store.save_snapshot(GROUP, LogIndex(4), {"folded": [3]})
-    assert store.load_snapshot(GROUP) == (4, {"folded": [3]})
+    loaded = store.load_snapshot(GROUP)
+    assert loaded is not None
+    assert (loaded.at, loaded.body, loaded.slices) == (4, {"folded": [3]}, ())
     disk.crash(random.Random(0))
     _, found = open_store(disk)
     assert found[GROUP].snapshot == (4, {"folded": [3]})
@@ -515,14 +519,7 @@ def test_an_install_replaces_the_log_whatever_survives(seed: int) -> None:
     add(store, 5)
     commit_round(store)
     add(store, 4)
-    store.install(
-        GROUP,
-        index=LogIndex(7),
-        term=Term(2),
-        chain=b"abcdefgh",
-        next_offset=RecordOffset(70),
-        body="fold",
-    )
+    install(store, GROUP, LogPoint(LogIndex(7), Term(2), b"abcdefgh", RecordOffset(70)), "fold")
     assert (log.first_index, log.last_index, log.durable_index) == (8, 7, 7)
     assert (log.last_term, log.end_offset, log.term_at(LogIndex(7))) == (2, 70, 2)
     frames = add(store, 2, term=2)
@@ -637,3 +634,80 @@ def test_groups_move_with_the_number_of_shards(shards: int) -> None:
             assert one.hard_state == (group + 1, VOTERS[0])
             seen[group] = read_all(one.log)
     assert seen == frames
+
+
+# Snapshots in slices
+
+
+def test_a_snapshot_in_slices_is_written_aside_and_found_whole() -> None:
+    disk, store, _ = a_store()
+    add(store, 5)
+    commit_round(store)
+    slices = slices_of(GROUP, [b"first", b"", b"third" * 100])
+    ticket = store.begin_snapshot(GROUP, LogIndex(4), ["head"])
+    assert store.write_snapshot(ticket, slices)
+    assert store.load_snapshot(GROUP) is None, "it has not got its name"
+    assert store.put_snapshot(ticket)
+    store.sync_snapshot(ticket)
+    disk.crash(random.Random(0))
+    _, found = open_store(disk)
+    assert found[GROUP].snapshot == (4, ["head"])
+    assert decode_slices(GROUP, found[GROUP].slices) == [b"first", b"", b"third" * 100]
+
+
+def test_a_snapshot_of_a_log_that_was_replaced_meanwhile_is_dropped() -> None:
+    _, store, _ = a_store()
+    add(store, 5)
+    commit_round(store)
+    ticket = store.begin_snapshot(GROUP, LogIndex(4), "ours")
+    assert store.write_snapshot(ticket, [])
+    install(store, GROUP, LogPoint(LogIndex(9), Term(1), b"abcdefgh", RecordOffset(9)), "theirs")
+    assert not store.put_snapshot(ticket)
+    loaded = store.load_snapshot(GROUP)
+    assert loaded is not None
+    assert loaded.body == "theirs"
+
+
+def test_a_snapshot_without_room_is_not_made_and_harms_nothing() -> None:
+    disk, store, _ = a_store()
+    add(store, 5)
+    commit_round(store)
+    store.save_snapshot(GROUP, LogIndex(2), "kept")
+    ticket = store.begin_snapshot(GROUP, LogIndex(4), "large")
+    disk.capacity = disk.used() + 100
+    assert not store.write_snapshot(ticket, slices_of(GROUP, [bytes(5_000)]))
+    assert not store.failed
+    loaded = store.load_snapshot(GROUP)
+    assert loaded is not None
+    assert loaded.body == "kept"
+
+
+def test_of_a_removed_group_no_snapshot_is_made() -> None:
+    _, store, _ = a_store()
+    add(store, 5)
+    commit_round(store)
+    ticket = store.begin_snapshot(GROUP, LogIndex(4), "ours")
+    store.remove_group(GROUP)
+    assert not store.write_snapshot(ticket, [])
+    assert not store.put_snapshot(ticket)
+    store.sync_snapshot(ticket)
+
+
+@pytest.mark.parametrize("change", ["flip", "cut", "repeat", "swap"])
+def test_a_slice_that_is_not_as_it_was_is_damage(change: str) -> None:
+    disk = new_disk()
+    group, blocks = GROUP, list(slices_of(GROUP, [b"one" * 20, b"two" * 20]))
+    point = LogPoint(LogIndex(1), Term(1), b"abcdefgh", RecordOffset(1))
+    if change == "flip":
+        blocks[1] = blocks[1][:-1] + bytes([blocks[1][-1] ^ 1])
+    elif change == "cut":
+        blocks[1] = blocks[1][:-1]
+    elif change == "repeat":
+        blocks[1] = blocks[0]
+    else:
+        blocks.reverse()
+    write_snapshot(
+        disk, NODE, group, Snapshot(point, "head", installed=False, slices=tuple(blocks))
+    )
+    with pytest.raises(CorruptLog):
+        read_snapshot(disk, NODE, group)

@@ -193,7 +193,7 @@ def test_what_a_newer_peer_asks_is_refused_not_a_violation(api: int, version: in
 def test_api_numbers_are_for_ever() -> None:
     names = (
         "HELLO METADATA CREATE_TOPIC DELETE_TOPIC INIT_PRODUCER PRODUCE FETCH LIST_OFFSETS STATUS "
-        "STEP_DOWN REGISTER_NODE PRODUCER_IDS RAFT COPY_LOG ALTER_TOPIC"
+        "STEP_DOWN REGISTER_NODE PRODUCER_IDS RAFT COPY_LOG ALTER_TOPIC COPY_SNAPSHOT"
     )
     later = {"CLUSTER_VIEW": 40, "LEASE": 41}
     first = {name: number for number, name in enumerate(names.split())}
