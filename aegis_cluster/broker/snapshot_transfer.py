@@ -197,6 +197,7 @@ class SnapshotCopy:
         shard = self.shard
         fields = [self.group, self._capture, self._number, self.confirm]
         call = Call(shard.now_ms + CALL_MS, self._answered)
+        shard.ensure_link(self.key)  # a mute replica sends nothing that would have opened it
         shard.links.call(self.key, Api.COPY_SNAPSHOT, fields, now_ms=shard.now_ms, call=call)
 
     @property
