@@ -5,9 +5,10 @@ What users import stands here; everything below is the machine.
 
 from aegis_cluster.channel import Channel
 from aegis_cluster.engine import EngineStats, StreamingEngine
-from aegis_cluster.errors import AegisError, OutcomeUnknown, Refused
+from aegis_cluster.errors import AegisError, OutcomeUnknown, Refused, Unauthorized
 from aegis_cluster.filters import EventFilter
 from aegis_cluster.ids import TopicPartition
+from aegis_cluster.keys import ClientKeys
 from aegis_cluster.message import (
     BatchReceipt,
     Message,
@@ -31,6 +32,7 @@ __all__ = [
     "AegisError",
     "BatchReceipt",
     "Channel",
+    "ClientKeys",
     "DeliveryMode",
     "EngineStats",
     "EventFilter",
@@ -51,4 +53,5 @@ __all__ = [
     "TopicConfig",
     "TopicDescription",
     "TopicPartition",
+    "Unauthorized",
 ]

@@ -223,6 +223,25 @@ class CdcSettings:
     """Changes, not bytes, that a subscription may hold."""
 
 
+def _path(value: object) -> Path:
+    return value if isinstance(value, Path) else Path(_text(value))
+
+
+PATH: Final = Kind("a path, in quotes", _path)
+
+
+@dataclass(frozen=True, slots=True)
+class SecuritySettings:
+    """`[streaming.security]`: with which keys a client connects. Paths are relative to the file."""
+
+    key: Path | None = setting(PATH, default=None)  # noqa: RUF009 - it is `dataclasses.field`
+    """The client's own key pair, a `.key` file."""
+    servers: Path | None = setting(PATH, default=None)  # noqa: RUF009 - it is `dataclasses.field`
+    """The nodes' public keys: a directory of `.pub` files, or one of them."""
+    insecure: bool = setting(BOOLEAN, default=False)
+    """Connect beyond this machine without keys."""
+
+
 @dataclass(frozen=True, slots=True)
 class StreamingConfig:
     """`[streaming]` of `aegis.toml`: the configured defaults of topics and clients."""
@@ -246,6 +265,9 @@ class StreamingConfig:
         default_factory=ProducerSettings, metadata={"table": ProducerSettings}
     )
     cdc: CdcSettings = field(default_factory=CdcSettings, metadata={"table": CdcSettings})
+    security: SecuritySettings = field(
+        default_factory=SecuritySettings, metadata={"table": SecuritySettings}
+    )
 
 
 def load_streaming_config(
@@ -262,14 +284,32 @@ def load_streaming_config(
     """
     layers: dict[str, _Written] = {}
     if file is not None or DEFAULT_FILE.exists():
-        layers |= _written_in_file(file or DEFAULT_FILE)
+        layers |= _with_paths_of(file or DEFAULT_FILE, _written_in_file(file or DEFAULT_FILE))
     layers |= _written_in_environment(os.environ if environ is None else environ)
     layers |= {
         key: _Written(value, "arguments", key)
         for key, value in (arguments or {}).items()
         if value is not None
     }
-    return _build(StreamingConfig, "streaming", layers)
+    config = _build(StreamingConfig, "streaming", layers)
+    if (config.security.key is None) != (config.security.servers is None):
+        raise ConfigError(
+            "`streaming.security.key` and `streaming.security.servers` belong together: the"
+            " client's own key pair, and the public keys of the nodes. One of them is missing.",
+            key="streaming.security",
+        )
+    return config
+
+
+def _with_paths_of(file: Path, written: dict[str, _Written]) -> dict[str, _Written]:
+    """A path in a file is relative to that file, wherever the program runs."""
+    kinds = _kinds(StreamingConfig, "streaming")
+    return {
+        key: found._replace(value=str(file.parent / found.value))
+        if kinds.get(key) is PATH and isinstance(found.value, str) and found.value.strip()
+        else found
+        for key, found in written.items()
+    }
 
 
 # Tables: nodes/node-1.toml
@@ -282,7 +322,11 @@ class NodeAddress(NamedTuple):
     base_port: int
 
     def __str__(self) -> str:
-        return f"{self.host}:{self.base_port}"
+        return f"{_bracketed(self.host)}:{self.base_port}"
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 PORTS_PER_SHARD: Final = 10
@@ -312,7 +356,7 @@ def peers_endpoint(host: str, base_port: int, shard: int = 0) -> str:
 
 
 def _endpoint(host: str, base_port: int, shard: int, kind: int) -> str:
-    return f"tcp://{host}:{base_port + kind + PORTS_PER_SHARD * shard}"
+    return f"tcp://{_bracketed(host)}:{base_port + kind + PORTS_PER_SHARD * shard}"
 
 
 def port_span(shards: int) -> int:
@@ -320,23 +364,64 @@ def port_span(shards: int) -> int:
     return _PEERS + PORTS_PER_SHARD * (shards - 1) + 1
 
 
-LOOPBACK_ALLOWED: Final = (
-    "127.0.0.1, or another address in 127.0.0.0/8: links carry no keys yet, so nothing may be "
-    "reached from another machine"
+def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """None for a name."""
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether nothing that is sent to this host leaves the machine: 127.0.0.0/8, ::1, localhost.
+
+    Any other name counts as one of another machine, whatever it stands for at the moment.
+    """
+    address = _ip(host)
+    return host == "localhost" if address is None else address.is_loopback
+
+
+def host_of(endpoint: str) -> str | None:
+    """The host of a `tcp://` endpoint; None for other transports, which stay in the process."""
+    if not endpoint.startswith("tcp://"):
+        return None
+    return endpoint.removeprefix("tcp://").rpartition(":")[0].strip("[]")
+
+
+_HOST_NAME: Final = re.compile(r"(?!.*\.\.)[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?")
+HOST_ALLOWED: Final = (
+    "an address of this machine, such as 127.0.0.1, ::1 or 10.0.0.5, or a name that leads to one"
 )
 
 
-def _loopback(value: object) -> str:
-    if not isinstance(value, str) or not ipaddress.IPv4Address(value).is_loopback:
+def _host(value: object) -> str:
+    text = _text(value)
+    address = _ip(text)
+    if address is None:
+        # Four numbers that are no address are a slip of the pen and no name.
+        if not _HOST_NAME.fullmatch(text) or text.replace(".", "").isdecimal():
+            raise ValueError(value)
+    elif address.is_multicast:
         raise ValueError(value)
-    return value
+    return text
+
+
+def _bind_address(value: object) -> str:
+    address = _ip(_text(value))
+    if address is None or address.is_multicast:
+        raise ValueError(value)
+    return str(address)
 
 
 def _address(value: object) -> NodeAddress:
     host, _, port = _text(value).rpartition(":")
     if not port.isdecimal() or not BASE_PORT_MIN <= int(port) <= PORT_MAX:
         raise ValueError(value)
-    return NodeAddress(_loopback(host), int(port))
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise ValueError(value)
+    return NodeAddress(_host(host), int(port))
 
 
 def _addresses(value: object) -> tuple[NodeAddress, ...]:
@@ -355,13 +440,25 @@ def _node_name(value: object) -> str:
 
 
 NODE_NAME: Final = Kind('letters, digits, ".", "_" and "-", at most 63 of them', _node_name)
-PATH: Final = Kind("a path, in quotes", lambda value: Path(_text(value)))
-LOOPBACK: Final = Kind(LOOPBACK_ALLOWED, _loopback)
+HOST: Final = Kind(HOST_ALLOWED, _host)
+BIND: Final = Kind('an address, such as "10.0.0.5", or "0.0.0.0" for all of them', _bind_address)
 PEERS: Final = Kind(
-    'the base address of every node, this one included, once each: ["127.0.0.1:7100", …]; '
-    f"hosts: {LOOPBACK_ALLOWED}",
+    'the base address of every node, this one included, once each: ["127.0.0.1:7100", …] or '
+    '["[::1]:7100", …]',
     _addresses,
 )
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSecurity:
+    """`[node.security]`: a node's keys, all three or none. Paths are relative to the file."""
+
+    key: Path | None = setting(PATH, default=None)  # noqa: RUF009 - it is `dataclasses.field`
+    """The node's own key pair, a `.key` file."""
+    peers: Path | None = setting(PATH, default=None)  # noqa: RUF009 - it is `dataclasses.field`
+    """Public keys of the other nodes: a directory of `.pub` files, or one of them."""
+    clients: Path | None = setting(PATH, default=None)  # noqa: RUF009 - it is `dataclasses.field`
+    """Public keys of the clients that may connect."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -374,15 +471,30 @@ class NodeConfig:
     peers: tuple[NodeAddress, ...] = setting(PEERS)
     """Base addresses of all nodes in the order of their ids, this one included; the same list
     in every file."""
-    host: str = setting(LOOPBACK, default="127.0.0.1")
+    host: str = setting(HOST, default="127.0.0.1")
+    """Where others reach this node."""
+    bind: str | None = setting(BIND, default=None)
+    """Where it listens; None: at `host`."""
     shards: int = setting(integer(1, limits.SHARDS_PER_NODE_MAX), default=1)
     durability: str = setting(one_of("fsync", "memory"), default="fsync")
     insecure: bool = setting(BOOLEAN, default=False)
+    """Be reachable beyond this machine without keys."""
+    security: NodeSecurity = field(default_factory=NodeSecurity, metadata={"table": NodeSecurity})
 
     @property
     def address(self) -> NodeAddress:
         """This node's place in `peers`."""
         return NodeAddress(self.host, self.base_port)
+
+    @property
+    def listens_at(self) -> str:
+        """The host whose ports it takes."""
+        return self.host if self.bind is None else self.bind
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether its links are encrypted."""
+        return self.security.key is not None
 
     @property
     def node_id(self) -> NodeId:
@@ -400,10 +512,52 @@ class NodeConfig:
 
 
 def load_node_config(file: Path) -> NodeConfig:
-    """A node's file; its `data` comes back absolute."""
+    """A node's file; its paths come back absolute.
+
+    Raises `ConfigError`, also for a node that could be reached from another machine and has
+    neither keys nor `insecure = true`.
+    """
     config = _build(NodeConfig, "node", _written_in_file(file))
     _check_ports(config, file)
-    return replace(config, data=Path(os.path.abspath(file.parent / config.data)))
+    _check_security(config, file)
+    found = config.security
+    security = NodeSecurity(
+        *(_beside(file, path) for path in (found.key, found.peers, found.clients))
+    )
+    data = Path(os.path.abspath(file.parent / config.data))
+    return replace(config, data=data, security=security)
+
+
+def _beside(file: Path, path: Path | None) -> Path | None:
+    return None if path is None else Path(os.path.abspath(file.parent / path))
+
+
+def _check_security(config: NodeConfig, file: Path) -> None:
+    """Keys are whole or absent; without them everything stays on this machine."""
+    security = config.security
+    given = {"key": security.key, "peers": security.peers, "clients": security.clients}
+    missing = [name for name, path in given.items() if path is None]
+    if 0 < len(missing) < len(given):
+        names = ", ".join(f"`node.security.{name}`" for name in missing)
+        raise ConfigError(
+            f"{file}: {names} is missing; `[node.security]` takes a key, the peers' and the"
+            " clients' public keys together",
+            file=str(file),
+            key=f"node.security.{missing[0]}",
+        )
+    if config.has_keys or config.insecure:
+        return
+    allowed = (
+        "an address in 127.0.0.0/8 or ::1, because this node has no keys. To be reached from other"
+        " machines give it some (`aegis keys new`, then `[node.security]`), or, where everybody on"
+        " the network may read and write everything, say `insecure = true`"
+    )
+    if not is_loopback(config.listens_at):
+        key = "node.host" if config.bind is None else "node.bind"
+        raise _refusal(_Written(config.listens_at, str(file), key), allowed)
+    for peer in config.peers:
+        if not is_loopback(peer.host):
+            raise _refusal(_Written(str(peer), str(file), "node.peers"), allowed)
 
 
 def _check_ports(config: NodeConfig, file: Path) -> None:

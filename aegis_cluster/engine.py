@@ -19,6 +19,7 @@ from aegis_cluster.client.offsets import list_offsets
 from aegis_cluster.config import StreamingConfig, load_streaming_config
 from aegis_cluster.errors import ConfigError, Misuse, TopicExists, TopicNotFound
 from aegis_cluster.history import History, last_messages, messages_after
+from aegis_cluster.keys import configured_keys, load_client_keys
 from aegis_cluster.message import PartitionOffsets, to_ms
 from aegis_cluster.producer import Producer, ProducerConfig, all_or_partly, messages_of
 from aegis_cluster.subscriber import SubscribeConfig, Subscriber
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
     from aegis_cluster.embedded import EmbeddedNode
     from aegis_cluster.filters import EventFilter
+    from aegis_cluster.keys import ClientKeys, LinkKeys
     from aegis_cluster.message import BatchReceipt, Message, Receipt
     from aegis_cluster.topics import TopicChanges
 
@@ -66,6 +68,7 @@ class StreamingEngine:
         directory: Path | None = None,
         request_timeout: float | None = None,
         config: StreamingConfig | None = None,
+        keys: ClientKeys | None = None,
     ) -> None:
         self.settings = load_streaming_config() if config is None else config
         """The configured defaults."""
@@ -73,6 +76,10 @@ class StreamingEngine:
         self.request_timeout = configured_s if request_timeout is None else request_timeout
         self._bootstrap = bootstrap
         self._directory = directory
+        self._keys: LinkKeys | None = None
+        if directory is None:
+            keys = keys or configured_keys(self.settings)
+            self._keys = None if keys is None else load_client_keys(keys)
         self._node: EmbeddedNode | None = None
         self._cluster: ClusterClient | None = None
         self._publisher: Producer | None = None
@@ -107,12 +114,16 @@ class StreamingEngine:
         *,
         request_timeout: float | None = None,
         config: StreamingConfig | None = None,
+        keys: ClientKeys | None = None,
     ) -> StreamingEngine:
         """An engine for the cluster at these addresses (`"tcp://host:port,tcp://…"`).
 
         request_timeout: seconds, the default of every call's `timeout`. config: defaults of topics
-        and clients; None: from `./aegis.toml` and the environment. Raises `ConfigError`; entering
-        raises `Unavailable` when no node answers in time.
+        and clients; None: from `./aegis.toml` and the environment. keys: this client's key pair
+        and the nodes' public keys, with which every link is encrypted; None: those of
+        `[streaming.security]`, and where it names none, links without keys, which may not leave
+        this machine. Raises `ConfigError`; entering raises `Unavailable` when no node answers in
+        time, and `Unauthorized` when the nodes do not accept the key.
         """
         addresses = [address.strip() for address in bootstrap.split(",") if address.strip()]
         if not addresses or not all(address.startswith("tcp://") for address in addresses):
@@ -120,7 +131,7 @@ class StreamingEngine:
                 f"{bootstrap!r} is no list of addresses; write"
                 " 'tcp://127.0.0.1:7101,tcp://127.0.0.1:7201'."
             )
-        return cls(bootstrap=addresses, request_timeout=request_timeout, config=config)
+        return cls(bootstrap=addresses, request_timeout=request_timeout, config=config, keys=keys)
 
     async def __aenter__(self) -> Self:
         if self._cluster is not None:
@@ -135,7 +146,8 @@ class StreamingEngine:
 
     async def _start(self) -> ClusterClient:
         if self._directory is None:
-            return ClusterClient(self._bootstrap)
+            insecure = self.settings.security.insecure
+            return ClusterClient(self._bootstrap, keys=self._keys, insecure=insecure)
         from aegis_cluster.embedded import EmbeddedNode  # a client never loads a broker
 
         node = EmbeddedNode(self._directory)

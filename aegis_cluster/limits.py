@@ -130,6 +130,13 @@ LEASE_TTL_MS_MAX: Final = 300_000
 LEASE_HOLDER_SHARE: Final = 0.9
 """Of the time a lease was asked for, on the holder's own clock, after which the holder stops."""
 
+# Keys
+KEY_FILE_BYTES_MAX: Final = 4 * KIB
+KEYS_PER_LIST_MAX: Final = 10_000
+"""Clients that one node accepts by name; further files are told and ignored."""
+REFUSED_KEYS_TOLD_MAX: Final = 1_000
+"""Keys whose refusal is remembered, so that each is logged once and not at every try."""
+
 # A client
 CLIENT_BUFFER_BYTES_DEFAULT: Final = 64 * MIB
 REQUEST_TIMEOUT_MS_DEFAULT: Final = 30_000

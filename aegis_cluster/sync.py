@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from aegis_cluster.config import StreamingConfig
+    from aegis_cluster.keys import ClientKeys
     from aegis_cluster.message import Receipt, ReceivedMessage
     from aegis_cluster.subscriber import MessageBatch
 
@@ -315,11 +316,12 @@ class StreamingEngine(_Blocking[engine.StreamingEngine]):
         *,
         request_timeout: float | None = None,
         config: StreamingConfig | None = None,
+        keys: ClientKeys | None = None,
     ) -> StreamingEngine:
         """As `aegis_cluster.StreamingEngine.connect`."""
         return cls(
             engine.StreamingEngine.connect(
-                bootstrap, request_timeout=request_timeout, config=config
+                bootstrap, request_timeout=request_timeout, config=config, keys=keys
             )
         )
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "aegis_cluster"
 
-BELOW_ALL = {"errors", "ids", "limits", "config"}
+BELOW_ALL = {"errors", "ids", "limits", "config", "keys", "curve"}
 MACHINE = {"wire", "raft", "storage", "cluster", "broker"}
 FRONT = {
     "engine", "message", "topics", "channel", "filters", "history", "producer", "subscriber",
@@ -30,6 +30,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ids": set(),
     "limits": set(),
     "config": set(),
+    "keys": set(),
+    "curve": set(),
     "wire": set(),
     "storage": {"wire"},  # storage and raft do not know each other
     "raft": {"wire"},

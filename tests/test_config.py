@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
@@ -15,9 +15,6 @@ from aegis_cluster.config import (
     parse_size,
 )
 from aegis_cluster.errors import ConfigError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 AEGIS_TOML = """
 [streaming]
@@ -221,9 +218,16 @@ class TestNode:
             ("base_port = 7100", "base_port = 80", "a whole number from 1024 to 65535"),
             ("base_port = 7100", 'base_port = "7100"', '`node.base_port` is "7100"'),
             ("base_port = 7100", "base_port = 7150", "own address in it, 127.0.0.1:7150"),
-            ('host = "127.0.0.1"', 'host = "0.0.0.0"', '`node.host` is "0.0.0.0"; allowed: 127.'),
-            ('host = "127.0.0.1"', 'host = "example.org"', "`node.host`"),
-            ('"127.0.0.1:7200"', '"10.0.0.1:7200"', "`node.peers`"),
+            ('host = "127.0.0.1"', 'host = "127.0.0.256"', '`node.host` is "127.0.0.256"'),
+            ('host = "127.0.0.1"', 'host = "a b"', "`node.host`"),
+            ('host = "127.0.0.1"', 'bind = "node-1"', '`node.bind` is "node-1"'),
+            ('host = "127.0.0.1"', 'bind = "10.0.0.1"', "this node has no keys"),
+            ('host = "127.0.0.1"', 'bind = "::"', "this node has no keys"),
+            ('"127.0.0.1:7200"', '"10.0.0.1:7200"', '`node.peers` is "10.0.0.1:7200"; allowed'),
+            ('"127.0.0.1:7200"', '"::1:7200"', "`node.peers`"),
+            ("insecure = false", '[node.security]\nkey = "k"', "`node.security.peers`, `node.sec"),
+            ("insecure = false", '[node.security]\nkeys = "k"', "mean `node.security.key`?"),
+            ("insecure = false", "[node.security]\nkey = 1", "`node.security.key` is 1; allowed"),
             ('"127.0.0.1:7200"', '"127.0.0.1"', "`node.peers`"),
             ('"127.0.0.1:7200"', '"127.0.0.1:7100"', "once each"),
             ('"127.0.0.1:7200"', '"127.0.0.1:7101"', "at least 4 away from 127.0.0.1:7101"),
@@ -242,6 +246,34 @@ class TestNode:
             load_node_config(file)
         assert says in str(caught.value)
         assert str(file) in str(caught.value)
+
+    @pytest.mark.parametrize("host", ["10.0.0.1", "0.0.0.0", "example.org", "fe80::1", "::"])
+    def test_beyond_this_machine_only_with_keys_or_by_order(
+        self, tmp_path: Path, host: str
+    ) -> None:
+        shown = f"[{host}]" if ":" in host else host
+        content = NODE_TOML.replace('host = "127.0.0.1"', f'host = "{host}"')
+        content = content.replace('"127.0.0.1:7100"', f'"{shown}:7100"')
+        with pytest.raises(ConfigError) as caught:
+            load_node_config(self.write(tmp_path, content))
+        assert f'`node.host` is "{host}"; allowed: an address in 127.0.0.0/8' in str(caught.value)
+        assert "`insecure = true`" in str(caught.value)
+        allowed = content.replace("insecure = false", "insecure = true")
+        node = load_node_config(self.write(tmp_path, allowed))
+        assert node.endpoint == f"tcp://{shown}:7101"
+        secure = content + '[node.security]\nkey = "k/n.key"\npeers = "../p"\nclients = "/c"\n'
+        node = load_node_config(self.write(tmp_path, secure))
+        assert node.has_keys
+        assert node.security.key == tmp_path / "nodes" / "k" / "n.key"
+        assert node.security.peers == tmp_path / "p"
+        assert node.security.clients == Path("/c")
+
+    @pytest.mark.parametrize("host", ["127.9.8.7", "::1", "localhost"])
+    def test_what_stays_on_this_machine_needs_no_keys(self, tmp_path: Path, host: str) -> None:
+        shown = f"[{host}]" if ":" in host else host
+        content = NODE_TOML.replace('host = "127.0.0.1"', f'host = "{host}"')
+        content = content.replace('"127.0.0.1:7100"', f'"{shown}:7100"')
+        assert not load_node_config(self.write(tmp_path, content)).has_keys
 
     def test_the_last_port_of_all_shards_must_exist(self, tmp_path: Path) -> None:
         content = NODE_TOML.replace("7100", "65530").replace("shards = 1", "shards = 2")

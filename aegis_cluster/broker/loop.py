@@ -101,6 +101,7 @@ class ShardLoop:
         for key, message in self._sockets.peer_messages(SHARD_DRAIN_MESSAGES):
             shard.link_message(key, message)
         self._follow_links()
+        self._follow_keys()
         self._drain(Listener.CONTROL)
         self._drain(Listener.DATA)
         self._sockets.sweep(monotonic_ms())
@@ -139,6 +140,19 @@ class ShardLoop:
             else:
                 self._sockets.renew_peer(key)
                 self.shard.link_disconnected(key)
+
+    def _follow_keys(self) -> None:
+        """Look now and then whether keys were added or withdrawn; files are read elsewhere."""
+        read = self._sockets.keys_to_read()
+        if read is None:
+            return
+
+        def done(result: Any) -> None:
+            _raise_failure(result)
+            for key in self._sockets.take_keys(result):
+                self.shard.link_disconnected(key)
+
+        self._workers.submit(READ, read, done)
 
     # ---- disk
 

@@ -3,26 +3,38 @@
 The rules it protects (each was somebody's outage): one socket has one owner, this thread; nothing
 blocks (`DONTWAIT`, `ROUTER_MANDATORY`); a link to a peer is one DEALER of its own, with
 `IMMEDIATE` so that nothing queues for a peer that is not there, and it is thrown away when its
-connection breaks, so nothing old is replayed on the next one; every limit is set before bind.
+connection breaks, so nothing old is replayed on the next one; every limit is set before bind; and
+no socket reaches beyond this machine without keys, unless the node's file says so.
 """
 
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
+from aegis_cluster.broker import zap
 from aegis_cluster.broker.transport import Listener, PeerKey
 from aegis_cluster.broker.unsent import Unsent
+from aegis_cluster.curve import (
+    FAILED_EVENTS,
+    LINK_EVENTS,
+    Handshakes,
+    listen_with,
+    needs_keys,
+    prepare,
+)
 from aegis_cluster.errors import ConfigError, invariant
 from aegis_cluster.limits import BATCH_BYTES_MAX, FETCH_BYTES_MAX, FRAME_BYTES_MAX, KIB
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterator, Sequence
+    from collections.abc import Callable, Hashable, Iterator, Sequence
 
+    from aegis_cluster.keys import NodeKeys, Reading
     from aegis_cluster.wire.protocol import Part
 
 PART_BYTES_MAX: Final = {
@@ -41,17 +53,31 @@ HANDSHAKE_MS: Final = 5_000
 STALL_MS: Final = 10_000
 """A connection whose other end takes no bytes for so long is broken by the kernel, even if its
 machine answers (TCP_USER_TIMEOUT); what waited for it is given back."""
+HANDSHAKES_PER_TURN: Final = 64
+KEYS_READ_S: Final = 1.0
+"""How often the lists of accepted keys are looked at."""
 COPY_BYTES: Final = 64 * KIB
 """Smaller parts are cheaper copied than counted."""
 
 log = logging.getLogger(__name__)
 
 
+_DOMAINS: Final = {
+    Listener.PEERS: zap.PEERS_DOMAIN,
+    Listener.CONTROL: zap.CLIENTS_DOMAIN,
+    Listener.DATA: zap.CLIENTS_DOMAIN,
+}
+
+
 @dataclass(slots=True)
 class _PeerSocket:
     endpoint: str
-    socket: zmq.Socket[bytes]
-    monitor: zmq.Socket[bytes]
+    handshakes: Handshakes
+    socket: zmq.Socket[bytes] | None = None
+    monitor: zmq.Socket[bytes] | None = None
+    due: float = 0.0
+    """While there is no socket: when to try again, in monotonic seconds."""
+    told: str | None = None
 
 
 class Sockets:
@@ -61,32 +87,64 @@ class Sockets:
         self,
         endpoints: dict[Listener, str],
         *,
+        keys: NodeKeys | None = None,
+        insecure: bool = False,
         context: zmq.Context[zmq.Socket[bytes]] | None = None,
     ) -> None:
-        """Bind the listeners. Raises `ConfigError`, naming the address, when one is taken.
+        """Bind the listeners. Raises `ConfigError`, naming the address, when one is taken, or
+        could be reached from another machine and there are no keys.
 
+        keys: every listener and link is encrypted with them; None: none is.
+        insecure: links may leave the machine without keys.
         context: one that is shared with others, who end it; None: one of our own.
         """
         self._own_context = context is None
         self._context = zmq.Context() if context is None else context
+        self._keys = keys
+        self._insecure = insecure
         self._poller = zmq.Poller()
         self._ready: set[object] = set()
-        self._listeners = {
-            listener: self._bind(listener, endpoint) for listener, endpoint in endpoints.items()
-        }
+        self._endpoints = endpoints
+        self._zap: zmq.Socket[bytes] | None = None
+        self._doorkeeper: zap.Doorkeeper | None = None
+        self._keys_due = time.monotonic() + KEYS_READ_S
+        if keys is not None:
+            # Before anything is bound: from the first connection on, somebody is asked.
+            self._doorkeeper = zap.Doorkeeper(keys)
+            self._zap = self._context.socket(zmq.REP)
+            self._zap.set(zmq.LINGER, 0)
+            self._zap.bind(zap.ENDPOINT)
+            self._poller.register(self._zap, zmq.POLLIN)
+        self._listeners: dict[Listener, zmq.Socket[bytes]] = {}
+        self._closed_listeners: set[Listener] = set()
         self._peers: dict[PeerKey, _PeerSocket] = {}
         self._by_socket: dict[zmq.Socket[bytes], PeerKey] = {}
         self._by_monitor: dict[zmq.Socket[bytes], PeerKey] = {}
         self.unsent_answers = Unsent()
         self.unsent_to_peers = Unsent()
+        try:
+            for listener, endpoint in endpoints.items():
+                self._listeners[listener] = self._bind(listener, endpoint)
+        except ConfigError:
+            self.close()
+            raise
 
     def _bind(self, listener: Listener, endpoint: str) -> zmq.Socket[bytes]:
+        if needs_keys(endpoint) and self._keys is None and not self._insecure:
+            raise ConfigError(
+                f"The address {endpoint} ({listener.value}) can be reached from other machines, and"
+                " this node has no keys: give it some, or say `insecure = true` in its file.",
+                endpoint=endpoint,
+            )
         socket = self._context.socket(zmq.ROUTER)
         socket.set(zmq.LINGER, 0)
         socket.set(zmq.ROUTER_MANDATORY, 1)
         socket.set(zmq.ROUTER_HANDOVER, 1)
         socket.set(zmq.MAXMSGSIZE, PART_BYTES_MAX[listener])
         self._limit(socket)
+        prepare(socket, endpoint)
+        if self._keys is not None:
+            listen_with(socket, self._keys.own, _DOMAINS[listener])
         try:
             socket.bind(endpoint)
         except zmq.ZMQError as error:
@@ -117,6 +175,18 @@ class Sockets:
     def open_peer(self, key: PeerKey, endpoint: str) -> None:
         """A fresh DEALER to one shard, and a monitor that tells of its connection."""
         invariant(key not in self._peers, "one socket a peer", key=key)
+        keys = None if self._keys is None else self._keys.links
+        peer = _PeerSocket(endpoint, Handshakes(endpoint, keys, who="this node"))
+        self._peers[key] = peer
+        if needs_keys(endpoint) and keys is None and not self._insecure:
+            log.error(
+                "No link is made to %s: it leaves this machine, and there are no keys.", endpoint
+            )
+            peer.due = float("inf")
+            return
+        self._connect(key, peer)
+
+    def _connect(self, key: PeerKey, peer: _PeerSocket) -> None:
         socket = self._context.socket(zmq.DEALER)
         socket.set(zmq.LINGER, 0)
         socket.set(zmq.IMMEDIATE, 1)
@@ -124,19 +194,18 @@ class Sockets:
         socket.set(zmq.RECONNECT_IVL_MAX, RECONNECT_MS_MAX)
         socket.set(zmq.MAXMSGSIZE, PART_BYTES_MAX[Listener.PEERS])
         self._limit(socket)
-        events = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
-        monitor: zmq.Socket[bytes] = socket.get_monitor_socket(events)
+        peer.handshakes.apply(socket)
+        monitor: zmq.Socket[bytes] = socket.get_monitor_socket(LINK_EVENTS)
         monitor.set(zmq.LINGER, 0)
-        socket.connect(endpoint)
-        self._peers[key] = _PeerSocket(endpoint, socket, monitor)
+        socket.connect(peer.endpoint)
+        peer.socket, peer.monitor = socket, monitor
         self._by_socket[socket] = key
         self._by_monitor[monitor] = key
         self._poller.register(socket, zmq.POLLIN)
         self._poller.register(monitor, zmq.POLLIN)
 
-    def close_peer(self, key: PeerKey) -> None:
-        peer = self._peers.pop(key, None)
-        if peer is None:
+    def _disconnect(self, key: PeerKey, peer: _PeerSocket) -> None:
+        if peer.socket is None or peer.monitor is None:
             return
         del self._by_socket[peer.socket], self._by_monitor[peer.monitor]
         self._poller.unregister(peer.socket)
@@ -144,31 +213,134 @@ class Sockets:
         peer.socket.disable_monitor()
         peer.monitor.close(0)
         peer.socket.close(0)
+        peer.socket = peer.monitor = None
         self.unsent_to_peers.forget(key)
+
+    def close_peer(self, key: PeerKey) -> None:
+        peer = self._peers.pop(key, None)
+        if peer is not None:
+            self._disconnect(key, peer)
 
     def renew_peer(self, key: PeerKey) -> None:
         """Throw a broken link away with all that is queued in it, and try again."""
-        endpoint = self._peers[key].endpoint
-        self.close_peer(key)
-        self.open_peer(key, endpoint)
+        peer = self._peers[key]
+        self._disconnect(key, peer)
+        self._connect(key, peer)
+
+    def _handshake_failed(self, key: PeerKey, peer: _PeerSocket, event: int) -> None:
+        """Throw the socket away; another one tries again, with the next key, a little later."""
+        self._disconnect(key, peer)
+        peer.handshakes.failed(event)
+        peer.due = time.monotonic() + peer.handshakes.rest_s
+        trouble = peer.handshakes.trouble
+        if trouble is not None and trouble != peer.told:
+            peer.told = trouble
+            log.warning("%s", trouble)
+
+    def _try_again(self) -> None:
+        now = time.monotonic()
+        for key, peer in self._peers.items():
+            if peer.socket is None and peer.due <= now:
+                self._connect(key, peer)
 
     def send_peer(self, key: PeerKey, message: Sequence[Part]) -> bool:
         peer = self._peers.get(key)
-        return peer is not None and _send(peer.socket, message, key, self.unsent_to_peers)
+        if peer is None or peer.socket is None:
+            return False
+        return _send(peer.socket, message, key, self.unsent_to_peers)
 
     def reply(self, listener: Listener, origin: bytes, message: Sequence[Part]) -> bool:
         socket = self._listeners[listener]
+        if socket.closed:
+            return False
         return _send(socket, [origin, *message], (listener, origin), self.unsent_answers)
 
     def sweep(self, now_ms: int) -> None:
         """Find out, now and then, how much still waits for all connections."""
         self.unsent_answers.sweep(now_ms)
 
+    # ---- keys
+
+    def _let_in(self) -> None:
+        """Answer ZeroMQ's questions about connections that others have opened."""
+        zap_socket, doorkeeper = self._zap, self._doorkeeper
+        if zap_socket is None or doorkeeper is None or zap_socket not in self._ready:
+            return
+        for _ in range(HANDSHAKES_PER_TURN):
+            try:
+                request = zap_socket.recv_multipart(zmq.DONTWAIT)
+            except zmq.Again:
+                return
+            zap_socket.send_multipart(doorkeeper.answer(request), zmq.DONTWAIT)
+
+    def keys_to_read(self) -> Callable[[], tuple[Reading | None, Reading | None]] | None:
+        """What reads the lists of accepted keys, in any thread, when it is time to; else None.
+
+        The result is for `take_keys`.
+        """
+        keys, now = self._keys, time.monotonic()
+        if keys is None or now < self._keys_due:
+            return None
+        self._keys_due = now + KEYS_READ_S
+        return lambda: (keys.peers.read(), keys.clients.read())
+
+    def take_keys(self, readings: tuple[Reading | None, Reading | None]) -> list[PeerKey]:
+        """Go on with new lists; return the links that were cut for it.
+
+        Nothing in ZeroMQ ends one connection of a listener, so when a key is withdrawn the
+        listener is closed and opened again: everybody comes back, but for those withdrawn.
+        """
+        keys, doorkeeper = self._keys, self._doorkeeper
+        if keys is None or doorkeeper is None or readings == (None, None):
+            return []
+        cut: list[PeerKey] = []
+        for reading, known, listeners in zip(
+            readings,
+            (keys.peers, keys.clients),
+            ((Listener.PEERS,), (Listener.CONTROL, Listener.DATA)),
+            strict=True,
+        ):
+            if reading is None:
+                continue
+            for problem in reading.problems:
+                log.error("%s It is ignored.", problem)
+            withdrawn = known.take(reading)
+            log.info("%s now holds %d keys.", known.path, len(reading.names))
+            if withdrawn:
+                log.warning("A key was withdrawn: all connections to %s are renewed.", known.path)
+                self._close_listeners(listeners)
+                cut = list(self._peers) if known is keys.peers else cut
+        for key in cut:
+            self.renew_peer(key)
+        doorkeeper.forget_refusals()
+        return cut
+
+    def _close_listeners(self, listeners: Sequence[Listener]) -> None:
+        for listener in listeners:
+            socket = self._listeners[listener]
+            if not socket.closed:
+                self._poller.unregister(socket)
+                socket.close(0)
+            self._closed_listeners.add(listener)
+
+    def _open_listeners(self) -> None:
+        """The port of a socket that was closed is free a moment later, not at once."""
+        for listener in sorted(self._closed_listeners, key=lambda item: item.value):
+            try:
+                self._listeners[listener] = self._bind(listener, self._endpoints[listener])
+            except ConfigError as error:
+                log.warning("%s It is tried again.", error)
+            else:
+                self._closed_listeners.discard(listener)
+
     # ---- inputs
 
     def poll(self, timeout_ms: int) -> None:
         """Wait until a socket, or what else is registered, has something."""
+        if self._closed_listeners:
+            self._open_listeners()
         self._ready = {socket for socket, _ in self._poller.poll(timeout_ms)}
+        self._let_in()
 
     def register(self, fd: int) -> None:
         """Have `poll` wake up for a file descriptor too."""
@@ -185,7 +357,8 @@ class Sockets:
     def receive(self, listener: Listener) -> tuple[bytes, list[Part]] | None:
         """(origin, message), or None when there is none now."""
         socket = self._listeners[listener]
-        message = _receive(socket) if socket in self._ready else None
+        there = socket in self._ready and not socket.closed
+        message = _receive(socket) if there else None
         return None if message is None else (bytes(message[0]), message[1:])
 
     def peer_messages(self, limit: int) -> Iterator[tuple[PeerKey, list[Part]]]:
@@ -201,9 +374,16 @@ class Sockets:
 
     def link_events(self) -> Iterator[tuple[PeerKey, bool]]:
         """(link, whether it is connected now) for every change since the last call."""
+        self._try_again()
         for monitor, key in list(self._by_monitor.items()):
             while monitor in self._ready and not monitor.closed and monitor.poll(0):
                 event = recv_monitor_message(monitor)["event"]
+                if event & FAILED_EVENTS:
+                    self._handshake_failed(key, self._peers[key], event)
+                    continue
+                if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                    self._peers[key].handshakes.succeeded()
+                    self._peers[key].told = None
                 yield key, event == zmq.EVENT_HANDSHAKE_SUCCEEDED
 
     def close(self) -> None:
@@ -211,6 +391,8 @@ class Sockets:
             self.close_peer(key)
         for socket in self._listeners.values():
             socket.close(0)
+        if self._zap is not None:
+            self._zap.close(0)
         if self._own_context:
             self._context.destroy(linger=0)
 

@@ -72,6 +72,7 @@ class LazyGroup(click.Group):
         "cluster": "aegis_cluster.cli.cluster_commands:cluster",
         "node": "aegis_cluster.cli.node_commands:node",
         "topic": "aegis_cluster.cli.topic_commands:topic",
+        "keys": "aegis_cluster.cli.keys_commands:keys",
         "publish": "aegis_cluster.cli.publish:publish",
         "consume": "aegis_cluster.cli.consume:consume",
         "bench": "aegis_cluster.cli.bench:bench",

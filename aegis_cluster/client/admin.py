@@ -17,6 +17,7 @@ from aegis_cluster.errors import AegisError
 from aegis_cluster.wire.protocol import Api, take_int, take_list, take_map
 
 if TYPE_CHECKING:
+    from aegis_cluster.keys import LinkKeys
     from aegis_cluster.wire.descriptions import NodeInfo, TopicInfo
 
 SHARD_S: Final = 2.0
@@ -26,13 +27,15 @@ ShardStatus = dict[str, Any]
 """One shard's answer: `identity`, `linked`, `replicas`, `damaged`."""
 
 
-async def cluster_status(bootstrap: str, timeout: float) -> dict[str, Any]:
+async def cluster_status(
+    bootstrap: str, timeout: float, *, keys: LinkKeys | None = None, insecure: bool = False
+) -> dict[str, Any]:
     """The cluster as its shards see it: `{"nodes": [...], "topics": [...]}`.
 
     Raises `Unavailable` when no node answers in time.
     """
     addresses = [address.strip() for address in bootstrap.split(",")]
-    cluster = ClusterClient(addresses, stale_ok=True)
+    cluster = ClusterClient(addresses, stale_ok=True, keys=keys, insecure=insecure)
     try:
         deadline = cluster.deadline(timeout)
         await cluster.connect(deadline)
@@ -55,18 +58,22 @@ async def cluster_status(bootstrap: str, timeout: float) -> dict[str, Any]:
         await cluster.close()
 
 
-async def shard_status(endpoint: str, timeout: float) -> ShardStatus:
+async def shard_status(
+    endpoint: str, timeout: float, *, keys: LinkKeys | None = None, insecure: bool = False
+) -> ShardStatus:
     """What the shard at this control endpoint says of itself. Raises `Unavailable`."""
-    cluster = ClusterClient([endpoint])
+    cluster = ClusterClient([endpoint], keys=keys, insecure=insecure)
     try:
         return await _ask_shard(cluster, endpoint, cluster.deadline(timeout))
     finally:
         await cluster.close()
 
 
-async def step_down(endpoint: str, timeout: float) -> int:
+async def step_down(
+    endpoint: str, timeout: float, *, keys: LinkKeys | None = None, insecure: bool = False
+) -> int:
     """Have a shard hand over what it leads; return how many leaderships it could not pass on."""
-    cluster = ClusterClient([endpoint])
+    cluster = ClusterClient([endpoint], keys=keys, insecure=insecure)
     try:
         deadline = cluster.deadline(timeout)
         link = cluster.link(endpoint)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import zmq
 
-from aegis_cluster.client.link import Link
+from aegis_cluster.client.link import Link, NotAccepted
 from aegis_cluster.client.metadata import NO_NODE, Metadata, Routes, TcpRoutes
 from aegis_cluster.errors import (
     AegisError,
@@ -32,6 +32,7 @@ from aegis_cluster.wire.protocol import Api, Reply, take_int
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from aegis_cluster.keys import LinkKeys
     from aegis_cluster.wire.descriptions import TopicInfo
 
 FIRST_PAUSE_S: Final = 0.02
@@ -67,13 +68,19 @@ class ClusterClient:
         context: zmq.Context[zmq.Socket[bytes]] | None = None,
         routes: Routes | None = None,
         stale_ok: bool = False,
+        keys: LinkKeys | None = None,
+        insecure: bool = False,
     ) -> None:
         """context: one that is shared with others, who end it; None: one of our own.
+
+        keys: of all links; None: they go without. insecure: also beyond this machine.
 
         stale_ok: take metadata also from a node that has not caught up since it started; for
         looking at a cluster that is not well.
         """
         self._stale_ok = stale_ok
+        self._keys = keys
+        self._insecure = insecure
         self.metadata = Metadata(routes or TcpRoutes())
         self.failure: AegisError | None = None
         """Why no request can succeed any more; None as long as one might."""
@@ -108,7 +115,14 @@ class ClusterClient:
         link = self._links.get(endpoint)
         if link is None:
             cluster_id = self.metadata.cluster_id
-            link = Link(self._context, endpoint, client_id=self.client_id, cluster_id=cluster_id)
+            link = Link(
+                self._context,
+                endpoint,
+                client_id=self.client_id,
+                cluster_id=cluster_id,
+                keys=self._keys,
+                insecure=self._insecure,
+            )
             self._links[endpoint] = link
             if self.failure is not None:
                 link.fail(self.failure)
@@ -168,11 +182,15 @@ class ClusterClient:
         pause = Pause(deadline)
         failure: AegisError = Unavailable("No address of the cluster is known.")
         while self.now() < deadline:
+            failures = []
             for endpoint in self._endpoints():
                 try:
                     return await self._ask(endpoint, api, fields, deadline)
                 except (Unavailable, OutcomeUnknown, NotReady) as error:
                     failure = error
+                    failures.append(error)
+            if failures and all(isinstance(error, NotAccepted) for error in failures):
+                raise failures[0]  # every node has said so: waiting would not change their minds
             await pause.wait()
         raise Unavailable(
             f"No node of the cluster answered in time at {', '.join(self._endpoints())}:"

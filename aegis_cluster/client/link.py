@@ -12,10 +12,13 @@ import itertools
 from typing import TYPE_CHECKING, Any, Final
 
 from aegis_cluster.client.socket import ClientSocket
+from aegis_cluster.curve import Handshakes, needs_keys
 from aegis_cluster.errors import (
     AegisError,
+    ConfigError,
     OutcomeUnknown,
     PeerViolation,
+    Unauthorized,
     Unavailable,
     UnsupportedVersion,
 )
@@ -36,9 +39,15 @@ if TYPE_CHECKING:
 
     import zmq
 
+    from aegis_cluster.keys import LinkKeys
+
 HELLO_MS: Final = 5_000
 _HELLO: Final = 0
 """Correlation of the hello; requests count from 1."""
+
+
+class NotAccepted(Unauthorized, Unavailable):
+    """The keys of the two ends do not agree, so nothing was sent; tried again until they do."""
 
 
 class Link:
@@ -51,7 +60,10 @@ class Link:
         *,
         client_id: str,
         cluster_id: str,
+        keys: LinkKeys | None = None,
+        insecure: bool = False,
     ) -> None:
+        """keys: encrypt with them. insecure: go without them also beyond this machine."""
         self.endpoint = endpoint
         self.hello: Hello | None = None
         self.refusal: AegisError | None = None
@@ -61,7 +73,15 @@ class Link:
         self._numbers = itertools.count(1)
         self._pending: dict[int, asyncio.Future[Reply]] = {}
         self._ready = asyncio.Event()
-        self._socket = self._open()
+        self._handshakes = Handshakes(endpoint, keys, who="this client")
+        self._news = asyncio.Event()
+        """Set while there is something to tell who waits: ready, refused, or a failed handshake."""
+        self._closed = False
+        self._socket: ClientSocket | None = None
+        if keys is None and not insecure and needs_keys(endpoint):
+            self.fail(_needs_keys(endpoint))
+        else:
+            self._socket = self._open()
 
     # ---- for callers
 
@@ -72,16 +92,19 @@ class Link:
     async def ready(self, deadline: float) -> None:
         """Wait until the other side has greeted back.
 
-        Raises `Unavailable` when it does not in time, or its refusal (`WrongCluster`, …).
+        Raises `Unavailable` when it does not in time, or its refusal (`WrongCluster`, …);
+        `NotAccepted` as soon as that is known.
         """
         if not self._ready.is_set() and self.refusal is None:
             try:
                 async with asyncio.timeout_at(deadline):
-                    await self._ready.wait()
+                    await self._news.wait()
             except TimeoutError:
                 raise Unavailable(f"Nothing answers at {self.endpoint}.") from None
         if self.refusal is not None:
             raise self.refusal
+        if not self._ready.is_set() and self._handshakes.trouble is not None:
+            raise NotAccepted(self._handshakes.trouble, endpoint=self.endpoint)
 
     async def request(
         self, api: Api, fields: Sequence[Any], parts: Sequence[Part] = (), *, deadline: float
@@ -110,7 +133,7 @@ class Link:
         number = next(self._numbers)
         ms_left = max(0, int((deadline - self._loop.time()) * 1000))
         message = encode_request(api, fields, parts, correlation=number, ms_left=ms_left)
-        if not self._socket.send(message):
+        if self._socket is None or not self._socket.send(message):
             raise Unavailable(f"The connection to {self.endpoint} is full or gone.")
         future: asyncio.Future[Reply] = self._loop.create_future()
         future.add_done_callback(lambda _: self._pending.pop(number, None))
@@ -122,9 +145,12 @@ class Link:
         self.refusal = refusal
         self._fail_pending()
         self._ready.set()
+        self._news.set()
 
     def close(self) -> None:
-        self._socket.close()
+        self._closed = True
+        if self._socket is not None:
+            self._socket.close()
         self._fail_pending()
 
     # ---- the connection
@@ -133,12 +159,19 @@ class Link:
         return ClientSocket(
             self._context,
             self.endpoint,
+            handshakes=self._handshakes,
             on_message=self._received,
             on_connected=self._connected,
             on_lost=self._lost,
+            on_failed=self._failed,
         )
 
     def _connected(self) -> None:
+        self._handshakes.succeeded()
+        if not self._ready.is_set():
+            self._news.clear()
+        if self._socket is None:
+            return
         self._socket.send(
             encode_request(Api.HELLO, self._me.to_fields(), correlation=_HELLO, ms_left=HELLO_MS)
         )
@@ -146,9 +179,23 @@ class Link:
     def _lost(self) -> None:
         """The other end is gone: whoever waits must ask elsewhere, and nothing old may follow."""
         self._ready.clear()
+        self._news.clear()
         self._fail_pending()
-        if not self._socket.closed:
+        if self._socket is not None and not self._socket.closed:
             self._socket.close()
+            self._socket = self._open()
+
+    def _failed(self, event: int) -> None:
+        """A handshake failed: another one follows, with the next key, a little later."""
+        if self._socket is not None:
+            self._socket.close()
+        self._handshakes.failed(event)
+        if self._handshakes.trouble is not None:
+            self._news.set()
+        self._loop.call_later(self._handshakes.rest_s, self._try_again)
+
+    def _try_again(self) -> None:
+        if not self._closed:
             self._socket = self._open()
 
     def _fail_pending(self) -> None:
@@ -191,3 +238,14 @@ class Link:
             except UnsupportedVersion as refusal:
                 self.refusal = refusal
         self._ready.set()
+        self._news.set()
+
+
+def _needs_keys(endpoint: str) -> ConfigError:
+    return ConfigError(
+        f"{endpoint} is not on this machine, and this client has no keys. Make some with `aegis"
+        " keys new` and name them in `[streaming.security]` of aegis.toml (`key`, `servers`), with"
+        " --client-key and --server-keys, or with `keys=`; or say `insecure = true` there, if"
+        " everybody on the network may read and change what is sent.",
+        endpoint=endpoint,
+    )

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Final
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
+from aegis_cluster.curve import FAILED_EVENTS, LINK_EVENTS
 from aegis_cluster.limits import FETCH_BYTES_MAX, FRAME_BYTES_MAX, KIB
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from aegis_cluster.curve import Handshakes
     from aegis_cluster.wire.protocol import Part
 
 MESSAGES_PER_TURN: Final = 64
@@ -38,14 +40,21 @@ class ClientSocket:
         context: zmq.Context[zmq.Socket[bytes]],
         endpoint: str,
         *,
+        handshakes: Handshakes,
         on_message: Callable[[list[Part]], None],
         on_connected: Callable[[], None],
         on_lost: Callable[[], None],
+        on_failed: Callable[[int], None],
     ) -> None:
+        """on_failed: gets ZeroMQ's event when a handshake has failed; the socket is of no more use.
+
+        handshakes: sets the socket up with keys, where there are any.
+        """
         self._loop = asyncio.get_running_loop()
         self._on_message = on_message
         self._on_connected = on_connected
         self._on_lost = on_lost
+        self._on_failed = on_failed
         self._socket = context.socket(zmq.DEALER)
         for option, value in (
             (zmq.LINGER, 0),
@@ -68,9 +77,8 @@ class ClientSocket:
             self._socket.connect(endpoint)
             self._loop.call_soon(self._greet)
             return
-        self._monitor = self._socket.get_monitor_socket(
-            zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
-        )
+        handshakes.apply(self._socket)
+        self._monitor = self._socket.get_monitor_socket(LINK_EVENTS)
         self._fds.append(_descriptor(self._monitor))
         self._loop.add_reader(self._fds[1], self._follow)
         self._socket.connect(endpoint)
@@ -123,6 +131,8 @@ class ClientSocket:
             event = recv_monitor_message(monitor)["event"]
             if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                 self._on_connected()
+            elif event & FAILED_EVENTS:
+                self._on_failed(event)
             else:
                 self._readable()
                 self._on_lost()

@@ -32,8 +32,10 @@ from aegis_cluster.config import (
 )
 from aegis_cluster.errors import AegisError, ConfigError, StorageFailed
 from aegis_cluster.ids import ShardId
+from aegis_cluster.keys import PublicKey
 from aegis_cluster.node.exit_codes import EXIT_CONFIG, EXIT_STORAGE
 from aegis_cluster.node.identity import load_identity
+from aegis_cluster.node.node_security import listening_host, node_keys
 from aegis_cluster.node.orphans import die_with_parent
 from aegis_cluster.storage.disk import RealDisk
 from aegis_cluster.storage.store import ShardStore
@@ -65,18 +67,28 @@ def context_of(
 
 
 def run(
-    config: NodeConfig, shard: ShardId, boot_id: str, supervisor: SupervisorLine | None
+    config: NodeConfig,
+    shard: ShardId,
+    boot_id: str,
+    supervisor: SupervisorLine | None,
+    operator: PublicKey | None = None,
 ) -> None:
-    """Serve until SIGTERM."""
+    """Serve until SIGTERM.
+
+    operator: the public key of the supervisor, where there are keys.
+    """
     disk = RealDisk()
     identity = load_identity(disk, config)
-    host, port = config.address
+    keys = node_keys(config, operator)
+    host, port = listening_host(config), config.base_port
     sockets = Sockets(
         {
             Listener.PEERS: peers_endpoint(host, port, shard),
             Listener.CONTROL: control_endpoint(host, port, shard),
             Listener.DATA: data_endpoint(host, port, shard),
-        }
+        },
+        keys=keys,
+        insecure=config.insecure,
     )
     workers = Workers(SYNC, CHECKPOINT, READ)
     store = ShardStore(disk, str(config.data), shard, clock_ms=monotonic_ms)
@@ -94,8 +106,9 @@ def run(
     gc.collect()
     gc.freeze()
     log.info(
-        "Shard %s of %s serves at %s.", shard, config.name, control_endpoint(host, port, shard)
-    )
+        "Shard %s of %s serves at %s, %s.", shard, config.name, control_endpoint(host, port, shard),
+        f"with the public key {keys.own.public}" if keys else "without keys",
+    )  # fmt: skip
     loop.run()
     workers.close()
     sockets.close()
@@ -110,6 +123,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--boot-id", required=True)
     parser.add_argument("--parent-pid", type=int, required=True)
     parser.add_argument("--supervisor-fd", type=int)
+    parser.add_argument("--operator")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(message)s")
     sys.setswitchinterval(SWITCH_INTERVAL_S)
@@ -121,6 +135,7 @@ def main(arguments: list[str] | None = None) -> int:
             ShardId(options.shard),
             options.boot_id,
             _supervisor_line(options.supervisor_fd),
+            options.operator and PublicKey(options.operator),
         )
     except ConfigError as error:
         log.error("%s", error)  # noqa: TRY400 - people get the sentence

@@ -14,10 +14,13 @@ from aegis_cluster.node.orphans import die_with_parent
 
 if TYPE_CHECKING:
     from aegis_cluster.ids import ShardId
+    from aegis_cluster.keys import PublicKey
 
 
-def shard_command(config_file: Path, shard: ShardId, boot_id: str) -> list[str]:
-    """As the product's, but for the module."""
+def shard_command(
+    config_file: Path, shard: ShardId, boot_id: str, _operator: PublicKey | None = None
+) -> list[str]:
+    """As the product's, but for the module; the clusters of runs have no keys."""
     return [
         sys.executable, "-m", "chaos.processes.shard",
         "--config", str(config_file),
