@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
 
 def shard_command(
-    config_file: Path, shard: ShardId, boot_id: str, _operator: PublicKey | None = None
+    config_file: Path, shard: ShardId, boot_id: str, operator: PublicKey | None = None
 ) -> list[str]:
     """As the product's, but for the module; the clusters of runs have no keys."""
+    assert operator is None
     return [
         sys.executable, "-m", "chaos.processes.shard",
         "--config", str(config_file),
