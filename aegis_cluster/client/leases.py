@@ -180,16 +180,16 @@ class Leases:
         pause = Pause(deadline)
         unknown = False
         failure: AegisError = Unavailable("No node of the cluster is known.")
-        while True:
+        while self._cluster.now() < deadline:
             for endpoint in self._cluster.metadata.control_endpoints():
+                if self._cluster.now() >= deadline:
+                    break
                 try:
                     return await self._ask(endpoint, fields, deadline)
                 except OutcomeUnknown as error:
                     unknown, failure = True, error
                 except (Unavailable, NotReady, Throttled) as error:
                     failure = error
-            if self._cluster.now() >= deadline:
-                break
             await pause.wait()
         if unknown:
             raise OutcomeUnknown(f"No node could tell what became of the lease: {failure}")
