@@ -23,6 +23,7 @@ from aegis_cluster.engine import TopicConfig
 from aegis_cluster.errors import LeaseHeld
 from aegis_cluster.message import Message
 from aegis_cluster.node.run_file import read_run_file
+from tests.cli.test_real_cluster import ENVIRONMENT
 from tests.integration.cluster import RunningCluster, cluster, run
 from tests.waiting import wait_until
 
@@ -62,8 +63,8 @@ def nodes(tmp_path_factory: pytest.TempPathFactory, switch: Path) -> Iterator[Ru
     hooks = tmp_path_factory.mktemp("hooks")
     (hooks / "sitecustomize.py").write_text(SITECUSTOMIZE)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(hooks))
-        patch.setenv(BREAKS, str(switch))
+        patch.setitem(ENVIRONMENT, "PYTHONPATH", f"{hooks}{os.pathsep}{ENVIRONMENT['PYTHONPATH']}")
+        patch.setitem(ENVIRONMENT, BREAKS, str(switch))
         with cluster(tmp_path_factory.mktemp("view"), shards=2) as running:
             yield running
 

@@ -181,7 +181,6 @@ class ViewReplica(SyncObj):  # type: ignore[misc]  # the library ships no types
         if now - self._stepped_at > ELECTION_S_MIN / 2:
             self._stand_after(now + random.uniform(ELECTION_S_MIN, ELECTION_S_MAX))
         self._stepped_at = now
-        failures = self.failures
         self.transport.receive()
         self.transport.keep_links()
         if self.blank:
@@ -191,8 +190,6 @@ class ViewReplica(SyncObj):  # type: ignore[misc]  # the library ships no types
         except Exception as error:  # noqa: BLE001 - whatever the library meets; see `failures`
             self.library_raised(error)
         self._compare_cut()
-        if self.failures == failures:
-            self.failures = 0
 
     def propose(self, command: Sequence[Any], answer: Answer) -> None:
         """Have a command applied everywhere. The answer may never come: keep a time-out.

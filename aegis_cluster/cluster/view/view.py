@@ -96,12 +96,15 @@ class View:
             self._build(now)
         replica = self._replica
         if replica is not None:
+            failures = replica.failures
             try:
                 replica.step()
                 self._write_clock(replica, now)
                 self._announce(replica, now)
             except Exception as error:  # noqa: BLE001 - the library's; counted like its others
                 replica.library_raised(error)
+            if replica.failures == failures:
+                replica.failures = 0
             self._judge(replica, now)
         self._expire(now)
 
