@@ -27,8 +27,11 @@ HIGH_WATER_MESSAGES: Final = 1_000
 PART_BYTES_MAX: Final = FETCH_BYTES_MAX + FRAME_BYTES_MAX
 RECONNECT_MS: Final = 50
 RECONNECT_MS_MAX: Final = 500
-HEARTBEAT_MS: Final = 400
-HEARTBEAT_TIMEOUT_MS: Final = 1_500
+HEARTBEAT_MS: Final = 250
+HEARTBEAT_TIMEOUT_MS: Final = 1_000
+"""A process that is stopped keeps its connections: after the sum of the two a link to it counts as
+lost, and its partitions' new leaders are looked for. ZeroMQ's own threads answer, however busy the
+program is."""
 COPY_BYTES: Final = 64 * KIB
 
 

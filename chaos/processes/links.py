@@ -79,7 +79,7 @@ class _Connection:
     def reset(self) -> None:
         """End both with RST, as a router does that has forgotten them."""
         for writer in (self.near, self.far):
-            if writer is not None:
+            if writer is not None and not writer.is_closing():
                 at_once = struct.pack("ii", 1, 0)
                 found: socket.socket = writer.get_extra_info("socket")
                 found.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
