@@ -32,10 +32,10 @@ class _InProcessRoutes:
 class EmbeddedNode:
     """The node behind `StreamingEngine.open`; belongs to one event loop."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, durability: str) -> None:
         self._directory = directory
         self._asyncio = asyncio.get_running_loop()
-        self._node = InProcessNode(directory, on_failed=self._tell)
+        self._node = InProcessNode(directory, durability=durability, on_failed=self._tell)
         self._cluster: ClusterClient | None = None
 
     async def start(self) -> ClusterClient:

@@ -21,7 +21,8 @@ from aegis_cluster.errors import ConfigError, Misuse, TopicExists, TopicNotFound
 from aegis_cluster.history import History, last_messages, messages_after
 from aegis_cluster.keys import configured_keys, load_client_keys
 from aegis_cluster.message import PartitionOffsets, to_ms
-from aegis_cluster.producer import Producer, ProducerConfig, all_or_partly, messages_of
+from aegis_cluster.producer import Producer, ProducerConfig
+from aegis_cluster.publishing import all_or_partly
 from aegis_cluster.subscriber import SubscribeConfig, Subscriber
 from aegis_cluster.topics import TopicConfig, TopicDescription, wanted_changes
 from aegis_cluster.wire.descriptions import settings_to_fields
@@ -66,6 +67,7 @@ class StreamingEngine:
         *,
         bootstrap: Sequence[str] = (),
         directory: Path | None = None,
+        durability: str = "fsync",
         request_timeout: float | None = None,
         config: StreamingConfig | None = None,
         keys: ClientKeys | None = None,
@@ -76,6 +78,7 @@ class StreamingEngine:
         self.request_timeout = configured_s if request_timeout is None else request_timeout
         self._bootstrap = bootstrap
         self._directory = directory
+        self._durability = durability
         self._keys: LinkKeys | None = None
         if directory is None:
             keys = keys or configured_keys(self.settings)
@@ -91,6 +94,7 @@ class StreamingEngine:
         cls,
         path: str | Path,
         *,
+        durability: str = "fsync",
         request_timeout: float | None = None,
         config: StreamingConfig | None = None,
     ) -> StreamingEngine:
@@ -102,10 +106,21 @@ class StreamingEngine:
         node, and be opened here again. What was acknowledged is on disk, so a crash of the
         process loses none of it.
 
+        durability: `"memory"` acknowledges once the system has the bytes and syncs behind: a crash
+        of the process still loses nothing, a power cut the last moments.
         request_timeout: seconds, the default of every call's `timeout`. config: defaults of topics
         and clients; None: from `./aegis.toml` and the environment.
         """
-        return cls(directory=Path(path), request_timeout=request_timeout, config=config)
+        if durability not in ("fsync", "memory"):
+            raise ConfigError(
+                f"durability = {durability!r}; allowed: 'fsync', 'memory'.", key="durability"
+            )
+        return cls(
+            directory=Path(path),
+            durability=durability,
+            request_timeout=request_timeout,
+            config=config,
+        )
 
     @classmethod
     def connect(
@@ -150,7 +165,7 @@ class StreamingEngine:
             return ClusterClient(self._bootstrap, keys=self._keys, insecure=insecure)
         from aegis_cluster.embedded import EmbeddedNode  # a client never loads a broker
 
-        node = EmbeddedNode(self._directory)
+        node = EmbeddedNode(self._directory, self._durability)
         cluster = await node.start()
         self._node = node
         return cluster
@@ -348,8 +363,7 @@ class StreamingEngine:
         and of which the outcome is unknown.
         """
         deadline = self._deadline(timeout)
-        wanted = messages_of(messages, keys)
-        return await self._own_producer().publish_many(topic, wanted, deadline)
+        return await self._own_producer().publish_many(topic, messages, keys, deadline)
 
     def producer(self, config: ProducerConfig | None = None) -> Producer:
         """A producer of its own, with a buffer of its own. Raises `ConfigError`."""

@@ -7,6 +7,7 @@ count or time.
 
 from __future__ import annotations
 
+from itertools import chain
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
@@ -96,15 +97,15 @@ async def _read(
     try:
         fetcher.add(info, {place.partition: ranges[place.partition][0] for place in left})
         while left:
-            found = await fetcher.next_records(deadline)
+            found = await fetcher.next_batches(deadline)
             if found is None or cluster.now() > deadline:
                 raise RequestTimeout(
                     f"Reading {info.name} up to its present end took longer than the deadline;"
                     " give it more time, or subscribe to read on bit by bit."
                 )
-            place, records = found
+            place, batches = found
             end = left.get(place, 0)
-            for record in records:
+            for record in chain.from_iterable(batch.records() for batch in batches):
                 if record.offset < end and record.timestamp_ms >= not_before_ms:
                     yield from_record(place.topic, place.partition, record)
             if place in left and fetcher.positions[place] >= end:

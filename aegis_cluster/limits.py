@@ -93,6 +93,10 @@ CHECKPOINT_INTERVAL_MS: Final = 1_000
 RESERVE_BYTES: Final = 16 * MIB
 SNAPSHOT_CAPTURES_MAX: Final = 16
 """States of one shard that others are fetching, each as it was when they began."""
+SYNC_BEHIND_MS: Final = 100
+"""With `durability = "memory"`: from one sync to the next, so about what a power cut may take."""
+ROUNDS_BEHIND_MAX: Final = 128
+"""Rounds of writes that may wait for it."""
 
 # A node and its supervisor
 SHARDS_PER_NODE_MAX: Final = 32

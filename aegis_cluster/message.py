@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import Enum
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, Protocol
 
 from aegis_cluster.errors import Misuse
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 RESERVED_HEADERS: Final = ("aegis", "aegis-key")
+NO_HEADERS: Final[Mapping[str, str | bytes]] = MappingProxyType({})
+"""Of every message without one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,15 +40,98 @@ class Message:
     timestamp: datetime | None = None
 
 
-@dataclass(frozen=True, slots=True)
 class ReceivedMessage(Message):
-    """What arrives: the message, and where it stands."""
+    """What arrives: the message, and where it stands.
 
-    topic: str = ""
-    partition: int = 0
-    offset: int = 0
-    source: Redelivery | None = field(default=None, repr=False, compare=False)
-    """Who handed it out, and can do so again."""
+    As good as a frozen dataclass, and three times as fast to make: plain private fields behind
+    read-only properties, and a `datetime` only for those who look at it.
+    """
+
+    __slots__ = (
+        "_headers", "_key", "_offset", "_partition", "_payload", "_source", "_time_ms", "_topic",
+    )  # fmt: skip
+    __setattr__ = object.__setattr__  # what is public has no setter
+
+    def __init__(
+        self,
+        key: str | bytes | None = None,
+        payload: Any = None,
+        headers: Mapping[str, str | bytes] = NO_HEADERS,
+        timestamp: datetime | None = None,
+        topic: str = "",
+        partition: int = 0,
+        offset: int = 0,
+        source: Redelivery | None = None,
+        time_ms: int | None = None,
+    ) -> None:
+        """time_ms: milliseconds since 1970, in place of `timestamp`."""
+        self._key = key
+        self._payload = payload
+        self._headers = headers
+        self._time_ms = time_ms if timestamp is None else to_ms(timestamp)
+        self._topic = topic
+        self._partition = partition
+        self._offset = offset
+        self._source = source
+
+    @property
+    def key(self) -> str | bytes | None:
+        return self._key
+
+    @property
+    def payload(self) -> Any:
+        return self._payload
+
+    @property
+    def headers(self) -> Mapping[str, str | bytes]:
+        return self._headers
+
+    @property
+    def timestamp(self) -> datetime | None:
+        return None if self._time_ms is None else from_ms(self._time_ms)
+
+    @property
+    def topic(self) -> str:
+        return self._topic
+
+    @property
+    def partition(self) -> int:
+        return self._partition
+
+    @property
+    def offset(self) -> int:
+        return self._offset
+
+    @property
+    def source(self) -> Redelivery | None:
+        """Who handed it out, and can do so again."""
+        return self._source
+
+    def _values(self) -> tuple[Any, ...]:
+        """All that counts when two are compared."""
+        return (
+            self._key, self._payload, self._headers, self._time_ms, self._topic, self._partition,
+            self._offset,
+        )  # fmt: skip
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not ReceivedMessage:
+            return NotImplemented
+        return self._values() == other._values()
+
+    __hash__ = Message.__hash__
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles come from nobody who could hand them out again."""
+        where = (self._topic, self._partition, self._offset, None, self._time_ms)
+        return ReceivedMessage, (self._key, self._payload, dict(self._headers), None, *where)
+
+    def __repr__(self) -> str:
+        return (
+            f"ReceivedMessage(key={self._key!r}, payload={self._payload!r},"
+            f" headers={self._headers!r}, timestamp={self.timestamp!r}, topic={self._topic!r},"
+            f" partition={self._partition}, offset={self._offset})"
+        )
 
     async def ack(self) -> None:
         """Mark the message handled; without a group there is no position to move."""
@@ -55,9 +142,9 @@ class ReceivedMessage(Message):
         delay: not before so many seconds; other partitions go on meanwhile. Does nothing once
         the subscriber is closed. Raises `Misuse` for a message that no subscriber handed out.
         """
-        if self.source is None:
+        if self._source is None:
             raise Misuse("This message came from no subscriber, so none can hand it out again.")
-        self.source.hand_out_again(self, delay)
+        self._source.hand_out_again(self, delay)
 
 
 class Redelivery(Protocol):
@@ -155,10 +242,11 @@ class PartitionOffsets:
 def to_row(message: Message, now_ms: int) -> Row:
     """A message as a record. Raises `UnsupportedPayload` for what could not come back equal."""
     key, key_headers = encode_key(message.key)
-    value, payload_headers = encode_payload(message.payload)
-    headers = [*payload_headers, *key_headers]
+    value, headers = encode_payload(message.payload)
+    if key_headers:
+        headers += key_headers
     if message.headers:
-        headers.extend(_headers(message.headers))
+        headers += _headers(message.headers)
     time_ms = now_ms if message.timestamp is None else to_ms(message.timestamp)
     return time_ms, key, value, headers
 
@@ -178,16 +266,22 @@ def from_record(
     topic: str, partition: int, record: Record, source: Redelivery | None = None
 ) -> ReceivedMessage:
     """A record as a message. Raises `CorruptRecord` when it does not decode."""
-    headers = record.headers
+    offset, time_ms, key, value, headers = record
+    if not headers:
+        name = None if key is None else decode_key(key, headers)
+        return ReceivedMessage(
+            name, value, NO_HEADERS, None, topic, partition, offset, source, time_ms
+        )
     return ReceivedMessage(
-        key=decode_key(record.key, headers),
-        payload=decode_payload(record.value, headers),
-        headers={n: _text(c) for n, c in headers if n not in RESERVED_HEADERS} if headers else {},
-        timestamp=from_ms(record.timestamp_ms),
-        topic=topic,
-        partition=partition,
-        offset=record.offset,
-        source=source,
+        decode_key(key, headers),
+        decode_payload(value, headers),
+        {n: _text(c) for n, c in headers if n not in RESERVED_HEADERS} or NO_HEADERS,
+        None,
+        topic,
+        partition,
+        offset,
+        source,
+        time_ms,
     )
 
 
@@ -203,6 +297,11 @@ def to_ms(time: datetime) -> int:
     if time.tzinfo is None:
         raise Misuse("A timestamp needs a time zone; use datetime.now(UTC).")
     return (time - EPOCH) // timedelta(milliseconds=1)
+
+
+def now_ms() -> int:
+    """What a message without a timestamp gets: milliseconds since 1970."""
+    return time.time_ns() // 1_000_000
 
 
 def from_ms(time_ms: int) -> datetime:

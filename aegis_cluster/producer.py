@@ -12,26 +12,22 @@ place before them, or never will be.
 from __future__ import annotations
 
 import asyncio
-import time
-from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from aegis_cluster.client.producer import NO_OFFSET, ProducerOptions
 from aegis_cluster.client.producer import Producer as Lanes
+from aegis_cluster.client.producer import ProducerOptions
 from aegis_cluster.config import StreamingConfig, parse_duration, parse_size
 from aegis_cluster.errors import (
-    AegisError,
     ConfigError,
     MessageTooLarge,
     Misuse,
     OutcomeUnknown,
-    PartlyPublished,
 )
 from aegis_cluster.limits import BATCH_BYTES_MAX, MESSAGE_BYTES_MAX
-from aegis_cluster.message import BatchReceipt, Message, Receipt, from_ms, to_row
+from aegis_cluster.message import BatchReceipt, Message, Receipt, from_ms, now_ms, to_row
+from aegis_cluster.publishing import Publication, partition_of
 from aegis_cluster.wire.compression import codec_number
-from aegis_cluster.wire.partitioner import partition_for
 from aegis_cluster.wire.protocol import Acks
 
 if TYPE_CHECKING:
@@ -165,7 +161,7 @@ class Pending:
         """Where it is stored. Raises `Refused` or `OutcomeUnknown`, by its deadline at last."""
         # Others may have messages in the same batch: one that is cancelled cancels no other.
         stored = await asyncio.shield(self._batch)
-        offset = _offset_at(stored, self._place)
+        offset = stored.offset_at(self._place)
         return Receipt(self._topic, stored.partition, offset, from_ms(stored.time_ms))
 
 
@@ -210,15 +206,22 @@ class Producer:
         timeout: seconds in which the message must be stored. Raises `TopicNotFound`,
         `MessageTooLarge`, `UnsupportedPayload`, `RequestTimeout` when there was no room in time.
         """
-        deadline = self._deadline(timeout)
-        lanes = await self._ready(deadline)
-        info = await self._cluster.topic(topic, deadline)
+        cluster = self._engine.cluster
+        deadline = cluster.deadline(self._request_timeout if timeout is None else timeout)
+        lanes, info = self._lanes, cluster.metadata.topics.get(topic)
+        if lanes is None or info is None or not lanes.is_ready:
+            lanes = await self._ready(deadline)
+            info = await cluster.topic(topic, deadline)
         row = to_row(message, now_ms())
-        batch, place = await self._add(lanes, info, row, deadline)
-        if batch not in self._under_way:
-            self._under_way.add(batch)
-            batch.add_done_callback(self._ended)
-        return Pending(topic, batch, place)
+        partition = partition_of(lanes, info, row[1])
+        added = lanes.try_add(info, partition, row, deadline)
+        if added is None:
+            added = await lanes.add(info, partition, row, deadline)
+        elif lanes.batch_filled:
+            # Whoever only sends would keep the loop for itself until the buffer is full.
+            lanes.batch_filled = False
+            await asyncio.sleep(0)
+        return Pending(topic, *added)
 
     async def flush(self, *, timeout: float | None = None) -> None:
         """Wait until everything sent so far is stored, or has failed.
@@ -266,26 +269,14 @@ class Producer:
         return await Pending(topic, batch, place)
 
     async def publish_many(
-        self, topic: str, messages: Iterable[Message], deadline: float
+        self, topic: str, messages: Iterable[Any], keys: Iterable[Any] | None, deadline: float
     ) -> list[BatchReceipt]:
         """Send all and wait for all. Raises `PartlyPublished`."""
         lanes = await self._ready(deadline)
         info = await self._cluster.topic(topic, deadline)
-        at_ms = now_ms()
-        batches: dict[asyncio.Future[Stored], list[tuple[int, int]]] = defaultdict(list)
-        refused: dict[int, AegisError] = {}
-        for number, message in enumerate(messages):
-            try:
-                row = to_row(message, at_ms)
-                partition = partition_of(lanes, info, row[1])
-                batch, place = await lanes.add(info, partition, row, deadline)
-            except AegisError as error:
-                refused[number] = error  # those before it are under way already
-            else:
-                batches[batch].append((number, place))
-        if batches:
-            await asyncio.wait(batches)
-        return _receipts(batches, refused)
+        publication = Publication(lanes, info, deadline)
+        await publication.add(messages, keys)
+        return await publication.outcomes.receipts()
 
     @property
     def buffered_bytes(self) -> int:
@@ -308,7 +299,7 @@ class Producer:
         if self._closed:
             raise Misuse("This producer is closed; make another one with engine.producer().")
         if self._lanes is None:
-            self._lanes = Lanes(self._cluster, self._options)
+            self._lanes = Lanes(self._cluster, self._options, on_batch=self._began)
         await self._lanes.start(deadline)
         return self._lanes
 
@@ -325,108 +316,11 @@ class Producer:
                 raise
             return await lanes.add(fresh, partition_of(lanes, fresh, row[1]), row, deadline)
 
+    def _began(self, batch: asyncio.Future[Stored]) -> None:
+        self._under_way.add(batch)
+        batch.add_done_callback(self._ended)
+
     def _ended(self, batch: asyncio.Future[Stored]) -> None:
         self._under_way.discard(batch)
         error = None if batch.cancelled() else batch.exception()
         self._failure = self._failure or error
-
-
-def _offset_at(stored: Stored, place: int) -> int:
-    """Of the record at that place of a batch."""
-    return NO_OFFSET if stored.base_offset == NO_OFFSET else stored.base_offset + place
-
-
-def now_ms() -> int:
-    """What a message without a timestamp gets: milliseconds since 1970."""
-    return time.time_ns() // 1_000_000
-
-
-def partition_of(lanes: Lanes, info: TopicInfo, key: bytes | None) -> int:
-    """By the key; without one, batch by batch."""
-    if key is None:
-        return lanes.choose_partition(info)
-    return partition_for(key, len(info.partitions))
-
-
-def messages_of(
-    messages: Iterable[Any], keys: Iterable[str | bytes | None] | None
-) -> Iterable[Message]:
-    """Messages from messages or bare payloads, with keys beside them. Raises `Misuse`."""
-    if keys is None:
-        return (m if isinstance(m, Message) else Message(payload=m) for m in messages)
-    values, names = list(messages), list(keys)
-    if len(values) != len(names):
-        raise Misuse(f"{len(values)} messages came with {len(names)} keys; give one for each.")
-    return (
-        replace(m, key=key) if isinstance(m, Message) else Message(key=key, payload=m)
-        for m, key in zip(values, names, strict=True)
-    )
-
-
-def all_or_partly(results: list[Receipt | BaseException]) -> list[Receipt]:
-    """Receipts in the order of the inputs.
-
-    Raises the one reason when none was stored, else `PartlyPublished`.
-    """
-    errors = {n: result for n, result in enumerate(results) if isinstance(result, BaseException)}
-    receipts = [result for result in results if isinstance(result, Receipt)]
-    if not errors:
-        return receipts
-    first = next(iter(errors.values()))
-    if not isinstance(first, AegisError):
-        raise first
-    unknown = [n for n, error in errors.items() if isinstance(error, OutcomeUnknown)]
-    failed = [n for n in errors if n not in unknown]
-    if not receipts and (not unknown or not failed):
-        raise first
-    raise _partly(first, receipts, failed, unknown) from first
-
-
-def _receipts(
-    batches: dict[asyncio.Future[Stored], list[tuple[int, int]]],
-    refused: dict[int, AegisError],
-) -> list[BatchReceipt]:
-    """What became of each batch; `batches` names the inputs in it and their places there.
-
-    refused: inputs that never got into a batch.
-    """
-    receipts: list[BatchReceipt] = []
-    failed: list[int] = list(refused)
-    unknown: list[int] = []
-    first: BaseException | None = next(iter(refused.values()), None)
-    for future, members in batches.items():
-        error = future.exception()
-        if error is None:
-            places = [place for _, place in members]
-            receipts.extend(_runs(future.result(), places))
-            continue
-        first = first or error
-        numbers = [number for number, _ in members]
-        (unknown if isinstance(error, OutcomeUnknown) else failed).extend(numbers)
-    if first is None:
-        return receipts
-    if not receipts and not unknown and isinstance(first, AegisError):
-        raise first
-    raise _partly(first, receipts, failed, unknown) from first
-
-
-def _partly(
-    first: BaseException, receipts: list[Any], failed: list[int], unknown: list[int]
-) -> PartlyPublished:
-    return PartlyPublished(
-        f"{len(failed)} messages were refused and of {len(unknown)} the outcome is unknown, the"
-        f" others were stored. First reason: {first}",
-        receipts=receipts,
-        failed=sorted(failed),
-        unknown=sorted(unknown),
-    )
-
-
-def _runs(stored: Stored, places: list[int]) -> Iterable[BatchReceipt]:
-    """One receipt for each run of neighbours: others may have records between ours."""
-    start = 0
-    for end in range(1, len(places) + 1):
-        if end == len(places) or places[end] != places[end - 1] + 1:
-            offset = _offset_at(stored, places[start])
-            yield BatchReceipt(stored.partition, offset, end - start)
-            start = end

@@ -30,6 +30,7 @@ from aegis_cluster.errors import (
 from aegis_cluster.ids import TopicPartition
 from aegis_cluster.message import EPOCH, Offset, ReceivedMessage, from_record, to_ms
 from aegis_cluster.wire.payload import decode_key, decode_payload
+from aegis_cluster.wire.records import RecordColumns
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Sequence
@@ -115,22 +116,70 @@ class SubscribeConfig:
             )
 
 
-@dataclass(frozen=True, slots=True)
 class MessageBatch:
     """Neighbouring messages of one partition as columns of equal length.
 
-    timestamps: milliseconds since 1970. offsets rise; gaps are possible.
+    timestamps: milliseconds since 1970. offsets rise; gaps are possible. Columns are lists; all
+    but the values are made when they are first looked at.
     """
 
-    topic: str
-    partition: int
-    offsets: list[int]
-    timestamps: list[int]
-    keys: list[str | bytes | None]
-    values: list[Any]
+    __slots__ = ("_columns", "_keys", "_offsets", "_timestamps", "partition", "topic", "values")
+
+    def __init__(
+        self,
+        topic: str,
+        partition: int,
+        offsets: list[int] | None,
+        timestamps: list[int] | None,
+        keys: list[str | bytes | None] | None,
+        values: list[Any],
+        columns: RecordColumns | None = None,
+    ) -> None:
+        """columns: where columns that are None come from."""
+        self.topic = topic
+        self.partition = partition
+        self.values = values
+        self._offsets = offsets
+        self._timestamps = timestamps
+        self._keys = keys
+        self._columns = RecordColumns(()) if columns is None else columns
 
     def __len__(self) -> int:
-        return len(self.offsets)
+        return len(self.values)
+
+    @property
+    def offsets(self) -> list[int]:
+        if self._offsets is None:
+            self._offsets = self._columns.offsets
+        return self._offsets
+
+    @property
+    def timestamps(self) -> list[int]:
+        if self._timestamps is None:
+            self._timestamps = self._columns.timestamps
+        return self._timestamps
+
+    @property
+    def keys(self) -> list[str | bytes | None]:
+        if self._keys is None:
+            self._keys = [decode_key(key, ()) for key in self._columns.keys]
+        return self._keys
+
+
+@dataclass(slots=True, eq=False)
+class _Block:
+    """A fetched batch, and how many of its records were handed out."""
+
+    place: TopicPartition
+    columns: RecordColumns
+    at: int = 0
+    rows: list[Record] | None = None
+    """Made when they are asked for one by one."""
+
+    def left(self) -> list[Record]:
+        """What was not handed out yet."""
+        rows = self.columns.records() if self.rows is None else self.rows
+        return rows[self.at :]
 
 
 _Waiting = tuple[TopicPartition, "Record | ReceivedMessage"]
@@ -160,6 +209,8 @@ class Subscriber:
         self._starting = asyncio.Lock()
         self._discovery: asyncio.Task[None] | None = None
         self._ready: deque[_Waiting] = deque()
+        """What comes before the blocks: handed out again, or held back before."""
+        self._blocks: deque[_Block] = deque()
         self._held: dict[TopicPartition, list[_Waiting]] = {}
         """What was fetched of partitions that are paused or wait for a repeat."""
         self._paused: set[TopicPartition] = set()
@@ -231,8 +282,10 @@ class Subscriber:
         if self._filter is not None:
             raise Misuse("batches() hands out whole batches; subscribe without a filter for it.")
         while not self._closed:
-            if self._ready:
-                yield self._take_batch()
+            if self._ready or self._blocks:
+                batch = self._take_batch()
+                if len(batch):
+                    yield batch
             else:
                 await self._fill(None)
 
@@ -264,6 +317,9 @@ class Subscriber:
     def _positions(self) -> dict[TopicPartition, int]:
         positions = self._fetcher.positions if self._fetcher else {}
         waiting = [item for items in self._held.values() for item in items]
+        for block in reversed(self._blocks):
+            if block.place in positions and block.at < len(block.columns):
+                positions[block.place] = block.columns.after(block.at).first_offset
         for place, item in reversed([*self._ready, *waiting]):
             if place in positions:
                 positions[place] = item.offset
@@ -339,6 +395,7 @@ class Subscriber:
         place = TopicPartition(message.topic, message.partition)
         if self._closed or self._fetcher is None or place not in self._fetcher.positions:
             return
+        self._spill()
         self._ready.appendleft((place, message))
         mine = sorted((item for item in self._ready if item[0] == place), key=_offset_of)
         others = [item for item in self._ready if item[0] != place]
@@ -351,6 +408,7 @@ class Subscriber:
 
     def _hold(self, place: TopicPartition) -> None:
         self._reader().hold(place, held=True)
+        self._spill()
         mine = [item for item in self._ready if item[0] == place]
         if mine:
             both = {_offset_of(item): item for item in [*mine, *self._held.get(place, [])]}
@@ -369,6 +427,7 @@ class Subscriber:
 
     def _drop(self, place: TopicPartition) -> None:
         """Forget what is fetched of a partition."""
+        self._spill()
         self._held.pop(place, None)
         self._ready = deque(item for item in self._ready if item[0] != place)
 
@@ -407,7 +466,25 @@ class Subscriber:
             self._ready.popleft()
             if self._filter is None or self._filter.matches(message):
                 return message
+        while self._blocks:
+            block = self._blocks[0]
+            rows, at = block.rows, block.at
+            if rows is None:
+                rows = block.rows = block.columns.records()
+            if at == len(rows):
+                self._blocks.popleft()
+                continue
+            message = self._decoded(block.place, rows[at])
+            block.at = at + 1
+            if self._filter is None or self._filter.matches(message):
+                return message
         return None
+
+    def _spill(self) -> None:
+        """Turn blocks into single records, which can be held back and put in any order."""
+        for block in self._blocks:
+            self._ready.extend((block.place, record) for record in block.left())
+        self._blocks.clear()
 
     def _take_ready(self, found: list[ReceivedMessage], limit: int) -> None:
         """Move messages over; what does not decode is told when it comes first."""
@@ -432,35 +509,45 @@ class Subscriber:
 
     def _take_batch(self) -> MessageBatch:
         """What is ready of the first partition."""
+        if not self._ready:
+            block = self._blocks.popleft()
+            batch = _batch_of(block)
+            if batch is not None:
+                return batch
+            self._blocks.appendleft(block)
+            self._spill()
         place = self._ready[0][0]
-        batch = MessageBatch(place.topic, place.partition, [], [], [], [])
+        offsets: list[int] = []
+        timestamps: list[int] = []
+        keys: list[str | bytes | None] = []
+        values: list[Any] = []
         while self._ready and self._ready[0][0] == place:
             item = self._ready[0][1]
             try:
                 row = _columns(item)
             except Corruption as error:
-                if batch.offsets:
+                if offsets:
                     break
                 raise _undecodable(place, item.offset, error) from error
             self._ready.popleft()
             time_ms, key, value = row
-            batch.offsets.append(item.offset)
-            batch.timestamps.append(time_ms)
-            batch.keys.append(key)
-            batch.values.append(value)
-        return batch
+            offsets.append(item.offset)
+            timestamps.append(time_ms)
+            keys.append(key)
+            values.append(value)
+        return MessageBatch(place.topic, place.partition, offsets, timestamps, keys, values)
 
     async def _fill(self, deadline: float | None) -> bool:
         """Wait for records of some partition; False when the deadline has passed or it closed."""
         fetcher = await self._start()
         self._end_delays()
-        if self._ready:
+        if self._ready or self._blocks:
             return True
         until = [*self._delayed.values(), *([] if deadline is None else [deadline])]
-        found = await fetcher.next_records(min(until, default=None))
+        found = await fetcher.next_batches(min(until, default=None))
         if found is not None:
-            place, records = found
-            self._ready.extend((place, record) for record in records)
+            place, batches = found
+            self._blocks.extend(_Block(place, columns) for columns in batches)
             return True
         self._end_delays()
         return not self._closed and (deadline is None or self._now() < deadline)
@@ -565,6 +652,21 @@ def _is_pattern(name: str) -> bool:
 
 def _offset_of(item: _Waiting) -> int:
     return item[1].offset
+
+
+def _batch_of(block: _Block) -> MessageBatch | None:
+    """The rest of a block as columns; None where one of its records does not decode."""
+    place, columns = block.place, block.columns.after(block.at) if block.at else block.columns
+    values = columns.values
+    if not columns.has_headers:
+        return MessageBatch(place.topic, place.partition, None, None, None, values, columns)
+    try:
+        pairs = list(zip(columns.keys, values, columns.headers, strict=True))
+        decoded = [decode_payload(value, headers) for _, value, headers in pairs]
+        keys = [decode_key(key, headers) for key, _, headers in pairs]
+    except Corruption:
+        return None
+    return MessageBatch(place.topic, place.partition, None, None, keys, decoded, columns)
 
 
 def _columns(item: Record | ReceivedMessage) -> tuple[int, str | bytes | None, Any]:

@@ -20,8 +20,9 @@ PACKAGE = ROOT / "aegis_cluster"
 BELOW_ALL = {"errors", "ids", "limits", "config", "keys", "curve"}
 MACHINE = {"wire", "raft", "storage", "cluster", "broker"}
 FRONT = {
-    "engine", "message", "topics", "channel", "filters", "history", "producer", "subscriber",
-    "sync", "embedded", "cdc", "event", "stream", "gateway", "integrations", "testing",
+    "engine", "message", "topics", "channel", "filters", "history", "producer", "publishing",
+    "subscriber", "sync", "embedded", "cdc", "event", "stream", "gateway", "integrations",
+    "testing",
 }  # fmt: skip
 
 MAY_IMPORT: dict[str, set[str]] = {

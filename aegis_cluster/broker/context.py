@@ -18,6 +18,7 @@ class ShardContext:
     """founders: who founds `__cluster` together; empty on a node that joins an older cluster.
 
     peers: addresses from the node's file, node n at position n - 1.
+    in_memory: `durability = "memory"`: users' writes count once they are written, synced or not.
     """
 
     cluster_id: str
@@ -29,6 +30,7 @@ class ShardContext:
     boot_id: str
     founders: tuple[Member, ...]
     peers: tuple[NodeAddress, ...]
+    in_memory: bool = False
 
     @property
     def hello(self) -> Hello:

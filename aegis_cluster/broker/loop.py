@@ -15,7 +15,12 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from aegis_cluster.broker.shard import Shard
 from aegis_cluster.broker.transport import Listener
-from aegis_cluster.limits import SHARD_DRAIN_BYTES, SHARD_DRAIN_MESSAGES
+from aegis_cluster.limits import (
+    ROUNDS_BEHIND_MAX,
+    SHARD_DRAIN_BYTES,
+    SHARD_DRAIN_MESSAGES,
+    SYNC_BEHIND_MS,
+)
 
 if TYPE_CHECKING:
     import random
@@ -58,16 +63,19 @@ class ShardLoop:
         sockets: Sockets,
         workers: Workers,
         rng: random.Random,
-        fsync: bool,
         supervisor: SupervisorLine | None = None,
     ) -> None:
         """supervisor: the line to the process that started this one, if there is one."""
         self._store = store
         self._sockets = sockets
         self._workers = workers
-        self._fsync = fsync
         self._supervisor = supervisor
         self._syncing = False
+        self._unsynced: Round | None = None
+        """The newest round that counts already, but is not on disk (`durability = "memory"`)."""
+        self._syncing_behind = False
+        self._sync_behind_ms = 0
+        """When the next sync of those is due."""
         self._checkpointing = False
         self._stopping = False
         self.shard = Shard(
@@ -92,6 +100,8 @@ class ShardLoop:
         can't be trusted."""
         while not self._stopping and not (until is not None and until()):
             self._turn()
+        if self._stopping and self._unsynced is not None and not self._syncing_behind:
+            self._store.sync(self._unsynced)
 
     def _turn(self) -> None:
         shard = self.shard
@@ -109,6 +119,7 @@ class ShardLoop:
             self._hear_supervisor(self._supervisor)
         shard.turn(monotonic_ms())
         self._write()
+        self._sync_behind()
         self._checkpoint()
 
     def _drain(self, listener: Listener) -> None:
@@ -164,11 +175,16 @@ class ShardLoop:
         if begun is None:
             return
         number, written = begun
-        if written is None or not self._fsync:
-            self.shard.end_round(number, written)
+        if written is None:
+            self.shard.end_round(number, None)
+            self.shard.turn(monotonic_ms())
+            return
+        if self.shard.end_in_memory(number, written):
+            self._unsynced = written
             self.shard.turn(monotonic_ms())
             return
         self._syncing = True
+        self._unsynced = None  # covered by this one
         store = self._store
         self._workers.submit(
             SYNC, lambda: store.sync(written), lambda result: self._synced(number, written, result)
@@ -178,6 +194,24 @@ class ShardLoop:
         _raise_failure(result)
         self._syncing = False
         self.shard.end_round(number, written)
+
+    def _sync_behind(self) -> None:
+        """Bring to disk what counts already, now and then, and without waiting for it."""
+        unsynced, store = self._unsynced, self._store
+        if unsynced is None or self._syncing_behind:
+            return
+        if monotonic_ms() < self._sync_behind_ms and len(store.open_rounds) < ROUNDS_BEHIND_MAX:
+            return
+        self._unsynced = None
+        self._syncing_behind = True
+
+        def done(result: Any) -> None:
+            _raise_failure(result)
+            store.end_round(unsynced)
+            self._syncing_behind = False
+            self._sync_behind_ms = monotonic_ms() + SYNC_BEHIND_MS
+
+        self._workers.submit(SYNC, lambda: store.sync(unsynced), done)
 
     def _checkpoint(self) -> None:
         if self._checkpointing or not self._store.checkpoint_due(monotonic_ms()):

@@ -738,7 +738,7 @@ class Partition:
                 waiter.committed()
         self.replica.applied(self.applied)
         self._store.note_commit(self.group, self.replica.commit_hint)
-        if self._snapshot_is_due():
+        if self.snapshot_is_due:
             self._rounds.want_snapshot(self)
         self.on_advance(self)
 
@@ -767,7 +767,9 @@ class Partition:
             self.state.apply(header, batch, payload)
         self.high_watermark = RecordOffset(batch.base_offset + batch.last_offset_delta + 1)
 
-    def _snapshot_is_due(self) -> bool:
+    @property
+    def snapshot_is_due(self) -> bool:
+        """Enough has come since the last one."""
         frames = self.applied - self._snapshot_index
         return frames >= SNAPSHOT_FRAMES or self._bytes_since_snapshot >= SNAPSHOT_BYTES
 

@@ -58,6 +58,7 @@ class ReplicaManager:
         on_advance: Callable[[Partition], None],
         on_opened: Callable[[Partition], None],
         on_offer: Callable[[Partition, Member, InstallSnapshot], None],
+        in_memory: bool = False,
     ) -> None:
         self.partitions: dict[GroupId, Partition] = {}
         self.metadata: MetadataFold | None = None
@@ -71,6 +72,7 @@ class ReplicaManager:
         self._on_opened = on_opened
         self._on_offer = on_offer
         self.snapshots = SnapshotMaker(store, read_later)
+        self._in_memory = in_memory
         self._due: dict[GroupId, Partition] = {}
         self._round_number = 1
         self._waiting: dict[GroupId, Partition] = {}
@@ -179,7 +181,7 @@ class ReplicaManager:
             previous_term=log_.begin.term,
         )
         replica = Replica(
-            RaftConfig(),
+            RaftConfig(may_lose_tail=self._in_memory and not name.topic.startswith("__")),
             self._me,
             term=hard_state.term,
             vote=hard_state.vote,
@@ -270,6 +272,22 @@ class ReplicaManager:
         """The round is on disk: promises may leave, and leaders count themselves."""
         if written is not None:
             self._store.end_round(written)
+        self._promise(number)
+
+    def end_in_memory(self, number: int, written: Round) -> bool:
+        """With `durability = "memory"`: promises may leave before the round is on disk. Never
+        where a term or vote is among it, or a log of the cluster's own: those are synced first.
+        Nor where a snapshot is due, which must not run ahead of the disk.
+        """
+        members = self._round_members[number]
+        if not self._in_memory or written.hard_states:
+            return False
+        if any(one.is_internal or one.snapshot_is_due for one in members):
+            return False
+        self._promise(number)
+        return True
+
+    def _promise(self, number: int) -> None:
         for partition in self._round_members.pop(number):
             if self.partitions.get(partition.group) is partition:
                 partition.round_done(number)

@@ -96,6 +96,7 @@ class Shard:
             on_advance=self._advanced,
             on_opened=self._opened,
             on_offer=self._offered,
+            in_memory=context.in_memory,
         )
         self._refusals: dict[PeerKey, str] = {}
         """What was last said of each link that is refused: once is enough."""
@@ -251,6 +252,11 @@ class Shard:
 
     def begin_round(self) -> tuple[int, Round | None] | None:
         return self.manager.begin_round()
+
+    def end_in_memory(self, number: int, written: Round) -> bool:
+        """Whether nobody waits for the sync of this round: promises have left then, and the round
+        is to be synced behind, after which `store.end_round` follows."""
+        return self.manager.end_in_memory(number, written)
 
     def end_round(self, number: int, written: Round | None) -> None:
         self.manager.end_round(number, written)

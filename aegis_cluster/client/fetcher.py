@@ -12,6 +12,7 @@ number of leader changes: the next fetch starts where the last whole batch ended
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect_left
 from collections import defaultdict, deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -28,7 +29,7 @@ from aegis_cluster.errors import (
 )
 from aegis_cluster.ids import TopicPartition
 from aegis_cluster.limits import FETCH_BYTES_DEFAULT, KIB, MIB, REQUEST_PARTS_MAX
-from aegis_cluster.wire.batch import decode_batch
+from aegis_cluster.wire.batch import decode_columns
 from aegis_cluster.wire.codes import error_from_reply
 from aegis_cluster.wire.frame import FrameKind, frame_payload, iter_frames
 from aegis_cluster.wire.layout import batch_header
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from aegis_cluster.client.metadata import ShardAddress
     from aegis_cluster.ids import GroupId
     from aegis_cluster.wire.descriptions import TopicInfo
-    from aegis_cluster.wire.records import Record
+    from aegis_cluster.wire.records import RecordColumns
 
 WAIT_MS: Final = 1_000
 ANSWER_S: Final = 3.0
@@ -167,7 +168,7 @@ class Fetcher:
         self._release(dropped)
 
     async def close(self) -> None:
-        """Stop fetching; a `next_records` that waits ends with None."""
+        """Stop fetching; a `next_batches` that waits ends with None."""
         self._closed = True
         self._news.set()
         for task in list(self._tasks):
@@ -175,15 +176,15 @@ class Fetcher:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def wake(self) -> None:
-        """Have a `next_records` that waits look again, and end with None."""
+        """Have a `next_batches` that waits look again, and end with None."""
         self._news.set()
 
     # ---- handing out
 
-    async def next_records(
+    async def next_batches(
         self, deadline: float | None
-    ) -> tuple[TopicPartition, list[Record]] | None:
-        """Records of one partition, in order, perhaps none of them left to hand out.
+    ) -> tuple[TopicPartition, list[RecordColumns]] | None:
+        """Batches of one partition, in order, perhaps none of them left to hand out.
 
         None when the deadline passes first, after `wake`, and after `close`. Raises
         `OffsetOutOfRange`, `TopicNotFound`, `Corruption`; again at every call, until `seek`.
@@ -204,21 +205,23 @@ class Fetcher:
             raise self._failure
         return None
 
-    def _decode(self, chunk: _Chunk) -> list[Record]:
-        """The records of the first chunk from the cursor's offset on; earlier ones were read.
+    def _decode(self, chunk: _Chunk) -> list[RecordColumns]:
+        """The batches of the first chunk from the cursor's offset on; earlier ones were read.
 
         What stands before a damaged batch is handed out first; then it raises, and the chunk
         stays until somebody seeks elsewhere.
         """
         cursor = self._cursors[chunk.place]
-        records: list[Record] = []
+        batches: list[RecordColumns] = []
         try:
             for position, header in iter_frames(chunk.frames):
                 if header.kind is FrameKind.DATA:
                     payload = frame_payload(chunk.frames, header, position)
-                    records.extend(_from(decode_batch(payload), cursor))
+                    batch = _from(decode_columns(payload), cursor)
+                    if len(batch):
+                        batches.append(batch)
         except Corruption as error:
-            if not records:
+            if not batches:
                 raise CorruptRecord(
                     f"{chunk.place}: what stands at offset {cursor.read_offset} or shortly after"
                     f" fails its check: {error}. Seek past it to read on.",
@@ -226,12 +229,12 @@ class Fetcher:
                     partition=chunk.place.partition,
                     offset=cursor.read_offset,
                 ) from error
-            cursor.read_offset = records[-1].offset + 1
-            return records
+            cursor.read_offset = batches[-1].last_offset + 1
+            return batches
         self._chunks.popleft()
         self._release(len(chunk.frames))
         cursor.read_offset = max(cursor.read_offset, chunk.position)
-        return records
+        return batches
 
     def _release(self, size: int) -> None:
         self._buffered -= size
@@ -394,14 +397,14 @@ class Fetcher:
             self._fail(OutcomeUnknown(f"The reader broke down: {error!r}."))
 
 
-def _from(records: list[Record], cursor: _Cursor) -> list[Record]:
+def _from(batch: RecordColumns, cursor: _Cursor) -> RecordColumns:
     """What a cursor has not handed out yet, and is not too old for it."""
-    if records and records[0].offset < cursor.read_offset:
-        records = [record for record in records if record.offset >= cursor.read_offset]
+    if len(batch) and batch.first_offset < cursor.read_offset:
+        batch = batch.after(bisect_left(batch.offsets, cursor.read_offset))
     if cursor.skip_before_ms is None:
-        return records
-    for number, record in enumerate(records):
-        if record.timestamp_ms >= cursor.skip_before_ms:
+        return batch
+    for number, time_ms in enumerate(batch.timestamps):
+        if time_ms >= cursor.skip_before_ms:
             cursor.skip_before_ms = None
-            return records[number:]
-    return []
+            return batch.after(number)
+    return batch.after(len(batch))

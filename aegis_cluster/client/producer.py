@@ -15,6 +15,7 @@ import asyncio
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import TYPE_CHECKING, Any, Final
 
 from aegis_cluster.client.partition_queue import Outcome, PartitionQueue, PendingBatch
@@ -35,12 +36,12 @@ from aegis_cluster.limits import (
     MIB,
     REQUEST_PARTS_MAX,
 )
-from aegis_cluster.wire.batch import BatchBuilder
+from aegis_cluster.wire.batch import BatchBuilder, check_row
 from aegis_cluster.wire.codes import error_from_reply
 from aegis_cluster.wire.protocol import Acks, Api, Reply, take_int, take_list
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from aegis_cluster.client.cluster import ClusterClient
     from aegis_cluster.client.link import Link
@@ -59,6 +60,9 @@ RENEW_S: Final = 5.0
 DEADLINE_SPREAD_S: Final = 1.0
 """Records share a batch, and with it the earliest of their deadlines, if these are so close."""
 RECORD_OVERHEAD_BYTES: Final = 64
+"""What a record takes in the buffer beside its bytes."""
+PACKED_OVERHEAD_BYTES: Final = 20
+"""The same in a batch, as a guess that is rarely too small: lengths, deltas, counts."""
 
 Row = tuple[int, bytes | None, bytes | None, list[tuple[str, bytes | None]]]
 """Time in milliseconds, key, value, headers."""
@@ -89,16 +93,71 @@ class Stored:
     count: int
     time_ms: int
 
+    def offset_at(self, place: int) -> int:
+        """Of the record at that place of the batch."""
+        return NO_OFFSET if self.base_offset == NO_OFFSET else self.base_offset + place
+
+
+class Columns:
+    """Records for one partition that share time and headers; keys: None where none has one."""
+
+    __slots__ = ("_fixed_bytes", "headers", "keys", "largest", "timestamp_ms", "values")
+
+    def __init__(
+        self,
+        timestamp_ms: int,
+        keys: Sequence[bytes] | None,
+        values: Sequence[bytes],
+        headers: list[tuple[str, bytes | None]],
+    ) -> None:
+        self.timestamp_ms = timestamp_ms
+        self.keys = keys
+        self.values = values
+        self.headers = headers
+        self._fixed_bytes = row_bytes((0, None, None, headers))
+        longest_key = max(map(len, keys)) if keys else 0
+        self.largest = self._fixed_bytes + longest_key + max(map(len, values))
+        """What the largest of them takes in the buffer, or a little more."""
+
+    def cut(self, start: int, count: int) -> tuple[Iterable[bytes | None], Sequence[bytes], int]:
+        """Keys and values of a part, and what it takes in the buffer, nearly."""
+        values = self.values[start : start + count]
+        size = len(values) * self._fixed_bytes + sum(map(len, values))
+        if self.keys is None:
+            return repeat(None), values, size
+        keys = self.keys[start : start + count]
+        return keys, values, size + sum(map(len, keys))
+
 
 @dataclass(slots=True, eq=False)
 class _Open:
-    """A batch that still takes records."""
+    """A batch that still takes records.
+
+    rows: the newest of them, which are packed all at once when the batch leaves.
+    """
 
     builder: BatchBuilder
     future: asyncio.Future[Stored]
     since: float
     deadline: float
+    left: int
+    """Bytes that still fit, as records are packed; nearly."""
+    rows: list[Row] = field(default_factory=list)
+    count: int = 0
     room: int = 0
+    """What its records take in the producer's buffer."""
+
+    def takes(self, size: int, deadline: float) -> bool:
+        """Whether one more record fits, and ends at about the same time as the others."""
+        return (
+            size <= self.left
+            and abs(deadline - self.deadline) <= DEADLINE_SPREAD_S
+            and self.count < BATCH_RECORDS_MAX
+        )
+
+    def pack(self) -> None:
+        self.builder.append_rows(self.rows)
+        self.rows = []
 
 
 @dataclass(slots=True, eq=False)
@@ -121,11 +180,25 @@ class _Lane:
 class Producer:
     """Belongs to one event loop."""
 
-    def __init__(self, cluster: ClusterClient, options: ProducerOptions) -> None:
+    def __init__(
+        self,
+        cluster: ClusterClient,
+        options: ProducerOptions,
+        *,
+        on_batch: Callable[[asyncio.Future[Stored]], None] | None = None,
+    ) -> None:
+        """on_batch: hears of every batch that is begun, and can wait for its outcome."""
+        self.is_ready = False
+        """`start` would return at once, and raise nothing."""
+        self.batch_filled = False
+        """A batch is full and wants to leave; for callers that never wait (they take it back)."""
+        self._on_batch = on_batch
         self._cluster = cluster
         self._options = options
         self._loop = asyncio.get_running_loop()
         self._lanes: dict[tuple[str, int], _Lane] = {}
+        self._busy: dict[tuple[str, int], _Lane] = {}
+        """Lanes with something open, waiting or in flight: only those are looked at."""
         self._sticky: dict[str, int] = {}
         self._buffered = 0
         self._room: list[asyncio.Future[None]] = []
@@ -145,19 +218,21 @@ class Producer:
             raise Misuse(f"This producer has broken down: {self._crash!r}.") from self._crash
         if self._producer_id is None and self._options.idempotent:
             self._producer_id = await self._cluster.new_producer_id(deadline)
+        self.is_ready = self._crash is None and not self._closed
 
     def choose_partition(self, info: TopicInfo) -> int:
         """For a record without a key: one partition until its batch leaves, then the next."""
-        number = self._sticky.setdefault(info.name, hash_start(self._cluster.client_id, info))
+        number = self._sticky.get(info.name)
+        if number is None:
+            number = self._sticky[info.name] = hash_start(self._cluster.client_id, info)
         return number % len(info.partitions)
 
-    async def add(
+    def try_add(
         self, info: TopicInfo, partition: int, row: Row, deadline: float
-    ) -> tuple[asyncio.Future[Stored], int]:
-        """Put one record into its partition's open batch; wait only for room in the buffer.
+    ) -> tuple[asyncio.Future[Stored], int] | None:
+        """Put one record into its partition's open batch; None while the buffer is full.
 
-        Returns the batch's future and the record's place in it. Raises `MessageTooLarge`,
-        `RequestTimeout`.
+        Returns the batch's future and the record's place in it. Raises `MessageTooLarge`.
         """
         size = row_bytes(row)
         if size > info.settings.max_message_bytes + RECORD_OVERHEAD_BYTES:
@@ -167,18 +242,65 @@ class Producer:
                 have=size,
                 at_most=info.settings.max_message_bytes,
             )
-        while self._buffered and self._buffered + size > self._options.buffer_bytes:
-            await self._wait_for_room(deadline)
-        lane = self._lane(info, partition)
-        opened = self._open_batch(lane, size, deadline)
-        place = opened.builder.count
-        opened.builder.append(*row)
+        if self._buffered and self._buffered + size > self._options.buffer_bytes:
+            return None
+        check_row(0, row[0], row[3])
+        lane = self._lanes.get((info.name, partition))
+        if lane is None or lane.info is not info:
+            lane = self._lane(info, partition)
+        opened = lane.open
+        if opened is None or not opened.takes(size, deadline):
+            opened = self._open_batch(lane, size, deadline)
+        elif deadline < opened.deadline:
+            opened.deadline = deadline
+        place = opened.count
+        opened.rows.append(row)
+        opened.count = place + 1
         opened.room += size
+        opened.left -= size - RECORD_OVERHEAD_BYTES + PACKED_OVERHEAD_BYTES
         self._buffered += size
-        if opened.builder.size_bytes >= self._options.batch_bytes:
+        if opened.left <= 0:
             self._close_batch(lane)
-        self._wake.set()
+            self.batch_filled = True
         return opened.future, place
+
+    async def add(
+        self, info: TopicInfo, partition: int, row: Row, deadline: float
+    ) -> tuple[asyncio.Future[Stored], int]:
+        """As `try_add`, but wait for room. Raises `MessageTooLarge`, `RequestTimeout`."""
+        while (added := self.try_add(info, partition, row, deadline)) is None:
+            await self.wait_for_room(deadline)
+        return added
+
+    def try_add_columns(
+        self, info: TopicInfo, partition: int, columns: Columns, start: int, deadline: float
+    ) -> tuple[asyncio.Future[Stored], int, int] | None:
+        """Put records from `start` on into the partition's open batch, as many as fit it; None
+        while the buffer is full.
+
+        Returns the batch's future, the place of the first in it, and how many were taken. The
+        caller has seen that none of them is too large.
+        """
+        largest = columns.largest
+        room = self._options.buffer_bytes - self._buffered
+        if self._buffered and largest > room:
+            return None
+        lane = self._lane(info, partition)
+        opened = self._open_batch(lane, largest, deadline)
+        place = opened.count
+        left = min(opened.left, room)
+        count = max(1, min(left // largest, BATCH_RECORDS_MAX - place))
+        keys, values, size = columns.cut(start, count)
+        opened.pack()
+        opened.builder.append_columns(columns.timestamp_ms, keys, values, columns.headers)
+        opened.count = opened.builder.count
+        opened.room += size
+        opened.left = self._options.batch_bytes - opened.builder.size_bytes
+        self._buffered += size
+        if opened.left <= PACKED_OVERHEAD_BYTES:
+            self._close_batch(lane)
+            self.batch_filled = True
+        return opened.future, place, len(values)
 
     @property
     def buffered_bytes(self) -> int:
@@ -188,7 +310,7 @@ class Producer:
     async def emptied(self) -> None:
         """Wait until every record has an outcome, also those that nobody waits for."""
         while self._buffered:
-            await self._wait_for_room(float("inf"))
+            await self.wait_for_room(float("inf"))
 
     def close_batches(self) -> None:
         """Let no open batch wait for more records."""
@@ -199,6 +321,7 @@ class Producer:
     async def close(self) -> None:
         """Stop sending; what is not answered yet ends as unknown or unsent."""
         self._closed = True
+        self.is_ready = False
         self._task.cancel()
         for task in self._locating:
             task.cancel()
@@ -223,19 +346,20 @@ class Producer:
     def _open_batch(self, lane: _Lane, size: int, deadline: float) -> _Open:
         opened = lane.open
         if opened is not None:
-            is_full = opened.builder.count >= BATCH_RECORDS_MAX
-            is_alike = abs(opened.deadline - deadline) <= DEADLINE_SPREAD_S
-            if (
-                is_alike
-                and not is_full
-                and opened.builder.size_bytes + size <= self._options.batch_bytes
-            ):
+            if opened.takes(size, deadline):
                 opened.deadline = min(opened.deadline, deadline)
                 return opened
             self._close_batch(lane)
+            self.batch_filled = True
         compression = self._options.compression or lane.info.settings.compression
         builder = BatchBuilder(compression=compression)
-        lane.open = _Open(builder, self._loop.create_future(), self._loop.time(), deadline)
+        future = self._loop.create_future()
+        if self._on_batch is not None:
+            self._on_batch(future)
+        left = self._options.batch_bytes - builder.size_bytes
+        lane.open = _Open(builder, future, self._loop.time(), deadline, left)
+        self._busy[lane.info.name, lane.partition] = lane
+        self._wake.set()
         return lane.open
 
     def _close_batch(self, lane: _Lane) -> None:
@@ -244,6 +368,8 @@ class Producer:
         if opened is None:
             return
         lane.open = None
+        opened.pack()
+        self._wake.set()
         if self._sticky.get(lane.info.name) == lane.partition:
             self._sticky[lane.info.name] = (lane.partition + 1) % len(lane.info.partitions)
         future, room = opened.future, opened.room
@@ -256,16 +382,17 @@ class Producer:
                 future.set_exception(result)
                 future.exception()  # whoever awaits it sees it; nobody has to
             else:
-                stored = Stored(lane.partition, result[0], opened.builder.count, result[1])
+                stored = Stored(lane.partition, result[0], opened.count, result[1])
                 future.set_result(stored)
 
-        count = opened.builder.count
+        count = opened.count
         batch = PendingBatch(opened.builder, opened.deadline, done, count=count, size=room)
         if self._options.acks is Acks.NONE:
             batch.sent = lambda: _sent(future, lane.partition, count)
         lane.queue.add(batch)
 
-    async def _wait_for_room(self, deadline: float) -> None:
+    async def wait_for_room(self, deadline: float) -> None:
+        """Return when something left the buffer. Raises `RequestTimeout`."""
         waiter: asyncio.Future[None] = self._loop.create_future()
         self._room.append(waiter)
         self._wake.set()
@@ -302,6 +429,7 @@ class Producer:
     def _crashed(self, error: Exception) -> None:
         """A mistake of ours: everything under way ends as unknown, and later calls say why."""
         self._crash = error
+        self.is_ready = False
         for lane in self._lanes.values():
             self._close_batch(lane)
             batches = [*lane.queue.in_flight, *lane.queue.waiting]
@@ -315,13 +443,15 @@ class Producer:
         now = self._loop.time()
         pause: float | None = None
         by_shard: dict[ShardAddress, list[_Lane]] = defaultdict(list)
-        for lane in self._lanes.values():
+        for place, lane in list(self._busy.items()):
             if lane.open is not None and lane.open.deadline <= now:
                 self._close_batch(lane)  # wherever it was to go, it ends here
             lane.queue.expire(now)
             if lane.open is None and not lane.queue.waiting:
                 if lane.queue.in_flight:
                     pause = EXPIRY_STEP_S
+                else:
+                    del self._busy[place]
                 continue
             pause = EXPIRY_STEP_S
             if lane.queue.needs_producer_id:
@@ -547,8 +677,14 @@ def _sent(future: asyncio.Future[Stored], partition: int, count: int) -> None:
 def row_bytes(row: Row) -> int:
     """What a record takes in the buffer, nearly."""
     _, key, value, headers = row
-    size = RECORD_OVERHEAD_BYTES + len(key or b"") + len(value or b"")
-    return size + sum(len(name) + len(content or b"") for name, content in headers)
+    size = RECORD_OVERHEAD_BYTES
+    if key is not None:
+        size += len(key)
+    if value is not None:
+        size += len(value)
+    for name, content in headers:
+        size += len(name) + len(content or b"")
+    return size
 
 
 def hash_start(client_id: str, info: TopicInfo) -> int:

@@ -73,13 +73,14 @@ class InProcessNode:
         self,
         directory: Path,
         *,
-        fsync: bool = True,
+        durability: str = "fsync",
         on_failed: Callable[[BaseException], None],
     ) -> None:
-        """on_failed: called once, on the shard's thread, when the shard has broken down."""
+        """durability: `"fsync"` or `"memory"`, as in a node's file. on_failed: called once, on the
+        shard's thread, when the shard has broken down."""
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._directory = Path(os.path.abspath(directory))
-        self._fsync = fsync
+        self._durability = durability
         self._on_failed = on_failed
         self._lock: Lock | None = None
         self._workers: Workers | None = None
@@ -154,7 +155,7 @@ class InProcessNode:
             data=self._directory,
             peers=(address,),
             host=address.host,
-            durability="fsync" if self._fsync else "memory",
+            durability=self._durability,
         )
         return config, identity
 
@@ -181,7 +182,6 @@ class InProcessNode:
                 sockets=sockets,
                 workers=self._workers,
                 rng=random.Random(),
-                fsync=self._fsync,
             )
             _require_no_others(loop, str(config.data))
             _lead(loop)

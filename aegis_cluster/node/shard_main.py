@@ -63,6 +63,7 @@ def context_of(
         boot_id=boot_id,
         founders=tuple(founder.member for founder in identity.founders or ()),
         peers=config.peers,
+        in_memory=config.durability == "memory",
     )
 
 
@@ -98,7 +99,6 @@ def run(
         sockets=sockets,
         workers=workers,
         rng=random.Random(),
-        fsync=config.durability == "fsync",
         supervisor=supervisor,
     )
     signal.signal(signal.SIGTERM, lambda *_: loop.stop())

@@ -44,6 +44,9 @@ class RaftConfig:
     """Proposals beyond this are refused (`Throttled`): memory is bounded without a quorum."""
     promotion_lag_entries_max: int = limits.RAFT_IN_FLIGHT_APPENDS_MAX
     """A learner at most so far behind the commit index may be made a voter."""
+    may_lose_tail: bool = False
+    """What was acknowledged may be gone after a power cut (`durability = "memory"`), so a later
+    leader may contradict what was committed here: then this replica is damaged, not the leader."""
     noop_bytes: int = 48
     """Size of a leader's no-op frame."""
 

@@ -57,13 +57,34 @@ class FollowerChapter(Core):
         if self.damaged:
             return
         _check_entries(request)
-        if request.prev_index < self.commit_index:
+        if self.config.may_lose_tail and self._contradicts(request):
+            self.mark_damaged()
+        elif request.prev_index < self.commit_index:
             # Overtaken: what is committed here is in every later leader's log (Raft §5.4).
-            self._acknowledge(sender, self.commit_index)
+            self._acknowledge(sender, self._common_with(request))
         elif self.log.matches(request.prev_index, request.prev_term):
             self._accept(sender, request)
         else:
             self._refuse(sender, request)
+
+    def _contradicts(self, request: AppendRequest) -> bool:
+        """Whether the leader has another entry where one is committed here: a majority lost what
+        it had acknowledged, and this replica is to be rebuilt as the leader is now."""
+        places = [(request.prev_index, request.prev_term)]
+        places += [(entry.index, entry.term) for entry in request.entries]
+        return any(
+            index <= self.commit_index
+            and self.log.can_follow(index)
+            and not self.log.matches(index, term)
+            for index, term in places
+        )
+
+    def _common_with(self, request: AppendRequest) -> LogIndex:
+        """What is committed here; of that, what is known to be in the leader's log, where it might
+        have lost some."""
+        if not self.config.may_lose_tail:
+            return self.commit_index
+        return LogIndex(min(self.commit_index, request.prev_index + len(request.entries)))
 
     def _accept(self, sender: Member, request: AppendRequest) -> None:
         self._store(request.entries)

@@ -9,8 +9,8 @@ and a client never hands out records of a batch that fails its CRC (`decode_batc
 from __future__ import annotations
 
 import struct
-from itertools import pairwise
-from operator import itemgetter
+from collections import deque
+from itertools import pairwise, repeat
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from aegis_cluster import limits
@@ -35,7 +35,13 @@ from aegis_cluster.wire.layout import (
     Bytes,
     batch_header,
 )
-from aegis_cluster.wire.records import PADDING_BYTES, Record, RecordCodec, record_codec
+from aegis_cluster.wire.records import (
+    PADDING_BYTES,
+    Record,
+    RecordCodec,
+    RecordColumns,
+    record_codec,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -49,7 +55,9 @@ __all__ = [
     "Row",
     "batch_header",
     "check_client_batch",
+    "check_row",
     "decode_batch",
+    "decode_columns",
     "encode_batch",
     "stamp",
 ]
@@ -67,7 +75,6 @@ _CRC: Final = struct.Struct(">I")
 _TIMESTAMP_MAX: Final = 2**62
 """Deltas between two timestamps fit 64 bits; far beyond any year that `datetime` knows."""
 _OFFSET_MAX: Final = 2**63 - 1
-_OFFSET: Final = itemgetter(0)
 _PADDING: Final = bytes(PADDING_BYTES)
 
 
@@ -159,16 +166,50 @@ class BatchBuilder:
         headers: Sequence[tuple[str, bytes | None]] = (),
     ) -> None:
         """Add a record; a refused one leaves the batch as it was."""
-        _check_row(self.count, timestamp_ms, headers)
-        self._append(self.count, timestamp_ms, key, value, list(headers))
-        self.count += 1
+        count = self.count
+        check_row(count, timestamp_ms, headers)
+        listed = headers if type(headers) is list else list(headers)
+        self._append(count, timestamp_ms, key, value, listed)
+        self.count = count + 1
+
+    def append_columns(
+        self,
+        timestamp_ms: int,
+        keys: Iterable[bytes | None],
+        values: Sequence[bytes | None],
+        headers: Sequence[tuple[str, bytes | None]] = (),
+    ) -> None:
+        """Add records that share time and headers, without a line of Python for each of them: a
+        third of what one `append` each costs."""
+        count, more = self.count, len(values)
+        if not more:
+            return
+        check_row(count + more - 1, timestamp_ms, headers)
+        places = range(count, count + more)
+        adding = map(
+            self._append, places, repeat(timestamp_ms), keys, values, repeat(list(headers))
+        )
+        deque(adding, maxlen=0)  # runs it to its end, and keeps nothing
+        self.count = count + more
+
+    def append_rows(self, rows: Sequence[Row]) -> None:
+        """Add records that were looked at before (`check_row`) and whose headers are lists, as
+        `append_columns` does."""
+        count, more = self.count, len(rows)
+        if not more:
+            return
+        check_row(count + more - 1, 0, ())
+        times, keys, values, headers = zip(*rows, strict=True)
+        adding = map(self._append, range(count, count + more), times, keys, values, headers)
+        deque(adding, maxlen=0)  # runs it to its end, and keeps nothing
+        self.count = count + more
 
     def extend(self, records: Iterable[Row]) -> None:
         """Add many records; those before a refused one are in."""
         append, count = self._append, self.count
         try:
             for timestamp_ms, key, value, headers in records:
-                _check_row(count, timestamp_ms, headers)
+                check_row(count, timestamp_ms, headers)
                 append(count, timestamp_ms, key, value, list(headers))
                 count += 1
         finally:
@@ -191,7 +232,8 @@ class BatchBuilder:
         )
 
 
-def _check_row(count: int, timestamp_ms: int, headers: Sequence[tuple[str, bytes | None]]) -> None:
+def check_row(count: int, timestamp_ms: int, headers: Sequence[tuple[str, bytes | None]]) -> None:
+    """Refuse what may not follow `count` others in a batch: `MessageTooLarge`, `Misuse`."""
     if 0 <= timestamp_ms <= _TIMESTAMP_MAX and count < limits.BATCH_RECORDS_MAX:
         if len(headers) <= limits.RECORD_HEADERS_MAX:
             return
@@ -257,12 +299,17 @@ def _compressed(compression: int, body: memoryview) -> tuple[int, Bytes]:
 
 def decode_batch(batch: Bytes, *, codec: RecordCodec | None = None) -> list[Record]:
     """Every record of a stored batch; CorruptRecord unless all of it is right, CRC included."""
+    return decode_columns(batch, codec=codec).records()
+
+
+def decode_columns(batch: Bytes, *, codec: RecordCodec | None = None) -> RecordColumns:
+    """As `decode_batch`, for those who need a column or two."""
     header = batch_header(batch)
     _check_stored(header, batch)
     padded = _uncompressed(header, batch)
     with memoryview(padded) as whole, whole[:-PADDING_BYTES] as view:
         records = (codec or record_codec()).read(header, view)
-    _check_offsets(header, records)
+    _check_offsets(header, records.offsets)
     return records
 
 
@@ -294,10 +341,9 @@ def _uncompressed(header: BatchHeader, batch: Bytes) -> Bytes:
     return padded
 
 
-def _check_offsets(header: BatchHeader, records: list[Record]) -> None:
+def _check_offsets(header: BatchHeader, offsets: list[int]) -> None:
     """Offsets rise and stay within what the batch claims (gaps come with compaction)."""
     first, last = header.base_offset, header.base_offset + header.last_offset_delta
-    offsets = list(map(_OFFSET, records))
     if len(offsets) == header.last_offset_delta + 1 and offsets == list(range(first, last + 1)):
         return
     bounded = not offsets or (first <= offsets[0] and offsets[-1] <= last)

@@ -56,6 +56,37 @@ def encode_payload(value: Payload) -> tuple[bytes | None, list[Header]]:
     return _utf8(text, "payload"), [(PAYLOAD_HEADER, _JSON)]
 
 
+def encode_payloads(values: Sequence[Any]) -> tuple[Sequence[bytes], list[Header]] | None:
+    """Many payloads that have one header in common, in one pass; None where they do not, or where
+    one of them cannot be encoded: `encode_payload` then says which, and why.
+    """
+    kinds = set(map(type, values))
+    if kinds == {bytes}:
+        return values, []
+    if kinds == {str}:
+        try:
+            return list(map(str.encode, values)), [(PAYLOAD_HEADER, _TEXT)]
+        except UnicodeEncodeError:
+            return None
+    if not kinds or kinds & {bytes, str, type(None)}:
+        return None
+    try:
+        encoded = [encode_payload(value)[0] or b"" for value in values]
+    except (UnsupportedPayload, MessageTooLarge):
+        return None
+    return encoded, [(PAYLOAD_HEADER, _JSON)]
+
+
+def encode_keys(keys: Sequence[Any]) -> Sequence[bytes] | None:
+    """Many keys that are all text, in one pass; None where `encode_key` has to look at each."""
+    if set(map(type, keys)) != {str}:
+        return None
+    try:
+        return list(map(str.encode, keys))
+    except UnicodeEncodeError:
+        return None
+
+
 def decode_payload(value: bytes | None, headers: Sequence[Header]) -> Payload:
     """The value that went in; bytes as they are where no header of ours tells more."""
     if value is None:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias
 from aegis_cluster.errors import CorruptRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from aegis_cluster.wire.layout import BatchHeader
 
@@ -45,6 +45,75 @@ class Record(NamedTuple):
     key: bytes | None
     value: bytes | None
     headers: Headers
+
+
+_OFFSET: Final = attrgetter("offset")
+_KEY: Final = attrgetter("key")
+_VALUE: Final = attrgetter("value")
+_HEADERS: Final = attrgetter("headers")
+
+
+class RecordColumns:
+    """Records of one batch, column by column; a column costs nothing until it is asked for."""
+
+    __slots__ = ("_records", "_timestamp")
+
+    def __init__(self, records: Sequence[Any], *, timestamp: str = "timestamp_ms") -> None:
+        """records: objects with the attributes of `Record`; timestamp: how that one is called."""
+        self._records = records
+        self._timestamp = timestamp
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def after(self, count: int) -> RecordColumns:
+        """Without the first `count`."""
+        return RecordColumns(self._records[count:], timestamp=self._timestamp)
+
+    @property
+    def offsets(self) -> list[int]:
+        return list(map(_OFFSET, self._records))
+
+    @property
+    def first_offset(self) -> int:
+        return int(self._records[0].offset)
+
+    @property
+    def last_offset(self) -> int:
+        return int(self._records[-1].offset)
+
+    @property
+    def timestamps(self) -> list[int]:
+        """Milliseconds since 1970."""
+        found = list(map(attrgetter(self._timestamp), self._records))
+        if None in found:
+            return [NO_TIMESTAMP if time_ms is None else time_ms for time_ms in found]
+        return found
+
+    @property
+    def keys(self) -> list[bytes | None]:
+        return list(map(_KEY, self._records))
+
+    @property
+    def values(self) -> list[bytes | None]:
+        return list(map(_VALUE, self._records))
+
+    @property
+    def headers(self) -> list[Headers]:
+        return list(map(_HEADERS, self._records))
+
+    @property
+    def has_headers(self) -> bool:
+        """Whether any record has one."""
+        return any(map(_HEADERS, self._records))
+
+    def records(self) -> list[Record]:
+        """Row by row."""
+        rows = map(_MAKE_RECORD, map(_fields(self._timestamp), self._records))
+        found: list[Record] = list(rows)
+        if self._timestamp != "timestamp_ms" and None in map(_TIMESTAMP, found):
+            return [_with_timestamp(record) for record in found]
+        return found
 
 
 class RecordWriter(Protocol):
@@ -78,7 +147,7 @@ class RecordCodec(Protocol):
     def writer(self) -> RecordWriter:
         """A new, empty batch."""
 
-    def read(self, header: BatchHeader, batch: memoryview) -> list[Record]:
+    def read(self, header: BatchHeader, batch: memoryview) -> RecordColumns:
         """All records of a batch that is not compressed and has padding behind it in memory."""
 
 
@@ -103,18 +172,19 @@ class CompiledCodec:
         """A builder with no codec and no limit of its own; batches are limited by our callers."""
         return self._builder(2, 0, 0, -1, -1, -1, 2**31 - 1)
 
-    def read(self, header: BatchHeader, batch: memoryview) -> list[Record]:
+    def read(self, header: BatchHeader, batch: memoryview) -> RecordColumns:
         """Records made without one line of Python per record."""
         try:
-            records = list(map(_MAKE_RECORD, map(_FIELDS, self._batch(batch))))
+            return RecordColumns(list(self._batch(batch)), timestamp="timestamp")
         except self._failures as cause:
             raise CorruptRecord("a record does not decode", cause=str(cause)) from cause
-        if None in map(_TIMESTAMP, records):
-            return [_with_timestamp(record) for record in records]
-        return records
 
 
-_FIELDS: Final = attrgetter("offset", "timestamp", "key", "value", "headers")
+@cache
+def _fields(timestamp: str) -> attrgetter[Any]:
+    return attrgetter("offset", timestamp, "key", "value", "headers")
+
+
 _TIMESTAMP: Final = itemgetter(1)
 _MAKE_RECORD: Final[Callable[[Any], Record]] = partial(tuple.__new__, Record)
 

@@ -22,7 +22,7 @@ from aegis_cluster.wire.layout import (
     MAGIC,
     BatchHeader,
 )
-from aegis_cluster.wire.records import Headers, Record, RecordWriter
+from aegis_cluster.wire.records import Headers, Record, RecordColumns, RecordWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -154,7 +154,7 @@ class PureCodec:
         """A new, empty batch."""
         return PureWriter()
 
-    def read(self, header: BatchHeader, batch: memoryview) -> list[Record]:
+    def read(self, header: BatchHeader, batch: memoryview) -> RecordColumns:
         """All records of the batch; the padding behind it is not needed here."""
         data = bytes(batch[BATCH_HEADER_BYTES:])
         append_time = header.max_timestamp if header.attributes & APPEND_TIME_BIT else None
@@ -168,7 +168,7 @@ class PureCodec:
             raise CorruptRecord("a record does not decode", cause=str(cause)) from cause
         if position != len(data):
             raise CorruptRecord("bytes behind the last record", have=len(data), want=position)
-        return records
+        return RecordColumns(records)
 
 
 def _read_record(

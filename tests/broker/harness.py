@@ -145,6 +145,8 @@ class Host:
     transport: Transport | None = None
     boots: int = 0
     under_way: tuple[int, Round | None] | None = None
+    behind: Round | None = None
+    """With durability in memory: what counts already and is not synced."""
 
     @property
     def alive(self) -> Shard:
@@ -185,6 +187,7 @@ class Host:
             boot_id=f"boot-{self.key.node}-{self.boots}",
             founders=cluster.founders if self.key.node not in cluster.wiped else (),
             peers=tuple(NodeAddress("127.0.0.1", 7100 + 100 * n) for n in range(cluster.nodes)),
+            in_memory=cluster.in_memory,
         )
 
     def partition(self, group: int) -> Partition:
@@ -201,15 +204,31 @@ class Host:
             done(job())
         shard.turn(self.cluster.now_ms)
         if self.under_way is None:
-            self.under_way = shard.begin_round()
-            busy |= self.under_way is not None
+            busy |= self._begin_round()
         if not self.hold_syncs:
             self.release()
+        if self.behind is not None and not self.cluster.sync_nothing_behind:
+            store.sync(self.behind)
+            store.end_round(self.behind)
+            self.behind = None
         if store.checkpoint_due(self.cluster.now_ms):
             ticket = store.begin_checkpoint()
             store.sync_checkpoint(ticket)
             store.end_checkpoint(ticket)
         return busy
+
+    def _begin_round(self) -> bool:
+        """Whether there was something to write."""
+        begun = self.alive.begin_round()
+        if begun is None:
+            return False
+        number, written = begun
+        if written is not None and self.alive.end_in_memory(number, written):
+            self.behind = written
+            self.alive.turn(self.cluster.now_ms)
+        else:
+            self.under_way, self.behind = begun, None
+        return True
 
     def release(self) -> None:
         """Sync the round that is under way, if any, and tell the shard."""
@@ -224,7 +243,7 @@ class Host:
 
     def end(self) -> None:
         """The process is gone; what its disk keeps is the disk's to say."""
-        self.shard = self.store = self.transport = self.under_way = None
+        self.shard = self.store = self.transport = self.under_way = self.behind = None
 
 
 class Cluster:
@@ -238,7 +257,10 @@ class Cluster:
         seed: int = 1,
         limits: StoreLimits = SMALL,
         start: bool = True,
+        in_memory: bool = False,
     ) -> None:
+        self.in_memory = in_memory
+        self.sync_nothing_behind = False
         self.nodes = nodes
         self.seed = seed
         self.limits = limits

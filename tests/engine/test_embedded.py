@@ -204,6 +204,7 @@ def test_closing_the_engine_ends_what_reads_and_sends(tmp_path: Path) -> None:
             assert (await anext(history)).payload == 1
             waiting = await engine.subscribe("t").__aenter__()
             polling = asyncio.create_task(waiting.poll(timeout=20))
+            await asyncio.sleep(0)  # it waits by now
         for task in reading:
             with pytest.raises(StopAsyncIteration):
                 await task

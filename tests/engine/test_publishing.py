@@ -328,3 +328,47 @@ def test_fewer_acks(engine_run: Run, topic: str, acks: str) -> None:
                 await producer.send(f"{topic}-none", Message(payload=1))
 
     engine_run(work)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [b"bytes %d" % n for n in range(5_100)],
+        [f"text {n} ä" for n in range(300)],
+        [{"n": n, "list": [n]} for n in range(300)],
+        [None, b"mixed", "kinds", 1.5, True, [1], {}, "", b""] * 30,
+        [b"x" * (n % 7) * 1_000 for n in range(300)],  # more than one batch, of uneven values
+    ],
+    ids=["bytes", "text", "json", "mixed", "uneven"],
+)
+@pytest.mark.parametrize("keyed", [False, True], ids=["bare", "keyed"])
+def test_many_bare_values_come_out_equal_and_in_order(
+    engine_run: Run, topic: str, values: list[Any], keyed: bool
+) -> None:
+    async def work(engine: StreamingEngine) -> None:
+        await engine.create_topic(topic, TopicConfig(partitions=1))
+        keys = [f"key {n}" for n in range(len(values))] if keyed else None
+        receipts = await engine.publish_many(topic, iter(values), keys)
+        assert sum(receipt.count for receipt in receipts) == len(values)
+        starts = [receipt.base_offset for receipt in receipts]
+        assert starts == sorted(starts)
+        assert await read(engine, topic, len(values)) == values
+
+    engine_run(work)
+
+
+def test_of_many_the_one_that_is_refused_is_named(engine_run: Run, topic: str) -> None:
+    async def work(engine: StreamingEngine) -> None:
+        await engine.create_topic(topic)
+        values: list[Any] = [b"a", b"x" * 2_000_000, b"b"]
+        with pytest.raises(PartlyPublished) as caught:
+            await engine.publish_many(topic, values)
+        assert (caught.value.failed, caught.value.unknown) == ([1], [])
+        assert await read(engine, topic, 2) == [b"a", b"b"]
+        with pytest.raises(PartlyPublished) as caught:
+            await engine.publish_many(topic, ["good", "\ud800", "good"], ["k", "k", "\ud800"])
+        assert (caught.value.failed, caught.value.unknown) == ([1, 2], [])
+        with pytest.raises(Misuse, match="one for each"):
+            await engine.publish_many(topic, [1, 2], ["only one"])
+
+    engine_run(work)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import pickle
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -402,5 +405,51 @@ def test_max_poll_records_is_the_default_of_poll(engine_run: Run, topic: str) ->
         async with engine.subscribe(topic, config) as subscriber:
             assert [m.payload for m in await subscriber.poll()] == [0, 1, 2]
             assert [m.payload for m in await subscriber.poll(2)] == [3, 4]
+
+    engine_run(work)
+
+
+def test_a_received_message_is_a_value() -> None:
+    time = datetime(2026, 1, 2, tzinfo=UTC)
+    one = ReceivedMessage("k", {"a": 1}, {"h": "x"}, time, "orders", 3, 17)
+    assert (one.key, one.payload, one.headers, one.timestamp) == ("k", {"a": 1}, {"h": "x"}, time)
+    assert (one.topic, one.partition, one.offset, one.source) == ("orders", 3, 17, None)
+    assert one == ReceivedMessage("k", {"a": 1}, {"h": "x"}, time, "orders", 3, 17)
+    assert one != ReceivedMessage("k", {"a": 1}, {"h": "x"}, time, "orders", 3, 18)
+    assert copy.copy(one) == pickle.loads(pickle.dumps(one)) == one
+    assert "offset=17" in repr(one)
+    again = replace(one, key="other")
+    assert isinstance(again, Message)
+    assert (again.key, again.payload) == ("other", {"a": 1})
+    for name in ("key", "payload", "headers", "timestamp", "topic", "partition", "offset"):
+        with pytest.raises(AttributeError):
+            setattr(one, name, None)
+
+
+@pytest.mark.parametrize("values", [[b"1", b"2", b"3"] * 50, ["a", b"b", None, {"c": 1}] * 40])
+def test_messages_and_batches_can_be_taken_in_turn(
+    engine_run: Run, topic: str, values: list[Any]
+) -> None:
+    """Single steps in the middle of a batch; what is left of it comes as columns."""
+
+    async def work(engine: StreamingEngine) -> None:
+        await engine.create_topic(topic)
+        await engine.publish_many(topic, values)
+        found: list[Any] = []
+        offsets: list[int] = []
+        async with engine.subscribe(topic, EARLIEST) as subscriber:
+            for _ in range(3):
+                message = await anext(subscriber)
+                found.append(message.payload)
+                offsets.append(message.offset)
+            assert subscriber.positions == {0: 3}
+            async for batch in subscriber.batches():
+                assert len(batch.offsets) == len(batch.timestamps) == len(batch.keys) == len(batch)
+                found += batch.values
+                offsets += batch.offsets
+                if len(found) >= len(values):
+                    break
+        assert found == values
+        assert offsets == list(range(len(values)))
 
     engine_run(work)

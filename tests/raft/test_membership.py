@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import combinations
+from typing import Any
 
 import pytest
 
@@ -81,6 +82,6 @@ def test_history_follows_the_log() -> None:
         {"append_bytes_max": 2**30},
     ],
 )
-def test_settings_that_contradict_each_other(wrong: dict[str, int]) -> None:
+def test_settings_that_contradict_each_other(wrong: dict[str, Any]) -> None:
     with pytest.raises(InvariantBroken):
         RaftConfig(**wrong)

@@ -374,3 +374,29 @@ def _damage(batch: bytearray, rng: random.Random) -> None:
 
 def test_the_codec_in_use_is_the_compiled_one() -> None:
     assert record_codec().name == "aiokafka"
+
+
+@codecs
+def test_rows_and_columns_pack_the_same_bytes_as_one_by_one(codec: RecordCodec) -> None:
+    headers = [("aegis", b"s")]
+    keys, values = [b"a", b"bb", b""], [b"1", b"", b"333"]
+    one, rows, columns = (BatchBuilder(codec=codec) for _ in range(3))
+    for builder in (one, rows, columns):
+        builder.append(5, None, b"first")
+    for key, value in zip(keys, values, strict=True):
+        one.append(9, key, value, headers)
+    rows.append_rows([(9, k, v, headers) for k, v in zip(keys, values, strict=True)])
+    columns.append_columns(9, keys, values, headers)
+    assert one.build(7, 1, 3) == rows.build(7, 1, 3) == columns.build(7, 1, 3)
+    assert rows.count == columns.count == 4
+
+
+def test_columns_are_refused_as_single_records_are() -> None:
+    builder = BatchBuilder()
+    with pytest.raises(Misuse):
+        builder.append_columns(-1, [None], [b""])
+    with pytest.raises(MessageTooLarge):
+        builder.append_columns(0, [None], [b""], [("h", b"")] * 1_001)
+    builder.append_columns(0, [], [])
+    builder.append_rows([])
+    assert builder.count == 0
