@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "aegis_cluster"
 
-BELOW_ALL = {"errors", "ids", "limits", "config", "keys", "curve"}
+BELOW_ALL = {"errors", "ids", "limits", "config", "keys", "curve", "doorkeeper"}
 MACHINE = {"wire", "raft", "storage", "cluster", "broker"}
 FRONT = {
     "engine", "message", "topics", "channel", "filters", "history", "producer", "publishing",
@@ -33,6 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": set(),
     "keys": set(),
     "curve": set(),
+    "doorkeeper": set(),
     "wire": set(),
     "storage": {"wire"},  # storage and raft do not know each other
     "raft": {"wire"},

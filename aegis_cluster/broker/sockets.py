@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Final
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from aegis_cluster.broker import zap
 from aegis_cluster.broker.transport import Listener, PeerKey
 from aegis_cluster.broker.unsent import Unsent
 from aegis_cluster.curve import (
@@ -28,6 +27,7 @@ from aegis_cluster.curve import (
     needs_keys,
     prepare,
 )
+from aegis_cluster.doorkeeper import CLIENTS_DOMAIN, PEERS_DOMAIN, Door
 from aegis_cluster.errors import ConfigError, invariant
 from aegis_cluster.limits import BATCH_BYTES_MAX, FETCH_BYTES_MAX, FRAME_BYTES_MAX, KIB
 
@@ -53,7 +53,6 @@ HANDSHAKE_MS: Final = 5_000
 STALL_MS: Final = 10_000
 """A connection whose other end takes no bytes for so long is broken by the kernel, even if its
 machine answers (TCP_USER_TIMEOUT); what waited for it is given back."""
-HANDSHAKES_PER_TURN: Final = 64
 KEYS_READ_S: Final = 1.0
 """How often the lists of accepted keys are looked at."""
 COPY_BYTES: Final = 64 * KIB
@@ -63,9 +62,9 @@ log = logging.getLogger(__name__)
 
 
 _DOMAINS: Final = {
-    Listener.PEERS: zap.PEERS_DOMAIN,
-    Listener.CONTROL: zap.CLIENTS_DOMAIN,
-    Listener.DATA: zap.CLIENTS_DOMAIN,
+    Listener.PEERS: PEERS_DOMAIN,
+    Listener.CONTROL: CLIENTS_DOMAIN,
+    Listener.DATA: CLIENTS_DOMAIN,
 }
 
 
@@ -105,16 +104,12 @@ class Sockets:
         self._poller = zmq.Poller()
         self._ready: set[object] = set()
         self._endpoints = endpoints
-        self._zap: zmq.Socket[bytes] | None = None
-        self._doorkeeper: zap.Doorkeeper | None = None
+        self._door: Door | None = None
         self._keys_due = time.monotonic() + KEYS_READ_S
         if keys is not None:
             # Before anything is bound: from the first connection on, somebody is asked.
-            self._doorkeeper = zap.Doorkeeper(keys)
-            self._zap = self._context.socket(zmq.REP)
-            self._zap.set(zmq.LINGER, 0)
-            self._zap.bind(zap.ENDPOINT)
-            self._poller.register(self._zap, zmq.POLLIN)
+            self._door = Door(self._context, keys)
+            self._poller.register(self._door.socket, zmq.POLLIN)
         self._listeners: dict[Listener, zmq.Socket[bytes]] = {}
         self._closed_listeners: set[Listener] = set()
         self._peers: dict[PeerKey, _PeerSocket] = {}
@@ -261,18 +256,6 @@ class Sockets:
 
     # ---- keys
 
-    def _let_in(self) -> None:
-        """Answer ZeroMQ's questions about connections that others have opened."""
-        zap_socket, doorkeeper = self._zap, self._doorkeeper
-        if zap_socket is None or doorkeeper is None or zap_socket not in self._ready:
-            return
-        for _ in range(HANDSHAKES_PER_TURN):
-            try:
-                request = zap_socket.recv_multipart(zmq.DONTWAIT)
-            except zmq.Again:
-                return
-            zap_socket.send_multipart(doorkeeper.answer(request), zmq.DONTWAIT)
-
     def keys_to_read(self) -> Callable[[], tuple[Reading | None, Reading | None]] | None:
         """What reads the lists of accepted keys, in any thread, when it is time to; else None.
 
@@ -290,8 +273,8 @@ class Sockets:
         Nothing in ZeroMQ ends one connection of a listener, so when a key is withdrawn the
         listener is closed and opened again: everybody comes back, but for those withdrawn.
         """
-        keys, doorkeeper = self._keys, self._doorkeeper
-        if keys is None or doorkeeper is None or readings == (None, None):
+        keys, door = self._keys, self._door
+        if keys is None or door is None or readings == (None, None):
             return []
         cut: list[PeerKey] = []
         for reading, known, listeners in zip(
@@ -312,7 +295,7 @@ class Sockets:
                 cut = list(self._peers) if known is keys.peers else cut
         for key in cut:
             self.renew_peer(key)
-        doorkeeper.forget_refusals()
+        door.lists_changed()
         return cut
 
     def _close_listeners(self, listeners: Sequence[Listener]) -> None:
@@ -340,7 +323,8 @@ class Sockets:
         if self._closed_listeners:
             self._open_listeners()
         self._ready = {socket for socket, _ in self._poller.poll(timeout_ms)}
-        self._let_in()
+        if self._door is not None and self._door.socket in self._ready:
+            self._door.let_in()
 
     def register(self, fd: int) -> None:
         """Have `poll` wake up for a file descriptor too."""
@@ -391,8 +375,8 @@ class Sockets:
             self.close_peer(key)
         for socket in self._listeners.values():
             socket.close(0)
-        if self._zap is not None:
-            self._zap.close(0)
+        if self._door is not None:
+            self._door.close()
         if self._own_context:
             self._context.destroy(linger=0)
 

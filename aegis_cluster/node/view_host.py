@@ -25,6 +25,7 @@ from aegis_cluster.errors import AegisError, NotReady, PeerViolation
 from aegis_cluster.limits import VIEW_ANSWER_BYTES_MAX
 from aegis_cluster.node.inbox import Inbox
 from aegis_cluster.node.load import LoadProbe
+from aegis_cluster.node.node_security import listening_host, node_keys
 from aegis_cluster.wire.codes import error_to_reply
 from aegis_cluster.wire.protocol import Api, check_version, decode_request, encode_reply, take_str
 
@@ -168,7 +169,10 @@ class ViewHost:
             number: view_endpoint(peer.host, peer.base_port)
             for number, peer in enumerate(peers, start=1)
         }
-        return View(Place(self._cluster_id, self._node, voters), tell=self._tell)
+        listen = view_endpoint(listening_host(self._config), self._config.base_port)
+        keys = node_keys(self._config)
+        place = Place(self._cluster_id, self._node, voters, listen=listen, keys=keys)
+        return View(place, tell=self._tell)
 
     def _wait(self) -> None:
         """Until something arrives, or for one step of the loop."""

@@ -14,8 +14,8 @@ import zmq.utils.z85
 
 from aegis_cluster.broker.sockets import Sockets
 from aegis_cluster.broker.transport import Listener, PeerKey
-from aegis_cluster.broker.zap import CLIENTS_DOMAIN, PEERS_DOMAIN, Doorkeeper
 from aegis_cluster.curve import connect_with
+from aegis_cluster.doorkeeper import CLIENTS_DOMAIN, PEERS_DOMAIN, Doorkeeper
 from aegis_cluster.errors import ConfigError
 from aegis_cluster.ids import NodeId, ShardId
 from aegis_cluster.keys import KeyList, KeyPair, NodeKeys, new_pair, write_public
@@ -173,9 +173,10 @@ def test_nobody_gets_in_while_nobody_answers_for_the_door(nodes: list[Node]) -> 
     node, client = nodes[0], new_pair("client")
     node.accept("clients", client)
     assert is_let_in(node, Listener.CONTROL, client)
-    assert node.sockets._zap is not None
-    node.sockets._poller.unregister(node.sockets._zap)
-    node.sockets._zap.close(0)
+    door = node.sockets._door
+    assert door is not None
+    node.sockets._poller.unregister(door.socket)
+    door.close()
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     dealer = context.socket(zmq.DEALER)
     dealer.set(zmq.LINGER, 0)
@@ -186,7 +187,6 @@ def test_nobody_gets_in_while_nobody_answers_for_the_door(nodes: list[Node]) -> 
     dealer.disable_monitor()
     monitor.close(0)
     context.destroy(linger=0)
-    node.sockets._zap = None
 
 
 def test_lists_are_followed_without_a_restart(nodes: list[Node]) -> None:

@@ -4,6 +4,9 @@ The idea: voters bind one ROUTER each and write to one another through a DEALER 
 direction is one ordered stream. A node that only reads binds nothing; voters answer it through its
 routing id. A link is up while frames keep coming: each side says at least a ping now and then.
 
+With keys every link is encrypted, and the ROUTER takes nodes' keys only, as a shard's listener for
+peers does.
+
 The rules it protects: the library ignores whether a message was sent, so a send that fails must
 look like a lost link, at once; and one life of a node is never taken for another, because a node
 that restarts has forgotten everything (`replica`).
@@ -18,14 +21,19 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 import zmq
 from pysyncobj.node import Node
 from pysyncobj.transport import Transport
+from zmq.utils.monitor import recv_monitor_message
 
 from aegis_cluster import limits
 from aegis_cluster.cluster.view import frames
 from aegis_cluster.cluster.view.frames import Frame
+from aegis_cluster.curve import FAILED_EVENTS, Handshakes, listen_with, prepare
+from aegis_cluster.doorkeeper import PEERS_DOMAIN
 from aegis_cluster.errors import ConfigError, PeerViolation
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+
+    from aegis_cluster.keys import NodeKeys
 
 PING_S: Final = 0.25
 DEAD_S: Final = 1.0
@@ -49,11 +57,15 @@ class Place(NamedTuple):
     """Where a node stands in the view.
 
     voters: endpoint of every voter by its node id; all nodes must name the same ones.
+    listen: the endpoint to bind; "": our own among the voters.
+    keys: what links are encrypted with; None: they are not.
     """
 
     cluster_id: str
     me: int
     voters: Mapping[int, str]
+    listen: str = ""
+    keys: NodeKeys | None = None
 
     @property
     def is_voter(self) -> bool:
@@ -94,6 +106,11 @@ class _Link:
     heard_at: float = 0.0
     sent_at: float = 0.0
     is_up: bool = False
+    handshakes: Handshakes | None = None
+    monitor: zmq.Socket[bytes] | None = None
+    """Tells of handshakes, where there are keys."""
+    connect_at: float | None = None
+    """When the socket, which failed to connect before, is to try again."""
 
 
 class ZmqTransport(Transport):  # type: ignore[misc]  # the library ships no types
@@ -116,7 +133,9 @@ class ZmqTransport(Transport):  # type: ignore[misc]  # the library ships no typ
         self._incarnation = time.time_ns() // 1_000
         self._links: dict[str, _Link] = {}
         self._readers: dict[str, _Link] = {}
-        self._router = self._bind(place.voters[place.me]) if place.is_voter else None
+        self._router = (
+            self._bind(place.listen or place.voters[place.me]) if place.is_voter else None
+        )
         self.dropped = 0
         """Frames that were not let through."""
         for node in list(others):  # the library's own set, which changes
@@ -138,6 +157,9 @@ class ZmqTransport(Transport):  # type: ignore[misc]  # the library ships no typ
 
     def _bind(self, endpoint: str) -> zmq.Socket[bytes]:
         socket = self._socket(zmq.ROUTER, _ROUTER_OPTIONS)
+        prepare(socket, endpoint)
+        if self._place.keys is not None:
+            listen_with(socket, self._place.keys.own, PEERS_DOMAIN)
         try:
             socket.bind(endpoint)
         except zmq.ZMQError as error:
@@ -151,16 +173,62 @@ class ZmqTransport(Transport):  # type: ignore[misc]  # the library ships no typ
 
     def addNode(self, node: Node) -> None:
         """Begin to write to a voter."""
+        keys = self._place.keys
+        link = _Link(node, None)
+        link.handshakes = Handshakes(
+            self._voter(link), None if keys is None else keys.links, who="this node"
+        )
+        self._open(link)
+        self._links[node.id] = link
+
+    def _voter(self, link: _Link) -> str:
+        return self._place.voters[int(link.node.id)]
+
+    def _open(self, link: _Link, *, wait_s: float = 0.0) -> None:
+        """A fresh DEALER, connected at once or a little later."""
         socket = self._socket(zmq.DEALER, _DEALER_OPTIONS)
         socket.setsockopt(zmq.ROUTING_ID, _routing_id(str(self._place.me), self._incarnation))
-        socket.connect(self._place.voters[int(node.id)])
-        self._links[node.id] = _Link(node, socket)
+        if link.handshakes is not None:
+            link.handshakes.apply(socket)
+        if self._place.keys is not None:
+            link.monitor = socket.get_monitor_socket(FAILED_EVENTS | zmq.EVENT_HANDSHAKE_SUCCEEDED)
+        link.socket = socket
+        link.connect_at = time.monotonic() + wait_s
+        self._connect_when_due(link)
+
+    def _connect_when_due(self, link: _Link) -> None:
+        due = link.connect_at is not None and link.connect_at <= time.monotonic()
+        if due and link.socket is not None:
+            link.connect_at = None
+            link.socket.connect(self._voter(link))
+
+    def _close(self, link: _Link) -> None:
+        if link.monitor is not None and link.socket is not None:
+            link.socket.disable_monitor()
+            link.monitor.close(0)
+            link.monitor = None
+        if link.socket is not None:
+            link.socket.close(0)
+
+    def _follow_handshakes(self, link: _Link) -> None:
+        """A key that does not fit makes way for the next one."""
+        while link.monitor is not None and link.monitor.poll(0):
+            event = recv_monitor_message(link.monitor)["event"]
+            if link.handshakes is None:
+                continue
+            if event & FAILED_EVENTS:
+                link.handshakes.failed(event)
+                self._close(link)
+                self._down(link)
+                self._open(link, wait_s=link.handshakes.rest_s)
+            else:
+                link.handshakes.succeeded()
 
     def dropNode(self, node: Node) -> None:
         """Write to a voter no more."""
         link = self._links.pop(node.id, None)
         if link is not None and link.socket is not None:
-            link.socket.close(0)
+            self._close(link)
             self._down(link)
 
     def send(self, node: Node, message: dict[str, Any]) -> bool:
@@ -170,8 +238,10 @@ class ZmqTransport(Transport):  # type: ignore[misc]  # the library ships no typ
 
     def destroy(self) -> None:
         """Close everything."""
-        for socket in self.sockets:
-            socket.close(0)
+        for link in self._links.values():
+            self._close(link)
+        if self._router is not None:
+            self._router.close(0)
 
     # ---- inputs
 
@@ -249,6 +319,9 @@ class ZmqTransport(Transport):  # type: ignore[misc]  # the library ships no typ
 
     def keep_links(self) -> None:
         """Give up the silent ones, and say that we live."""
+        for link in list(self._links.values()):
+            self._follow_handshakes(link)
+            self._connect_when_due(link)
         now = time.monotonic()
         for link in [*self._links.values(), *self._readers.values()]:
             if now - link.heard_at > DEAD_S:

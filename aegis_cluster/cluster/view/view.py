@@ -21,6 +21,7 @@ from aegis_cluster import limits
 from aegis_cluster.cluster.view.leases import REFUSED, Outcome
 from aegis_cluster.cluster.view.replica import ViewReplica
 from aegis_cluster.cluster.view.table import check_lease
+from aegis_cluster.doorkeeper import Door
 from aegis_cluster.errors import AegisError, ConfigError, NotReady, OutcomeUnknown, Throttled
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 ANNOUNCE_S: Final = 2.0
 TICK_S: Final = 1.0
+KEYS_READ_S: Final = 1.0
+"""How often the list of the nodes' keys is looked at."""
 ANSWER_S: Final = 2.0
 """How long a command may take; over several changes of leaders its answer never comes."""
 FAILURES_MAX: Final = 20
@@ -66,6 +69,8 @@ class View:
         self._place = place
         self._tell = tell
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._door = None if place.keys is None else Door(self._context, place.keys)
+        self._keys_due = 0.0
         self._replica: ViewReplica | None = None
         self._why = "it is starting"
         """Why there is no replica; empty while there is one."""
@@ -87,11 +92,13 @@ class View:
     @property
     def sockets(self) -> list[zmq.Socket[bytes]]:
         """To be watched between turns; they change when the replica is rebuilt."""
-        return [] if self._replica is None else self._replica.transport.sockets
+        doors = [] if self._door is None else [self._door.socket]
+        return doors + ([] if self._replica is None else self._replica.transport.sockets)
 
     def turn(self) -> None:
         """Do what is due."""
         now = time.monotonic()
+        self._watch_door(now)
         if self._replica is None and now >= self._build_at:
             self._build(now)
         replica = self._replica
@@ -108,6 +115,21 @@ class View:
             self._judge(replica, now)
         self._expire(now)
 
+    def _watch_door(self, now: float) -> None:
+        """Let nodes in by their keys; one whose key was withdrawn loses its link with ours."""
+        keys = self._place.keys
+        if self._door is None or keys is None:
+            return
+        self._door.let_in()
+        if now < self._keys_due:
+            return
+        self._keys_due = now + KEYS_READ_S
+        reading = keys.peers.read()
+        if reading is not None:
+            self._door.lists_changed()
+            if keys.peers.take(reading):
+                self._discard("a key was withdrawn, so its links are made anew", now)
+
     def close(self) -> None:
         """End; a leader hands over first."""
         replica = self._replica
@@ -118,6 +140,8 @@ class View:
             except Exception as error:  # noqa: BLE001 - the others elect one all the same
                 self._tell(f"the cluster view could not hand over: {error}")
         self._discard("it has ended", time.monotonic())
+        if self._door is not None:
+            self._door.close()
         self._context.destroy(linger=0)
 
     # ---- the replica's life

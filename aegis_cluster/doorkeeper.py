@@ -13,6 +13,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Final
 
+import zmq
+
 from aegis_cluster.keys import PublicKey, to_z85
 from aegis_cluster.limits import REFUSED_KEYS_TOLD_MAX
 
@@ -26,6 +28,7 @@ PEERS_DOMAIN: Final = "peers"
 CLIENTS_DOMAIN: Final = "clients"
 _VERSION: Final = b"1.0"
 _KEY_BYTES: Final = 32
+_HANDSHAKES_PER_TURN: Final = 64
 
 log = logging.getLogger(__name__)
 
@@ -81,3 +84,31 @@ class Doorkeeper:
             "Refused the public key %s%s from %s: it is not among the %s this node accepts.",
             public, whose, address, domain,
         )  # fmt: skip
+
+
+class Door:
+    """Where ZeroMQ asks, for all listeners of one context; made before any of them is bound."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], keys: NodeKeys) -> None:
+        self._doorkeeper = Doorkeeper(keys)
+        self.socket = context.socket(zmq.REP)
+        """To be watched: readable when somebody wants to come in."""
+        self.socket.set(zmq.LINGER, 0)
+        self.socket.bind(ENDPOINT)
+
+    def let_in(self) -> None:
+        """Answer what ZeroMQ has asked, up to a number a turn."""
+        for _ in range(_HANDSHAKES_PER_TURN):
+            try:
+                request = self.socket.recv_multipart(zmq.DONTWAIT)
+            except zmq.Again:
+                return
+            self.socket.send_multipart(self._doorkeeper.answer(request), zmq.DONTWAIT)
+
+    def lists_changed(self) -> None:
+        """What is refused from now on is news."""
+        self._doorkeeper.forget_refusals()
+
+    def close(self) -> None:
+        """From now on nobody gets in."""
+        self.socket.close(0)
