@@ -169,6 +169,13 @@ def cluster_status(bootstrap: str, timeout: float) -> dict[str, Any]:
     return run_async(ask(bootstrap, timeout, keys=keys, insecure=insecure))
 
 
+def shard_status(endpoint: str, timeout: float, keys: LinkKeys | None) -> None:
+    """Raise `Unavailable` unless the shard at this control endpoint of this machine answers."""
+    from aegis_cluster.client.admin import shard_status as ask
+
+    run_async(ask(endpoint, timeout, keys=keys, insecure=keys is None))
+
+
 def step_down(endpoint: str, timeout: float, keys: LinkKeys | None = None) -> None:
     """Ask the shard at this control endpoint to hand over what it leads."""
     from aegis_cluster.client.admin import step_down as ask

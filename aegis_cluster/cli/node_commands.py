@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from aegis_cluster.cli.app import CommandFailed
-from aegis_cluster.cli.connection import step_down
+from aegis_cluster.cli.connection import shard_status, step_down, timeout_option
 from aegis_cluster.config import load_node_config
+from aegis_cluster.ids import ShardId
 from aegis_cluster.node.formatting import format_files
 from aegis_cluster.node.log import LOG_NAME
 
@@ -41,6 +42,28 @@ def run(config_file: Path) -> None:
     click.echo(f"{config.name} starts; its log is {log}", err=True)
     if not run_node(config_file, step_down=step_down):
         raise CommandFailed(f"{config.name} cannot run as it is; {log} says why")
+
+
+@node.command("health")
+@click.option("--config", "config_file", type=CONFIG_TYPE, required=True, help="The node's file.")
+@timeout_option("5s")
+def health(config_file: Path, timeout_ms: int) -> None:
+    """Ask every shard of a node of this machine whether it serves; exit code 1 when one does not.
+
+    For whoever may read the node's data directory; it needs no client key.
+
+    \b
+    Example:
+      aegis node health --config nodes/node-1.toml
+    """
+    from aegis_cluster.node.node_security import operator_links
+
+    config = load_node_config(config_file.absolute())
+    links = operator_links(config)
+    for shard in range(config.shards):
+        endpoint = config.control_endpoint(ShardId(shard))
+        shard_status(endpoint, timeout_ms / 1000, links)
+    click.echo(f"{config.name} serves with {config.shards} shards")
 
 
 @node.command("format")
