@@ -210,6 +210,10 @@ def _values(content: bytes, file: Path, wanted: tuple[str, ...]) -> dict[str, st
 # ---- lists
 
 
+_MISSING: Final = ("missing",)
+"""The signature of a list that is not there."""
+
+
 class Reading(NamedTuple):
     """What a list holds at one moment."""
 
@@ -235,7 +239,7 @@ class KeyList:
                 " copy .pub files into it.",
                 path=str(path),
             )
-        first = self._read(())
+        first = self._read(None)
         if first is None or first.problems:
             raise ConfigError(
                 first.problems[0] if first else f"{path} cannot be read", path=str(path)
@@ -263,17 +267,18 @@ class KeyList:
         if reading is not None:
             self.take(reading)
 
-    def _read(self, known: tuple[object, ...]) -> Reading | None:
+    def _read(self, known: tuple[object, ...] | None) -> Reading | None:
         try:
             files = self._files()
             found = [(file, file.stat()) for file in files]
         except FileNotFoundError:
             # A list that was removed accepts nobody; a file that went just now is seen next time.
-            return None if self.path.exists() else Reading(("missing",), {}, ())
+            is_news = not self.path.exists() and known != _MISSING
+            return Reading(_MISSING, {}, ()) if is_news else None
         except OSError:
             return None
         signature = tuple((str(file), s.st_mtime_ns, s.st_size, s.st_ino) for file, s in found)
-        if known and signature == known:
+        if signature == known:
             return None
         return self._parse(signature, files)
 
@@ -299,7 +304,7 @@ class KeyList:
                 problems.append(str(error))
         if len(files) > KEYS_PER_LIST_MAX:
             problems.append(f"{self.path} holds more than {KEYS_PER_LIST_MAX} keys.")
-        return Reading(signature or ("empty",), names, tuple(problems))
+        return Reading(signature, names, tuple(problems))
 
 
 # ---- both ends of a link

@@ -168,7 +168,10 @@ class TestLists:
         os.rmdir(directory)
         accepted.refresh()
         assert not accepted.names
-        assert accepted.read() is None or not accepted.read().names  # type: ignore[union-attr]
+        assert accepted.read() is None, "which is told once"
+        directory.mkdir()
+        accepted.refresh()
+        assert accepted.read() is None, "an empty one is no news for ever either"
 
     def test_one_file_is_a_list_too(self, tmp_path: Path) -> None:
         one = written(tmp_path, "one")
