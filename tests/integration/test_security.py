@@ -1,5 +1,5 @@
-"""Real nodes at an address that is not 127.0.0.0/8, inside a network namespace of their own that has
-no interface but its loopback: nothing can leave the machine."""
+"""Real nodes at an address that is not 127.0.0.0/8, in a network namespace of their own without any
+interface but its loopback: nothing can leave the machine."""
 
 from __future__ import annotations
 
