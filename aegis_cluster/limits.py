@@ -67,8 +67,19 @@ FETCH_ITEMS_WAITING_MAX: Final = 131_072
 FETCH_ITEMS_WAITING_PER_CLIENT_OWN: Final = 64
 FETCH_ITEMS_WAITING_OWN: Final = 65_536
 FETCHES_WAITING_PER_CLIENT_MAX: Final = 256
+CLIENT_QUESTION_BYTES_MAX: Final = 1 * MIB
+"""Requests other than produce and fetch that wait for their answer, as they stand in memory."""
+SHARD_QUESTION_BYTES_MAX: Final = 32 * MIB
+CLIENT_QUESTION_BYTES_OWN: Final = 64 * KIB
+SHARD_QUESTION_BYTES_OWN: Final = 64 * MIB
 SHARD_DRAIN_BYTES: Final = 16 * MIB
 SHARD_DRAIN_MESSAGES: Final = 512
+SHARD_DRAIN_MS: Final = 20
+"""For the messages of one socket in one turn, whatever they ask for."""
+FETCHES_PER_TURN: Final = 256
+"""Fetches that one turn looks at again because there is news; the others have the next turn."""
+LOOK_UPS_PER_TURN: Final = 64
+"""Offsets of a time, each of which reads a stretch of a file."""
 REQUESTS_WAITING_MAX: Final = 4_096
 """Of all clients of one shard together, for metadata or for a producer id."""
 REQUEST_WAIT_MS_MAX: Final = 60_000
@@ -163,6 +174,10 @@ invariant(
     TOPIC_PARTITIONS_MAX <= FETCH_ITEMS_WAITING_PER_CLIENT_MAX,
     "a client may wait for a whole topic",
 )
+invariant(
+    3 * SHARD_DRAIN_MS < RAFT_TICK_MS * RAFT_HEARTBEAT_TICKS,
+    "draining all sockets leaves time for a heartbeat",
+)
 for _client, _all, _own, _all_own in (
     (
         CLIENT_IN_FLIGHT_BYTES_MAX,
@@ -181,6 +196,12 @@ for _client, _all, _own, _all_own in (
         FETCH_ITEMS_WAITING_MAX,
         FETCH_ITEMS_WAITING_PER_CLIENT_OWN,
         FETCH_ITEMS_WAITING_OWN,
+    ),
+    (
+        CLIENT_QUESTION_BYTES_MAX,
+        SHARD_QUESTION_BYTES_MAX,
+        CLIENT_QUESTION_BYTES_OWN,
+        SHARD_QUESTION_BYTES_OWN,
     ),
 ):
     invariant(2 * _client <= _all, "one client leaves room for others")

@@ -1,9 +1,9 @@
 """Clients as a shard sees them: who has greeted, and how much of each is under way.
 
-The idea: whatever a client makes this process hold is counted, in three sums: bytes of produce
+The idea: whatever a client makes this process hold is counted, in four sums: bytes of produce
 requests that wait for their commit, bytes of answers that have not left, partitions in fetches
-that wait. All clients share one pool of each. Once some have used it up and hold on to it, every
-other client still has a small share of its own.
+that wait, and bytes of other requests that wait. All clients share one pool of each. Once some have
+used it up and hold on to it, every other client still has a small share of its own.
 
 The rule it protects: memory is bounded whatever clients do, and one client's excess is not
 another's pain. Who has too much is refused (`Throttled`, certainly not done) or waits; one that
@@ -60,6 +60,12 @@ FETCH_ITEMS: Final = Share(
     limits.FETCH_ITEMS_WAITING_PER_CLIENT_OWN,
     limits.FETCH_ITEMS_WAITING_OWN,
 )
+QUESTIONS: Final = Share(
+    limits.CLIENT_QUESTION_BYTES_MAX,
+    limits.SHARD_QUESTION_BYTES_MAX,
+    limits.CLIENT_QUESTION_BYTES_OWN,
+    limits.SHARD_QUESTION_BYTES_OWN,
+)
 
 
 @dataclass(slots=True, eq=False)
@@ -75,6 +81,7 @@ class Client:
     """Set aside for answers that are being read from disk."""
     fetches_waiting: int = 0
     items_waiting: int = 0
+    question_bytes: int = 0
     starved: dict[int, FetchCall] = field(default_factory=dict)
     """Fetches, by number, that wait for earlier answers to leave."""
 
@@ -86,6 +93,7 @@ class Clients:
         self.in_flight_bytes = 0
         self.reading_bytes = 0
         self.items_waiting = 0
+        self.question_bytes = 0
         self._transport = transport
         self._clients: OrderedDict[tuple[Listener, bytes], Client] = OrderedDict()
 
@@ -174,3 +182,20 @@ class Clients:
         client.fetches_waiting -= 1
         client.items_waiting -= items
         self.items_waiting -= items
+
+    # ---- other requests
+
+    def take_question(self, client: Client, size: int) -> None:
+        """Count a request in; one of any size may go. Raises `Throttled`."""
+        room = QUESTIONS.room(client.question_bytes, self.question_bytes)
+        if room < (size if client.question_bytes else 1):
+            raise Throttled(
+                "Too many requests wait here for their answers, this client's among them. Wait for"
+                " answers before asking more, or ask another node."
+            )
+        client.question_bytes += size
+        self.question_bytes += size
+
+    def give_back_question(self, client: Client, size: int) -> None:
+        client.question_bytes -= size
+        self.question_bytes -= size

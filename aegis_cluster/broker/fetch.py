@@ -26,6 +26,7 @@ from aegis_cluster.ids import GroupId, LogIndex, RecordOffset
 from aegis_cluster.limits import (
     FETCH_BYTES_MAX,
     FETCH_WAIT_MS_MAX,
+    FETCHES_PER_TURN,
     FRAME_BYTES_MAX,
     REQUEST_PARTS_MAX,
 )
@@ -119,6 +120,8 @@ class Fetches:
         self._clients = clients
         self._transport = transport
         self._starving: dict[Client, None] = {}
+        self._woken: dict[int, FetchCall] = {}
+        """By number; there is news for them."""
         self._by_group: defaultdict[GroupId, dict[int, FetchCall]] = defaultdict(dict)
         self._deadlines: list[tuple[int, int, FetchCall]] = []
         self._count = 0
@@ -141,13 +144,22 @@ class Fetches:
             self._starve(call)
 
     def wake(self, group: GroupId) -> None:
-        """The partition has moved on, or has another role: look at its fetches again."""
+        """The partition has moved on, or has another role: look at its fetches again, soon."""
         waiting = self._by_group.get(group)
-        if not waiting:
-            return
-        for number, call in list(waiting.items()):
+        if waiting:
+            self._woken.update(waiting)
+
+    def turn(self) -> None:
+        """Look at fetches for which there is news; so many, so that heartbeats are not late."""
+        for _ in range(min(len(self._woken), FETCHES_PER_TURN)):
+            number = next(iter(self._woken))
+            call = self._woken.pop(number)
             if number not in call.client.starved and (call.done or self._try(call)):
                 self._forget(call)
+
+    @property
+    def has_more_to_do(self) -> bool:
+        return bool(self._woken)
 
     def expire(self, now_ms: int) -> None:
         """Answer, empty-handed, the fetches whose time has come."""
@@ -173,6 +185,7 @@ class Fetches:
 
     def _forget(self, call: FetchCall) -> None:
         call.client.starved.pop(call.number, None)
+        self._woken.pop(call.number, None)
         for item in call.items:
             waiting = self._by_group.get(item.group)
             if waiting is not None:

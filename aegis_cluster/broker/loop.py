@@ -19,6 +19,7 @@ from aegis_cluster.limits import (
     ROUNDS_BEHIND_MAX,
     SHARD_DRAIN_BYTES,
     SHARD_DRAIN_MESSAGES,
+    SHARD_DRAIN_MS,
     SYNC_BEHIND_MS,
 )
 
@@ -105,7 +106,8 @@ class ShardLoop:
 
     def _turn(self) -> None:
         shard = self.shard
-        self._sockets.poll(max(0, shard.next_tick_ms - monotonic_ms()))
+        pause_ms = 0 if shard.has_more_to_do else shard.next_tick_ms - monotonic_ms()
+        self._sockets.poll(max(0, pause_ms))
         self._workers.drain()
         self._drain(Listener.PEERS)
         for key, message in self._sockets.peer_messages(SHARD_DRAIN_MESSAGES):
@@ -124,6 +126,7 @@ class ShardLoop:
 
     def _drain(self, listener: Listener) -> None:
         size = 0
+        until_ms = monotonic_ms() + SHARD_DRAIN_MS
         for _ in range(SHARD_DRAIN_MESSAGES):
             received = self._sockets.receive(listener)
             if received is None:
@@ -134,7 +137,7 @@ class ShardLoop:
             else:
                 self.shard.client_request(listener, origin, message)
             size += sum(map(len, message))
-            if size >= SHARD_DRAIN_BYTES:
+            if size >= SHARD_DRAIN_BYTES or monotonic_ms() >= until_ms:
                 return
 
     def _hear_supervisor(self, supervisor: SupervisorLine) -> None:

@@ -7,6 +7,7 @@ counts as coming from the incarnation that said hello on that connection.
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -53,7 +54,8 @@ if TYPE_CHECKING:
     Done = Callable[[Reply | AegisError], None]
 
 PEERS_MAX: Final = 4_096
-"""Shards that greeted here; more than any cluster has, so only a stranger's inventions go."""
+"""Connections that have greeted; the one that was silent longest goes first. It is never the one
+of a peer at work, whatever a stranger invents: that one speaks at every heartbeat."""
 
 log = logging.getLogger(__name__)
 
@@ -71,8 +73,7 @@ class PeerApi:
     def __init__(self, shard: Shard, transport: Transport) -> None:
         self._shard = shard
         self._transport = transport
-        self._peers: dict[bytes, _Peer] = {}
-        self.violations = 0
+        self._peers: OrderedDict[bytes, _Peer] = OrderedDict()
 
     def handle(self, origin: bytes, message: Sequence[Part]) -> None:
         """One message of a peer; a broken one costs its sender the connection's standing."""
@@ -91,9 +92,9 @@ class PeerApi:
             self._refuse(origin, request, error)
 
     def _violated(self, origin: bytes, error: PeerViolation) -> None:
-        self.violations += 1
         known = self._peers.pop(origin, None)
-        log.warning("Dropped a link (from node %s): %s", known.hello.node if known else "?", error)
+        node = known.hello.node if known else "?"
+        self._shard.complaints.say("Dropped a link (from node %s): %s", node, error)
 
     def _dispatch(self, origin: bytes, request: Request) -> None:
         api = check_version(request)
@@ -103,6 +104,7 @@ class PeerApi:
         peer = self._peers.get(origin)
         if peer is None:
             raise NotReady("Say hello first: this process does not know the link.")
+        self._peers.move_to_end(origin)
         match api:
             case Api.RAFT:
                 self._raft(peer.hello, request)
@@ -131,16 +133,11 @@ class PeerApi:
                 f"This node belongs to cluster {self._shard.context.cluster_id}, the caller to"
                 f" {hello.cluster_id}. Check the peers in the node files.",
             )
-        older = [
-            key
-            for key, other in self._peers.items()
-            if (other.hello.node, other.hello.shard) == (hello.node, hello.shard)
-        ]
-        for key in older:
-            del self._peers[key]
-        if len(self._peers) >= PEERS_MAX:
-            del self._peers[next(iter(self._peers))]
-        self._peers[origin] = _Peer(hello, Client(Listener.PEERS, origin))
+        known = self._peers.get(origin)
+        client = known.client if known else Client(Listener.PEERS, origin)
+        self._peers[origin] = _Peer(hello, client)
+        if len(self._peers) > PEERS_MAX:
+            self._peers.popitem(last=False)
         self._reply(origin, request, self._shard.context.hello.to_fields())
 
     # ---- Raft

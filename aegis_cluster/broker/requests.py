@@ -8,6 +8,7 @@ the client has gone.
 from __future__ import annotations
 
 import logging
+from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
 from aegis_cluster.broker import fetch, produce, status
@@ -23,7 +24,12 @@ from aegis_cluster.errors import (
     WrongCluster,
 )
 from aegis_cluster.ids import GroupId, LogIndex
-from aegis_cluster.limits import REQUEST_WAIT_MS_MAX, REQUESTS_WAITING_MAX
+from aegis_cluster.limits import (
+    KIB,
+    LOOK_UPS_PER_TURN,
+    REQUEST_WAIT_MS_MAX,
+    REQUESTS_WAITING_MAX,
+)
 from aegis_cluster.wire.codes import error_to_reply
 from aegis_cluster.wire.descriptions import (
     TopicSettings,
@@ -62,6 +68,10 @@ if TYPE_CHECKING:
     from aegis_cluster.ids import ProducerId
 
 STEP_DOWN_MS: Final = 3_000
+QUESTION_BYTES: Final = 1 * KIB
+"""What a waiting request takes at least."""
+QUESTION_GROWTH: Final = 8
+"""How many times the bytes of its message the fields of a request may take, nearly."""
 
 log = logging.getLogger(__name__)
 
@@ -70,11 +80,20 @@ class _Exchange:
     """One request of one client, and the way back."""
 
     def __init__(
-        self, listener: Listener, origin: bytes, request: Request, transport: Transport
+        self,
+        listener: Listener,
+        origin: bytes,
+        request: Request,
+        transport: Transport,
+        *,
+        size: int,
     ) -> None:
         self.listener = listener
         self.origin = origin
         self.request = request
+        self.size = size
+        self.on_answer: Callable[[], None] | None = None
+        """Called once, before the answer leaves."""
         self._transport = transport
 
     def reply(self, fields: Sequence[Any], parts: Sequence[Part] = ()) -> None:
@@ -89,6 +108,9 @@ class _Exchange:
         return self.request.correlation
 
     def _send(self, message: list[Part]) -> None:
+        if self.on_answer is not None:
+            self.on_answer()
+            self.on_answer = None
         self._transport.reply(self.listener, self.origin, message)
 
 
@@ -100,7 +122,7 @@ class RequestApi:
         self._transport = transport
         self._awaiting_metadata: list[tuple[int, LogIndex, _Exchange]] = []
         self._stepping_down: list[tuple[int, _Exchange]] = []
-        self.violations = 0
+        self._look_ups: deque[_OffsetsWaiter] = deque()
 
     # ---- inputs
 
@@ -111,7 +133,7 @@ class RequestApi:
         except PeerViolation as error:
             self._violated(listener, origin, error)
             return
-        exchange = _Exchange(listener, origin, request, self._transport)
+        exchange = _Exchange(listener, origin, request, self._transport, size=len(message[0]))
         try:
             self._dispatch(exchange)
         except PeerViolation as error:
@@ -121,6 +143,23 @@ class RequestApi:
             raise  # no answer to a client: it ends the process
         except AegisError as error:
             exchange.refuse(error)
+
+    def turn(self) -> None:
+        """Do what takes long; so much of it, so that heartbeats are not late."""
+        for _ in range(min(len(self._look_ups), LOOK_UPS_PER_TURN)):
+            self._look_ups.popleft().look_up()
+
+    @property
+    def has_more_to_do(self) -> bool:
+        return bool(self._look_ups)
+
+    def holds(self, partition: Partition) -> bool:
+        """Whether a replica that was found a while ago still is here."""
+        return self._shard.manager.partitions.get(partition.group) is partition
+
+    def look_up_later(self, waiter: _OffsetsWaiter) -> None:
+        """The offset of a time, in one of the next turns."""
+        self._look_ups.append(waiter)
 
     def expire(self, now_ms: int) -> None:
         """Answer those who have waited as long as they wanted to."""
@@ -143,9 +182,8 @@ class RequestApi:
             self._reply_metadata(exchange)
 
     def _violated(self, listener: Listener, origin: bytes, error: PeerViolation) -> None:
-        self.violations += 1
         self._shard.clients.distrust(listener, origin)
-        log.warning("A client broke the protocol: %s", error)
+        self._shard.complaints.say("A client broke the protocol: %s", error)
 
     def _dispatch(self, exchange: _Exchange) -> None:
         api = check_version(exchange.request)
@@ -154,7 +192,7 @@ class RequestApi:
             return
         client = self._shard.clients.known(exchange.listener, exchange.origin)
         if api not in (Api.PRODUCE, Api.FETCH):  # these have credits of their own
-            self._shard.clients.check_room(client)
+            self._take_question(exchange, client)
         match api:
             case Api.PRODUCE:
                 self._produce(exchange, client)
@@ -180,6 +218,14 @@ class RequestApi:
                 self._ask_supervisor(exchange, api)
             case _:
                 raise PeerViolation(f"Api {api.name} is not for clients.")
+
+    def _take_question(self, exchange: _Exchange, client: Client) -> None:
+        """Count in what is neither produce nor fetch, until its answer. Raises `Throttled`."""
+        clients = self._shard.clients
+        clients.check_room(client)
+        size = QUESTION_BYTES + QUESTION_GROWTH * exchange.size
+        clients.take_question(client, size)
+        exchange.on_answer = lambda: clients.give_back_question(client, size)
 
     def _hello(self, exchange: _Exchange) -> None:
         hello = Hello.from_fields(exchange.request.fields)
@@ -437,10 +483,10 @@ class _OffsetsCall:
             exchange.reply([[]])
         for slot, group in enumerate(groups):
             partition = shard.manager.partitions.get(group)
-            waiter = _OffsetsWaiter(self, slot, partition, time_ms)
             if partition is None:
-                waiter.lost(NotLeader("This shard has no replica of the partition."))
+                self.settle(slot, produce.refusal(NotLeader("This shard has no replica of it.")))
                 continue
+            waiter = _OffsetsWaiter(self, slot, partition, shard.requests, time_ms)
             try:
                 partition.wait_for_read(waiter)
             except AegisError as error:
@@ -455,34 +501,44 @@ class _OffsetsCall:
 
 class _OffsetsWaiter:
     def __init__(
-        self, call: _OffsetsCall, slot: int, partition: Partition | None, time_ms: int | None
+        self,
+        call: _OffsetsCall,
+        slot: int,
+        partition: Partition,
+        requests: RequestApi,
+        time_ms: int | None,
     ) -> None:
         self._call = call
         self._slot = slot
         self._partition = partition
+        self._requests = requests
         self._time_ms = time_ms
 
     def committed(self) -> None:
+        if self._time_ms is None:
+            self._call.settle(self._slot, self._result())
+        else:
+            self._requests.look_up_later(self)
+
+    def look_up(self) -> None:
+        """Add the offset of the time. The index leads to one short stretch of a file, so this is
+        read on the shard's own thread. What is not committed may still vanish, and is left out."""
         partition = self._partition
-        if partition is None:
+        if not self._requests.holds(partition):
+            self.lost(NotLeader("This shard has no replica of the partition any more."))
             return
-        end = partition.high_watermark
-        result: list[Any] = [0, partition.log_start_offset, end, end]
         try:
-            if self._time_ms is not None:
-                result.append(_offset_of_time(partition, self._time_ms))
+            found = partition.log.offset_of_time(self._time_ms or 0)
         except Corruption as error:
             partition.damage_met(error)
             self.lost(error if partition.is_alone else partition.not_leader())
             return
-        self._call.settle(self._slot, result)
+        is_committed = found is not None and found < partition.high_watermark
+        self._call.settle(self._slot, [*self._result(), found if is_committed else None])
+
+    def _result(self) -> list[Any]:
+        end = self._partition.high_watermark
+        return [0, self._partition.log_start_offset, end, end]
 
     def lost(self, error: AegisError) -> None:
         self._call.settle(self._slot, produce.refusal(error))
-
-
-def _offset_of_time(partition: Partition, time_ms: int) -> int | None:
-    """As committed; what is not may still vanish. The index leads to one short stretch of a file,
-    so this is read on the shard's own thread."""
-    found = partition.log.offset_of_time(time_ms)
-    return None if found is None or found >= partition.high_watermark else found

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from aegis_cluster.broker.addresses import AddressBook
 from aegis_cluster.broker.clients import Clients
+from aegis_cluster.broker.complaints import Complaints
 from aegis_cluster.broker.controller_frontend import ControllerFrontend
 from aegis_cluster.broker.disk_space import DiskSpace
 from aegis_cluster.broker.fetch import Fetches
@@ -100,6 +101,7 @@ class Shard:
         )
         self._refusals: dict[PeerKey, str] = {}
         """What was last said of each link that is refused: once is enough."""
+        self.complaints = Complaints(log, lambda: self.now_ms)
         self.clients = Clients(transport)
         self.fetches = Fetches(self.manager.partitions, self.clients, transport)
         self._wall_ms = wall_ms
@@ -203,7 +205,7 @@ class Shard:
         except StorageFailed:
             raise  # what the reply led to failed, not the reply
         except AegisError as error:
-            log.warning("Node %s sent something that is no reply: %s", key.node, error)
+            self.complaints.say("Node %s sent something that is no reply: %s", key.node, error)
 
     def turn(self, now_ms: int) -> None:
         """Let time pass, move everything on that is due, and send what the turn has queued."""
@@ -215,7 +217,14 @@ class Shard:
             self._tick()
         self.manager.turn()
         self.manager.snapshots.turn(now_ms)
+        self.requests.turn()
+        self.fetches.turn()
         self.links.flush()
+
+    @property
+    def has_more_to_do(self) -> bool:
+        """Whether the next turn should come at once: work was left over for the sake of others."""
+        return self.requests.has_more_to_do or self.fetches.has_more_to_do
 
     @property
     def next_tick_ms(self) -> int:
@@ -227,6 +236,7 @@ class Shard:
         self.fetches.feed()
         self.fetches.expire(self.now_ms)
         self.requests.expire(self.now_ms)
+        self.complaints.tick()
         self.producer_ids.tick()
         self.backend.tick()
         self.balancer.tick()

@@ -21,6 +21,7 @@ def shard_status(shard: Shard) -> list[Any]:
         "shards": context.shards,
         "boot_id": context.boot_id,
         "metadata_index": shard.table.index,
+        "violations": shard.complaints.count,
         "syncs": shard.store.syncs,
     }
     partitions = sorted(shard.manager.partitions.items())

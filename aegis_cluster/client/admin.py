@@ -132,6 +132,7 @@ def _shard_line(number: int, shard: ShardStatus | None) -> dict[str, Any]:
         "replicas": len(replicas),
         "leaders": sum(replica.get("role") == "leader" for replica in replicas),
         "damaged": shard["damaged"],
+        "violations": shard["identity"].get("violations", 0),
     }
 
 

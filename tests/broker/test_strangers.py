@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aegis_cluster.broker import peer_api
 from aegis_cluster.broker.transport import Listener
 from aegis_cluster.ids import LogIndex, NodeId, Term
 from aegis_cluster.limits import REQUEST_PARTS_MAX
@@ -89,7 +90,8 @@ def assert_serves(cluster: Cluster) -> None:
     client.stored(info.partitions[0].group, batch(b"honest"))
     assert client.ask(Api.STATUS).code == 0
     assert client.ask(Api.METADATA, [0, None]).code == 0
-    assert host.alive.clients.in_flight_bytes == 0
+    clients = host.alive.clients
+    assert (clients.in_flight_bytes, clients.reading_bytes, clients.question_bytes) == (0, 0, 0)
 
 
 def receive(cluster: Cluster, listener: Listener, origin: bytes, message: list[bytes]) -> None:
@@ -186,20 +188,33 @@ def test_a_client_on_the_peers_listener_gets_no_answer(cluster: Cluster) -> None
     assert peer.ask(Api.PRODUCER_IDS).code == Code.NOT_READY
 
 
-def test_a_younger_connection_of_a_shard_replaces_the_older(cluster: Cluster) -> None:
+def test_a_stranger_in_a_shard_s_name_costs_that_shard_nothing(cluster: Cluster) -> None:
+    """A restarted process opens a new connection; its old one is dead and says nothing more."""
     first, second = Peer(cluster), Peer(cluster)
     assert first.greet(node=2, incarnation="two").code == 0
-    assert second.greet(node=2, incarnation="two").code == 0
-    assert first.ask(Api.PRODUCER_IDS).code == Code.NOT_READY
+    assert second.greet(node=2, incarnation="stranger").code == 0
+    assert first.ask(Api.PRODUCER_IDS).code == 0
     assert second.ask(Api.PRODUCER_IDS).code == 0
+
+
+def test_a_flood_of_greetings_costs_a_peer_at_work_nothing(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peer_api, "PEERS_MAX", 4)
+    peer = Peer(cluster)
+    peer.greet(node=2, incarnation="two")
+    for node in range(3, 13):
+        assert Peer(cluster).greet(node=node, incarnation="nobody").code == 0
+        assert peer.ask(Api.PRODUCER_IDS).code == 0
+    assert len(cluster.host(1).alive.peer_api._peers) <= 4
 
 
 def test_a_broken_message_costs_a_peer_its_standing(cluster: Cluster) -> None:
     peer = Peer(cluster)
     peer.greet(node=2, incarnation="two")
-    before = cluster.host(1).alive.peer_api.violations
+    before = cluster.host(1).alive.complaints.count
     peer.raw([b"junk"])
-    assert cluster.host(1).alive.peer_api.violations == before + 1
+    assert cluster.host(1).alive.complaints.count == before + 1
     assert peer.ask(Api.PRODUCER_IDS).code == Code.NOT_READY
 
 
