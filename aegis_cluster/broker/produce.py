@@ -28,10 +28,21 @@ RECORD_OVERHEAD_BYTES: Final = 4_096
 
 
 class ProduceCall:
-    """One request; `reply` is called once, when every batch has its answer."""
+    """One request; `reply` is called once, when every batch has its answer.
 
-    def __init__(self, count: int, size: int, reply: Callable[[ProduceCall], None]) -> None:
-        self.size = size
+    size: bytes of it that are counted as in flight; `give_back` hears of all of them, in pieces.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        size: int,
+        *,
+        reply: Callable[[ProduceCall], None],
+        give_back: Callable[[int], None],
+    ) -> None:
+        self.give_back = give_back
+        self._size = size
         self.results: list[list[Any]] = [[] for _ in range(count)]
         self._open = count
         self._reply = reply
@@ -41,7 +52,12 @@ class ProduceCall:
         self.results[slot] = result
         self._open -= 1
         if self._open == 0:
+            self.give_back(self._size)
             self._reply(self)
+
+    def hold(self, size: int) -> None:
+        """Keep so many bytes counted beyond the answer, until `give_back` hears of them."""
+        self._size -= size
 
 
 class _Commit:
@@ -73,6 +89,23 @@ class _Commit:
 
     def lost(self, error: AegisError) -> None:
         self._call.settle(self._slot, refusal(error if self._own else self._not_leader()))
+
+
+class _Hold:
+    """Keeps a batch counted as in flight until it is committed or lost."""
+
+    __slots__ = ("_call", "_size")
+
+    def __init__(self, call: ProduceCall, size: int) -> None:
+        call.hold(size)
+        self._call = call
+        self._size = size
+
+    def committed(self) -> None:
+        self._call.give_back(self._size)
+
+    def lost(self, _: AegisError) -> None:
+        self._call.give_back(self._size)
 
 
 def accepted(offset: RecordOffset, time_ms: int) -> list[Any]:
@@ -169,6 +202,9 @@ def _place(
         placed = partition.append(batch, header)
         result, index, own = accepted(placed.base_offset, placed.time_ms), placed.index, True
     waiter = _Commit(call, slot, result, own=own, not_leader=partition.not_leader)
+    if own and acks is not Acks.QUORUM:
+        # The answer comes before the commit, and the bytes stay here until then.
+        partition.wait_for(index, _Hold(call, len(batch)))
     if own and acks is Acks.NONE:
         call.settle(slot, result)
     elif own and acks is Acks.LEADER:

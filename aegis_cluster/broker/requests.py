@@ -248,11 +248,12 @@ class RequestApi:
         clients = self._shard.clients
         clients.take(client, size)
 
-        def reply(call: produce.ProduceCall) -> None:
-            clients.give_back(client, call.size)
-            exchange.reply([call.results])
-
-        call = produce.ProduceCall(len(batches), size, reply)
+        call = produce.ProduceCall(
+            len(batches),
+            size,
+            reply=lambda call: exchange.reply([call.results]),
+            give_back=lambda part: clients.give_back(client, part),
+        )
         partitions = self._shard.manager.partitions
         produce.produce(call, batches, partitions, self._max_message_bytes, acks)
 

@@ -20,6 +20,7 @@ from aegis_cluster.ids import LogIndex, RecordOffset, Term
 from aegis_cluster.raft.codec import membership_from_fields, membership_to_fields
 from aegis_cluster.storage.checked_file import pack_body, unpack_body
 from aegis_cluster.storage.types import LogPoint
+from aegis_cluster.wire.frame import CHAIN_BYTES
 from aegis_cluster.wire.protocol import decode_fields
 
 if TYPE_CHECKING:
@@ -98,7 +99,10 @@ def decode_package(data: bytes) -> Package:
     """Raises `PeerViolation`."""
     try:
         index, term, chain, offset, folded, time_ms, high_watermark, members = unpack_body(data)
-        if not isinstance(chain, bytes):
+        numbers = (index, term, offset, folded, time_ms, high_watermark)
+        if not all(type(number) is int and number >= 0 for number in numbers):
+            raise TypeError("its numbers are none")
+        if type(chain) is not bytes or len(chain) != CHAIN_BYTES:
             raise TypeError("a chain value is bytes")
         return Package(
             LogIndex(index),
@@ -106,7 +110,7 @@ def decode_package(data: bytes) -> Package:
             chain,
             RecordOffset(offset),
             LogIndex(folded),
-            int(time_ms),
+            time_ms,
             RecordOffset(high_watermark),
             membership_from_fields(members),
         )

@@ -22,6 +22,7 @@ from aegis_cluster.errors import (
     NotLeader,
     NotReady,
     OutcomeUnknown,
+    PeerViolation,
     RequestTimeout,
     TopicNotFound,
     Unavailable,
@@ -30,7 +31,7 @@ from aegis_cluster.ids import LogIndex, NodeId
 from aegis_cluster.wire.protocol import Api, Reply, take_int
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from aegis_cluster.keys import LinkKeys
     from aegis_cluster.wire.descriptions import TopicInfo
@@ -157,7 +158,8 @@ class ClusterClient:
         """Ask any node for metadata that is at least as new as `least_index`."""
         fields = [max(least_index, self.metadata.index), topics, self._stale_ok]
         reply = await self._ask_any(Api.METADATA, fields, deadline)
-        self.metadata.merge(reply.fields, topics)
+        with _understood(Unavailable):
+            self.metadata.merge(reply.fields, topics)
 
     async def topic(self, name: str, deadline: float) -> TopicInfo:
         """A topic's description, asked for when it is not known. Raises `TopicNotFound`."""
@@ -276,7 +278,7 @@ class ClusterClient:
         token = uuid.uuid4().hex
         fields = [name, partitions, replicas, list(settings), token]
         reply, _ = await self.ask_controller(Api.CREATE_TOPIC, fields, deadline)
-        await self._know([name], deadline, take_int(reply.fields, 0, "index"))
+        await self._know([name], deadline, _index_of(reply))
 
     async def alter_topic(
         self, name: str, *, partitions: int | None, changes: Mapping[str, Any], deadline: float
@@ -285,7 +287,7 @@ class ClusterClient:
         `NotEnoughReplicas`. To do it twice changes nothing more."""
         fields = [name, partitions, dict(changes)]
         reply, _ = await self.ask_controller(Api.ALTER_TOPIC, fields, deadline)
-        index = take_int(reply.fields, 0, "index")
+        index = _index_of(reply)
         await self._know([name], deadline, index)
         await self._await_everybody(index, deadline)
 
@@ -321,7 +323,7 @@ class ClusterClient:
                 raise
             await self._know([name], deadline, self.metadata.index)
             return
-        await self._know([name], deadline, take_int(reply.fields, 0, "index"))
+        await self._know([name], deadline, _index_of(reply))
 
     def topic_gone(self, name: str) -> TopicNotFound:
         """What to say of messages for a topic that was deleted meanwhile."""
@@ -330,4 +332,20 @@ class ClusterClient:
     async def new_producer_id(self, deadline: float) -> int:
         """A producer id that nobody else has or had."""
         reply = await self._ask_any(Api.INIT_PRODUCER, [], deadline)
-        return take_int(reply.fields, 0, "producer_id")
+        with _understood(Unavailable):
+            return take_int(reply.fields, 0, "producer_id")
+
+
+def _index_of(reply: Reply) -> int:
+    """Of the change that was carried out. Raises `OutcomeUnknown`."""
+    with _understood(OutcomeUnknown):
+        return take_int(reply.fields, 0, "index")
+
+
+@contextlib.contextmanager
+def _understood(otherwise: type[AegisError]) -> Iterator[None]:
+    """Take an answer apart in here; one that makes no sense is as good as none."""
+    try:
+        yield
+    except PeerViolation as error:
+        raise otherwise(f"A node answered with something that is no answer: {error}.") from error

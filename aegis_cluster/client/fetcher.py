@@ -28,9 +28,10 @@ from aegis_cluster.errors import (
     TopicNotFound,
 )
 from aegis_cluster.ids import TopicPartition
-from aegis_cluster.limits import FETCH_BYTES_DEFAULT, KIB, MIB, REQUEST_PARTS_MAX
+from aegis_cluster.limits import FETCH_BYTES_DEFAULT, FETCH_BYTES_MAX, KIB, MIB, REQUEST_PARTS_MAX
 from aegis_cluster.wire.batch import decode_columns
 from aegis_cluster.wire.codes import error_from_reply
+from aegis_cluster.wire.compression import CODEC_NONE
 from aegis_cluster.wire.frame import FrameKind, frame_payload, iter_frames
 from aegis_cluster.wire.layout import batch_header
 from aegis_cluster.wire.protocol import Api, Reply, take_int, take_list, take_part
@@ -51,6 +52,8 @@ BUFFER_BYTES_MAX: Final = 16 * MIB
 """Frames of one reader that wait to be read."""
 PARTITION_BYTES_MIN: Final = 64 * KIB
 """What each of many partitions may answer in one fetch."""
+DECODE_BYTES: Final = 1 * MIB
+"""Frames, or what they decompress to, whose records are made at one time."""
 RETRY_S: Final = 0.02
 RETRY_S_MAX: Final = 0.5
 
@@ -62,6 +65,8 @@ class _Chunk:
     place: TopicPartition
     frames: bytes
     position: int
+    decoded: int = 0
+    """Bytes of the frames whose records have been handed out."""
 
 
 @dataclass(slots=True, eq=False)
@@ -98,6 +103,8 @@ class Fetcher:
         self._cursors: dict[TopicPartition, _Cursor] = {}
         self._chunks: deque[_Chunk] = deque()
         self._buffered = 0
+        self._asked = 0
+        """Bytes that fetches under way may bring."""
         self._failure: AegisError | None = None
         self._closed = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -214,12 +221,7 @@ class Fetcher:
         cursor = self._cursors[chunk.place]
         batches: list[RecordColumns] = []
         try:
-            for position, header in iter_frames(chunk.frames):
-                if header.kind is FrameKind.DATA:
-                    payload = frame_payload(chunk.frames, header, position)
-                    batch = _from(decode_columns(payload), cursor)
-                    if len(batch):
-                        batches.append(batch)
+            self._decode_some(chunk, cursor, batches)
         except Corruption as error:
             if not batches:
                 raise CorruptRecord(
@@ -231,10 +233,32 @@ class Fetcher:
                 ) from error
             cursor.read_offset = batches[-1].last_offset + 1
             return batches
+        if chunk.decoded < len(chunk.frames):
+            if batches:
+                cursor.read_offset = batches[-1].last_offset + 1
+            return batches
         self._chunks.popleft()
         self._release(len(chunk.frames))
         cursor.read_offset = max(cursor.read_offset, chunk.position)
         return batches
+
+    def _decode_some(self, chunk: _Chunk, cursor: _Cursor, batches: list[RecordColumns]) -> None:
+        """Add the batches of the chunk's next frames, but no more than fit well in memory."""
+        budget = DECODE_BYTES
+        frames = chunk.frames
+        for position, header in iter_frames(frames, chunk.decoded):
+            if header.kind is FrameKind.DATA:
+                payload = frame_payload(frames, header, position)
+                found = decode_columns(payload)
+                batch = _from(found, cursor)
+                if len(batch):
+                    batches.append(batch)
+                budget -= header.size
+                if batch_header(payload).codec != CODEC_NONE:
+                    budget -= sum(len(value or b"") for value in found.values)
+            chunk.decoded = position + header.size
+            if budget <= 0:
+                return
 
     def _release(self, size: int) -> None:
         self._buffered -= size
@@ -284,7 +308,11 @@ class Fetcher:
 
     async def _fetch(self, address: ShardAddress, cursors: list[_Cursor]) -> None:
         loop = asyncio.get_running_loop()
-        budget = max(FETCH_BYTES_DEFAULT // len(cursors), PARTITION_BYTES_MIN)
+        room = (BUFFER_BYTES_MAX - self._buffered - self._asked) // 2
+        whole = min(FETCH_BYTES_DEFAULT, max(room, 0))
+        budget = max(whole // len(cursors), PARTITION_BYTES_MIN)
+        asked = min(budget * len(cursors), FETCH_BYTES_MAX)
+        self._asked += asked
         items = [[cursor.group, cursor.fetch_offset, budget] for cursor in cursors]
         try:
             link = self._cluster.link(address.endpoint)
@@ -297,6 +325,7 @@ class Fetcher:
                 self._failed(cursor, error)
             self._locate_all(cursors)
         finally:
+            self._asked -= asked
             for cursor in cursors:
                 cursor.fetching = False
             self._room.set()

@@ -10,7 +10,13 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from aegis_cluster.client.cluster import ClusterClient, Pause
-from aegis_cluster.errors import AegisError, NotLeader, OutcomeUnknown, RequestTimeout
+from aegis_cluster.errors import (
+    AegisError,
+    NotLeader,
+    OutcomeUnknown,
+    PeerViolation,
+    RequestTimeout,
+)
 from aegis_cluster.wire.codes import error_from_reply
 from aegis_cluster.wire.protocol import Api, is_none, take_int, take_list
 
@@ -99,11 +105,14 @@ async def _ask(
             cluster.metadata.forget_leader(group)
         return {}
     found = {}
-    results = take_list(reply.fields, 0, "results")
-    for slot, partition in enumerate(asked.partitions):
-        answer = _take(cluster, asked, slot, take_list(results, slot, "result"))
-        if answer is not None:
-            found[partition] = answer
+    try:
+        results = take_list(reply.fields, 0, "results")
+        for slot, partition in enumerate(asked.partitions):
+            answer = _take(cluster, asked, slot, take_list(results, slot, "result"))
+            if answer is not None:
+                found[partition] = answer
+    except PeerViolation:
+        return {}  # as good as no answer
     return found
 
 

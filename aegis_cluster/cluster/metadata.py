@@ -104,6 +104,8 @@ def decode_command(value: bytes) -> Command:
         raise CorruptRecord(
             f"A record of the cluster's metadata is no command: {error}."
         ) from error
+    if type(version) is not int:
+        raise CorruptRecord("A record of the cluster's metadata has no version.")
     if version > COMMAND_VERSION:
         raise CorruptRecord(
             f"A metadata command has version {version}; this program reads up to {COMMAND_VERSION}."

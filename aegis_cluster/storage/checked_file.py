@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import os
 import struct
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import msgpack
@@ -25,6 +26,8 @@ from aegis_cluster.errors import CorruptLog, invariant
 from aegis_cluster.wire.crc import crc32c
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from aegis_cluster.storage.disk import Disk
 
 _MAGIC: Final = b"AEGISCHK"
@@ -85,6 +88,20 @@ def decode_block(data: bytes, position: int, *, kind: str, path: str = "") -> tu
     if found != kind:
         raise CorruptLog(f"{path}: is a {found} file, want {kind}", path=path)
     return version, unpack_body(covered[_COVERED.size :]), end
+
+
+@contextmanager
+def shape_of(path: str) -> Iterator[None]:
+    """Take a body apart in here: one of another shape than expected is CorruptLog.
+
+    A right checksum says that somebody wrote it so, not who.
+    """
+    try:
+        yield
+    except (TypeError, ValueError, KeyError) as error:
+        raise CorruptLog(
+            f"{path}: its content is not what it should be: {error}", path=path
+        ) from error
 
 
 def write_checked(disk: Disk, path: str, *, kind: str, version: int, body: Any) -> None:

@@ -25,7 +25,7 @@ import msgpack
 
 from aegis_cluster.errors import CorruptLog
 from aegis_cluster.ids import NO_INDEX, GroupId, LogIndex, Member, NodeId, RecordOffset, Term
-from aegis_cluster.storage.checked_file import pack_body, unpack_body
+from aegis_cluster.storage.checked_file import pack_body, shape_of, unpack_body
 from aegis_cluster.storage.types import Damage, HardState, LogPoint
 from aegis_cluster.wire.crc import crc32c
 
@@ -144,8 +144,10 @@ def decode_checkpoint(data: bytes) -> CheckpointState:
     rest = data[_HEAD.size : _BODY_AT + size]
     if _crc(version, rest) != crc:
         raise CorruptLog("checkpoint checksum", sequence=sequence)
-    shard, shards, generation, last_round, groups = unpack_body(data[_BODY_AT : _BODY_AT + size])
-    states = tuple(_unpack_group(fields) for fields in groups)
+    body = unpack_body(data[_BODY_AT : _BODY_AT + size])
+    with shape_of("checkpoint"):
+        shard, shards, generation, last_round, groups = body
+        states = tuple(_unpack_group(fields) for fields in groups)
     return CheckpointState(sequence, shard, shards, generation, last_round, states)
 
 

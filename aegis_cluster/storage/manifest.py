@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from aegis_cluster.errors import CorruptLog
 from aegis_cluster.ids import GroupId, Member, NodeId
-from aegis_cluster.storage.checked_file import read_checked, write_checked
+from aegis_cluster.storage.checked_file import read_checked, shape_of, write_checked
 
 if TYPE_CHECKING:
     from aegis_cluster.storage.disk import Disk
@@ -67,9 +67,10 @@ def read_manifest(disk: Disk, path: str) -> ManifestEntry:
     version, body = read_checked(disk, path, kind=MANIFEST_KIND)
     if version != MANIFEST_VERSION:
         raise CorruptLog(f"{path}: unknown manifest version {version}", path=path)
-    group, topic, partition, voters, removing = body
-    members = tuple(Member(NodeId(node), incarnation) for node, incarnation in voters)
-    return ManifestEntry(GroupId(group), topic, partition, members, removing)
+    with shape_of(path):
+        group, topic, partition, voters, removing = body
+        members = tuple(Member(NodeId(node), incarnation) for node, incarnation in voters)
+        return ManifestEntry(GroupId(group), topic, partition, members, removing)
 
 
 def list_manifest(disk: Disk, node_dir: str) -> tuple[list[ManifestEntry], dict[GroupId, str]]:

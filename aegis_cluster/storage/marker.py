@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from aegis_cluster.errors import CorruptLog
 from aegis_cluster.ids import GroupId, LogIndex
-from aegis_cluster.storage.checked_file import read_checked, write_checked
+from aegis_cluster.storage.checked_file import read_checked, shape_of, write_checked
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -53,6 +53,7 @@ def read_marker(disk: Disk, directory: str) -> Marker | None:
     version, body = read_checked(disk, path, kind=MARKER_KIND)
     if version != MARKER_VERSION:
         raise CorruptLog(f"{path}: unknown marker version {version}", path=path)
-    synced_round, durable, reason = body
-    indexes = {GroupId(group): LogIndex(index) for group, index in durable}
-    return Marker(synced_round, indexes, reason)
+    with shape_of(path):
+        synced_round, durable, reason = body
+        indexes = {GroupId(group): LogIndex(index) for group, index in durable}
+        return Marker(synced_round, indexes, reason)

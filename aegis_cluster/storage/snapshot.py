@@ -17,7 +17,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from aegis_cluster.errors import CorruptLog
-from aegis_cluster.storage.checked_file import decode_block, encode_checked
+from aegis_cluster.storage.checked_file import decode_block, encode_checked, shape_of
 from aegis_cluster.storage.types import LogPoint, Snapshot
 
 if TYPE_CHECKING:
@@ -94,13 +94,14 @@ def read_snapshot(disk: Disk, directory: str, group: GroupId) -> Snapshot | None
     data = file.pread(file.size(), 0)
     file.close()
     version, body, position = decode_block(data, 0, kind=SNAPSHOT_KIND, path=path)
-    if version == 1:
-        body = [*body, 0]
-    owner, point, installed, folded, count = body
-    if version > SNAPSHOT_VERSION or owner != group:
-        raise CorruptLog(f"{path}: version {version} of group {owner}", want=group)
-    slices = _read_slices(data, position, group, count, path)
-    return Snapshot(LogPoint._make(point), folded, installed, slices)
+    with shape_of(path):
+        if version == 1:
+            body = [*body, 0]
+        owner, point, installed, folded, count = body
+        if version > SNAPSHOT_VERSION or owner != group:
+            raise CorruptLog(f"{path}: version {version} of group {owner}", want=group)
+        slices = _read_slices(data, position, group, count, path)
+        return Snapshot(LogPoint._make(point), folded, installed, slices)
 
 
 def _read_slices(

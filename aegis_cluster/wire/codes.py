@@ -149,6 +149,8 @@ def error_from_reply(code: int, fields: Sequence[Any]) -> AegisError:
     A code that this process does not know becomes the root of its branch; outside every branch
     nothing is known about the outcome, so that is what it says.
     """
+    if type(code) is not int:
+        raise PeerViolation("a code is a number", have=repr(code)[:80])
     message, details = _message_and_details(fields)
     kind = ERROR_OF_CODE.get(code)
     if kind is None:

@@ -265,9 +265,12 @@ def frame_annotation(buffer: Bytes, header: FrameHeader, position: int = 0) -> m
     return memoryview(buffer)[start : start + header.annotation_size]
 
 
-def iter_frames(buffer: Bytes) -> Iterator[tuple[int, FrameHeader]]:
-    """Position and header of every frame in a contiguous run; no CRC is checked."""
-    position, end = 0, len(buffer)
+def iter_frames(buffer: Bytes, start: int = 0) -> Iterator[tuple[int, FrameHeader]]:
+    """Position and header of every frame in a contiguous run; no CRC is checked.
+
+    start: position of the first one.
+    """
+    position, end = start, len(buffer)
     while position < end:
         header = decode_header(buffer, position)
         if position + header.size > end:

@@ -22,7 +22,7 @@ from aegis_cluster.limits import (
     SHARD_IN_FLIGHT_BYTES_MAX,
     SHARD_IN_FLIGHT_BYTES_OWN,
 )
-from aegis_cluster.wire.protocol import Api
+from aegis_cluster.wire.protocol import Acks, Api
 from tests.broker.harness import Client, Cluster, batch, records_of
 
 if TYPE_CHECKING:
@@ -103,8 +103,8 @@ def test_a_cold_fetch_of_many_partitions_reads_no_more_than_its_budget(
 ) -> None:
     """A read gives one frame at least; a thousand tiny budgets must not give a thousand frames."""
     partition = reader.host.partition(group)
-    for _ in range(600):
-        reader.stored(group, batch(b"x" * 1_000))  # until the first ones are out of the cache
+    for _ in range(40):  # until the first ones are out of the cache
+        reader.stored(group, batch(b"x" * 15_000))
     assert partition.log.read_cached(partition.log.first_index, partition.applied, 1) is None
     items = [[group, 0, 1] for _ in range(100)]
     reply = reader.ask(Api.FETCH, [0, items])
@@ -192,3 +192,21 @@ def test_bytes_in_flight_leave_room_for_the_next_client() -> None:
                 break
     assert clients.in_flight_bytes <= SHARD_IN_FLIGHT_BYTES_MAX + SHARD_IN_FLIGHT_BYTES_OWN
     clients.take(Standing(Listener.DATA, b"honest"), 100)
+
+
+@pytest.mark.parametrize("acks", [Acks.NONE, Acks.LEADER])
+def test_bytes_stay_counted_until_their_commit_however_soon_they_are_answered(acks: Acks) -> None:
+    """Or a producer that waits for nothing could fill the memory of a leader without followers."""
+    cluster = Cluster(3)
+    (placed,) = cluster.topic(replicas=3).partitions
+    leader = cluster.elect(placed.group)
+    client = Client(cluster, leader, Listener.DATA)
+    for host in cluster.followers(placed.group):
+        host.hold_syncs = True
+    data = batch(b"a")
+    fields = [[[placed.group, "t", 0]], acks]
+    assert client.ask(Api.PRODUCE, fields, [data]).code == 0
+    assert leader.alive.clients.in_flight_bytes == len(data)
+    for host in cluster.alive:
+        host.hold_syncs = False
+    cluster.until(lambda: leader.alive.clients.in_flight_bytes == 0, "given back")
