@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from chaos.processes.schedule import Plan
 
-READY_S: Final = 60.0
+READY_S: Final = 120.0
 HEAL_S: Final = 90.0
 SETTLE_S: Final = 60.0
 """In which every write that is under way has an outcome: far more than its own deadline."""

@@ -13,7 +13,7 @@ from chaos.processes.schedule import CLIENTS, LEADER, NODES, Fault, Plan, Step
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = [pytest.mark.processes, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.processes, pytest.mark.slow, pytest.mark.timeout(400)]
 
 ALL_WAYS = tuple((a, b) for a in NODES for b in NODES if a != b)
 TO_CLIENTS = tuple((node, client) for node in NODES for client in CLIENTS)
