@@ -7,6 +7,12 @@ from aegis_cluster.channel import Channel
 from aegis_cluster.engine import EngineStats, StreamingEngine
 from aegis_cluster.errors import AegisError, OutcomeUnknown, Refused, Unauthorized
 from aegis_cluster.filters import EventFilter
+from aegis_cluster.group import (
+    ConsumerGroup,
+    GroupDescription,
+    GroupListing,
+    MemberDescription,
+)
 from aegis_cluster.ids import TopicPartition
 from aegis_cluster.keys import ClientKeys
 from aegis_cluster.message import (
@@ -18,13 +24,8 @@ from aegis_cluster.message import (
     ReceivedMessage,
 )
 from aegis_cluster.producer import Pending, Producer, ProducerConfig
-from aegis_cluster.subscriber import (
-    AckMode,
-    DeliveryMode,
-    MessageBatch,
-    SubscribeConfig,
-    Subscriber,
-)
+from aegis_cluster.subscribe_config import AckMode, DeliveryMode, SubscribeConfig
+from aegis_cluster.subscriber import MessageBatch, Subscriber
 from aegis_cluster.topics import TopicConfig, TopicDescription
 
 __all__ = [
@@ -33,9 +34,13 @@ __all__ = [
     "BatchReceipt",
     "Channel",
     "ClientKeys",
+    "ConsumerGroup",
     "DeliveryMode",
     "EngineStats",
     "EventFilter",
+    "GroupDescription",
+    "GroupListing",
+    "MemberDescription",
     "Message",
     "MessageBatch",
     "Offset",

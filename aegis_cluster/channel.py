@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from aegis_cluster.filters import EventFilter
     from aegis_cluster.history import History
     from aegis_cluster.message import BatchReceipt, Message, PartitionOffsets, Receipt
-    from aegis_cluster.subscriber import SubscribeConfig, Subscriber
+    from aegis_cluster.subscribe_config import SubscribeConfig
+    from aegis_cluster.subscriber import Subscriber
     from aegis_cluster.topics import TopicChanges, TopicConfig, TopicDescription
 
 

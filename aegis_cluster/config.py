@@ -194,7 +194,9 @@ class ConsumerSettings:
     max_poll_records: int = setting(integer(1, limits.BATCH_RECORDS_MAX), default=500)
     auto_commit: bool = setting(BOOLEAN, default=False)
     session_timeout_ms: int = setting(
-        duration(1_000, 3_600_000), default=30_000, key="session_timeout"
+        duration(limits.SESSION_TIMEOUT_MS_MIN, limits.SESSION_TIMEOUT_MS_MAX),
+        default=30_000,
+        key="session_timeout",
     )
 
 

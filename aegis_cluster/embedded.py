@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class _InProcessRoutes:
     """Every request goes to the one shard, whatever address its node has registered."""
 
-    def control(self, _node: NodeInfo) -> str:
+    def control(self, _node: NodeInfo, _shard: int = 0) -> str:
         return CONTROL_ENDPOINT
 
     def data(self, _node: NodeInfo, _shard: int) -> str:
@@ -52,10 +52,14 @@ class EmbeddedNode:
             if starting.exception() is None:
                 await self.close()
             raise
-        self._cluster = ClusterClient(
+        self._cluster = self.another_client()
+        return self._cluster
+
+    def another_client(self) -> ClusterClient:
+        """A client of this node, for the event loop that calls; to be closed before the node."""
+        return ClusterClient(
             [CONTROL_ENDPOINT], context=self._node.context, routes=_InProcessRoutes()
         )
-        return self._cluster
 
     async def close(self) -> None:
         """Close the node's files, after the client's own links."""

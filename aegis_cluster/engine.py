@@ -14,16 +14,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aegis_cluster.channel import Channel
+from aegis_cluster.client.background import Background
 from aegis_cluster.client.cluster import ClusterClient
 from aegis_cluster.client.offsets import list_offsets
 from aegis_cluster.config import StreamingConfig, load_streaming_config
 from aegis_cluster.errors import ConfigError, Misuse, TopicExists, TopicNotFound
+from aegis_cluster.group import ConsumerGroup, list_groups
 from aegis_cluster.history import History, last_messages, messages_after
 from aegis_cluster.keys import configured_keys, load_client_keys
 from aegis_cluster.message import PartitionOffsets, to_ms
 from aegis_cluster.producer import Producer, ProducerConfig
 from aegis_cluster.publishing import all_or_partly
-from aegis_cluster.subscriber import SubscribeConfig, Subscriber
+from aegis_cluster.subscribe_config import SubscribeConfig
+from aegis_cluster.subscriber import Subscriber
 from aegis_cluster.topics import TopicConfig, TopicDescription, wanted_changes
 from aegis_cluster.wire.descriptions import settings_to_fields
 
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
 
     from aegis_cluster.embedded import EmbeddedNode
     from aegis_cluster.filters import EventFilter
+    from aegis_cluster.group import GroupListing
     from aegis_cluster.keys import ClientKeys, LinkKeys
     from aegis_cluster.message import BatchReceipt, Message, Receipt
     from aegis_cluster.topics import TopicChanges
@@ -88,6 +92,7 @@ class StreamingEngine:
         self._publisher: Producer | None = None
         self._producers: set[Producer] = set()
         self._subscribers: set[Subscriber] = set()
+        self._background: Background | None = None
 
     @classmethod
     def open(
@@ -161,14 +166,18 @@ class StreamingEngine:
 
     async def _start(self) -> ClusterClient:
         if self._directory is None:
-            insecure = self.settings.security.insecure
-            return ClusterClient(self._bootstrap, keys=self._keys, insecure=insecure)
+            return self._client()
         from aegis_cluster.embedded import EmbeddedNode  # a client never loads a broker
 
         node = EmbeddedNode(self._directory, self._durability)
         cluster = await node.start()
         self._node = node
         return cluster
+
+    def _client(self) -> ClusterClient:
+        """Links of their own to the cluster, for the event loop that calls."""
+        insecure = self.settings.security.insecure
+        return ClusterClient(self._bootstrap, keys=self._keys, insecure=insecure)
 
     async def __aexit__(
         self,
@@ -186,6 +195,9 @@ class StreamingEngine:
         for producer in list(self._producers):
             await producer.close()
         self._publisher = None
+        if self._background is not None:
+            await self._background.close()
+            self._background = None
         if self._cluster is not None:
             await self._cluster.close()
             self._cluster = None
@@ -206,7 +218,8 @@ class StreamingEngine:
             raise self._cluster.failure
         return self._cluster
 
-    def _deadline(self, timeout: float | None) -> float:
+    def deadline(self, timeout: float | None) -> float:
+        """In the loop's time: the absolute deadline of a call with this `timeout`."""
         return self.cluster.deadline(self.request_timeout if timeout is None else timeout)
 
     # ---- topics
@@ -228,7 +241,7 @@ class StreamingEngine:
                 partitions=config.partitions,
                 replicas=config.replication_factor,
                 settings=settings_to_fields(config.settings(self.settings)),
-                deadline=self._deadline(timeout),
+                deadline=self.deadline(timeout),
             )
         except TopicExists:
             if not exist_ok:
@@ -260,22 +273,22 @@ class StreamingEngine:
             name,
             partitions=wanted.partitions,
             changes=wanted.changed_settings(),
-            deadline=self._deadline(timeout),
+            deadline=self.deadline(timeout),
         )
 
     async def delete_topic(self, name: str, *, timeout: float | None = None) -> None:
         """Delete a topic and all its messages. Raises `TopicNotFound`, `RequestTimeout`,
         `OutcomeUnknown`."""
-        await self.cluster.delete_topic(name, self._deadline(timeout))
+        await self.cluster.delete_topic(name, self.deadline(timeout))
 
     async def list_topics(self, *, timeout: float | None = None) -> list[str]:
         """Names of all topics, in order. Raises `Unavailable` when no node answers in time."""
-        await self.cluster.refresh(None, self._deadline(timeout))
-        return sorted(self.cluster.metadata.topics)
+        await self.cluster.refresh(None, self.deadline(timeout))
+        return sorted(name for name in self.cluster.metadata.topics if not name.startswith("__"))
 
     async def describe_topic(self, name: str, *, timeout: float | None = None) -> TopicDescription:
         """Its settings, and where its replicas are. Raises `TopicNotFound`, `Unavailable`."""
-        await self.cluster.refresh([name], self._deadline(timeout))
+        await self.cluster.refresh([name], self.deadline(timeout))
         info = self.cluster.metadata.topic(name)
         nodes = self.cluster.metadata.nodes
         replicas = {
@@ -296,7 +309,7 @@ class StreamingEngine:
 
         Raises `TopicNotFound`; `RequestTimeout` when a partition has no leader that answers.
         """
-        found = await list_offsets(self.cluster, topic, self._deadline(timeout))
+        found = await list_offsets(self.cluster, topic, self.deadline(timeout))
         return {
             partition: PartitionOffsets(
                 offsets.log_start, offsets.high_watermark, offsets.last_stable_offset
@@ -307,10 +320,10 @@ class StreamingEngine:
     async def stats(self, *, timeout: float | None = None) -> EngineStats:
         """Numbers of the cluster, as of now, and of this engine. Raises `RequestTimeout`,
         `Unavailable`."""
-        deadline = self._deadline(timeout)
+        deadline = self.deadline(timeout)
         await self.cluster.refresh(None, deadline)
         metadata = self.cluster.metadata
-        topics = sorted(metadata.topics)
+        topics = sorted(name for name in metadata.topics if not name.startswith("__"))
         messages = 0
         for topic in topics:
             with contextlib.suppress(TopicNotFound):  # deleted meanwhile
@@ -320,7 +333,7 @@ class StreamingEngine:
             cluster_id=metadata.cluster_id,
             nodes=len(metadata.nodes),
             topics=len(topics),
-            partitions=sum(len(info.partitions) for info in metadata.topics.values()),
+            partitions=sum(len(metadata.topics[name].partitions) for name in topics),
             messages=messages,
             buffered_bytes=sum(producer.buffered_bytes for producer in self._producers),
         )
@@ -334,7 +347,7 @@ class StreamingEngine:
 
         Raises `TopicNotFound`, `MessageTooLarge`, `UnsupportedPayload`, `OutcomeUnknown`, ….
         """
-        return await self._own_producer().publish(topic, message, self._deadline(timeout))
+        return await self._own_producer().publish(topic, message, self.deadline(timeout))
 
     async def publish_to_many(
         self, topics: Sequence[str], message: Message, *, timeout: float | None = None
@@ -344,7 +357,7 @@ class StreamingEngine:
         Returns one receipt for each topic, in their order. Raises `PartlyPublished` when only
         some have it: its `failed` and `unknown` are positions in `topics`.
         """
-        deadline = self._deadline(timeout)
+        deadline = self.deadline(timeout)
         producer = self._own_producer()
         calls = [producer.publish(topic, message, deadline) for topic in topics]
         return all_or_partly(await asyncio.gather(*calls, return_exceptions=True))
@@ -362,7 +375,7 @@ class StreamingEngine:
         Raises `PartlyPublished` when only a part went through: it says which inputs were refused
         and of which the outcome is unknown.
         """
-        deadline = self._deadline(timeout)
+        deadline = self.deadline(timeout)
         return await self._own_producer().publish_many(topic, messages, keys, deadline)
 
     def producer(self, config: ProducerConfig | None = None) -> Producer:
@@ -372,6 +385,13 @@ class StreamingEngine:
         producer = Producer(self, options, config.timeout_s(self.request_timeout))
         self._producers.add(producer)
         return producer
+
+    def background(self) -> Background:
+        """Where heartbeats go on while handlers work; ends with the engine."""
+        if self._background is None:
+            node = self._node
+            self._background = Background(self._client if node is None else node.another_client)
+        return self._background
 
     def started(self, subscriber: Subscriber) -> None:
         """A subscriber reads, and has to be closed before the engine."""
@@ -392,6 +412,16 @@ class StreamingEngine:
     def channel(self, topic: str) -> Channel:
         """The same calls, bound to one topic; nothing is asked until one is used."""
         return Channel(self, topic)
+
+    # ---- groups
+
+    def group(self, name: str) -> ConsumerGroup:
+        """A consumer group, to look at and to move; nothing is asked until a call is made."""
+        return ConsumerGroup(self, name)
+
+    async def list_groups(self, *, timeout: float | None = None) -> list[GroupListing]:
+        """All consumer groups, by name. Raises `RequestTimeout`."""
+        return await list_groups(self, self.deadline(timeout))
 
     # ---- reading
 
@@ -429,7 +459,7 @@ class StreamingEngine:
         """
         if count < 1:
             raise Misuse(f"history was asked for {count} messages; ask for at least 1.")
-        return History(lambda: last_messages(self.cluster, topic, count, self._deadline(timeout)))
+        return History(lambda: last_messages(self.cluster, topic, count, self.deadline(timeout)))
 
     def history_after(
         self, topic: str, timestamp: datetime, *, timeout: float | None = None
@@ -440,6 +470,4 @@ class StreamingEngine:
         `RequestTimeout`, `CorruptRecord`; `Misuse` for a time without a zone.
         """
         time_ms = max(0, to_ms(timestamp))
-        return History(
-            lambda: messages_after(self.cluster, topic, time_ms, self._deadline(timeout))
-        )
+        return History(lambda: messages_after(self.cluster, topic, time_ms, self.deadline(timeout)))

@@ -85,6 +85,14 @@ class MemberFenced(Refused):
     """The group has moved on to a newer epoch of this member."""
 
 
+class MemberInUse(Refused):
+    """A living process is in the group under this member's name."""
+
+
+class GroupNotEmpty(Refused):
+    """The group has members, and only those may move its positions."""
+
+
 class WrongExpectedVersion(Refused):
     """The stream is not at the version that the append was conditional on."""
 

@@ -35,6 +35,12 @@ METADATA_GROUP: Final = GroupId(0)
 
 METADATA_TOPIC: Final = "__cluster"
 
+GROUPS_TOPIC: Final = "__groups"
+"""Its partitions hold the consumer groups."""
+
+INTERNAL_TOPICS: Final = (GROUPS_TOPIC,)
+"""Those that the controller makes on first use."""
+
 NO_INDEX: Final = LogIndex(0)
 """Before the first frame."""
 

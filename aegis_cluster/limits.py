@@ -43,6 +43,19 @@ PRODUCER_WINDOW_BATCHES: Final = 16
 PRODUCERS_PER_PARTITION_MAX: Final = 10_000
 PRODUCER_ID_BLOCK: Final = 1_000
 
+# Consumer groups
+INTERNAL_PARTITIONS: Final = 8
+"""Of each internal topic but `__cluster`; never changed."""
+GROUP_NAME_CHARS_MAX: Final = 255
+GROUP_MEMBERS_MAX: Final = 1_000
+GROUP_TOPICS_MAX: Final = 1_000
+"""Names and patterns that one member follows."""
+GROUP_COMMIT_POSITIONS_MAX: Final = 10_000
+SESSION_TIMEOUT_MS_MIN: Final = 1_000
+SESSION_TIMEOUT_MS_MAX: Final = 3_600_000
+REBALANCE_TIMEOUT_MS: Final = 5 * 60_000
+"""A member that does not give up what it was told to for so long is taken out of its group."""
+
 # A shard
 CONNECTIONS_MAX: Final = 10_000
 """Clients that one shard remembers; the longest idle ones have to greet again."""

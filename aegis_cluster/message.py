@@ -134,7 +134,10 @@ class ReceivedMessage(Message):
         )
 
     async def ack(self) -> None:
-        """Mark the message handled; without a group there is no position to move."""
+        """Mark the message handled: the group's position moves over handled neighbours, in the
+        background and on close. Without a group there is no position to move."""
+        if self.source is not None:
+            self.source.handled(self)
 
     async def nack(self, delay: float | None = None) -> None:
         """Have the message handed out again, before any later one of its partition.
@@ -149,6 +152,9 @@ class ReceivedMessage(Message):
 
 class Redelivery(Protocol):
     """What a message knows of its subscriber."""
+
+    def handled(self, message: ReceivedMessage, /) -> None:
+        """Its handler is done with it."""
 
     def hand_out_again(self, message: ReceivedMessage, delay: float | None, /) -> None:
         """Put it in front of what its partition has not handed out yet."""

@@ -1,7 +1,8 @@
 """Reading topics: an async context manager, an async iterator, polls, and whole batches.
 
 It starts on entering or on the first step, and `close()` ends it. Without a group it keeps no
-positions: it reads every partition from `start` on.
+positions: it reads every partition from `start` on. With one, its `Membership` says which
+partitions it reads, and is told what was handed out and handled.
 
 The idea: the fetcher below hands over records of one partition at a time; they wait here, not
 decoded, until a program asks for the next one. So whatever is sought, paused or handed out again
@@ -11,29 +12,31 @@ happens between two messages, and a record that does not decode stops the reader
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections import deque
 from dataclasses import dataclass
-from enum import Enum
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Final
 
 from aegis_cluster.client.fetcher import Fetcher
+from aegis_cluster.client.group_session import MemberConfig
 from aegis_cluster.client.offsets import list_offsets
 from aegis_cluster.errors import (
     AegisError,
-    ConfigError,
     Corruption,
     CorruptRecord,
     Misuse,
     TopicNotFound,
 )
 from aegis_cluster.ids import TopicPartition
+from aegis_cluster.membership import Membership
 from aegis_cluster.message import EPOCH, Offset, ReceivedMessage, from_record, to_ms
+from aegis_cluster.subscribe_config import AckMode, DeliveryMode, SubscribeConfig
 from aegis_cluster.wire.payload import decode_key, decode_payload
 from aegis_cluster.wire.records import RecordColumns
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
     from types import TracebackType
     from typing import Self
 
@@ -47,73 +50,6 @@ DISCOVER_S: Final = 1.0
 GROWTH_S: Final = 3.0
 """How often any other looks for new partitions of its topics."""
 _WILDCARDS: Final = frozenset("*?[")
-
-
-class DeliveryMode(Enum):
-    """How often a message is handled when things fail; only `AT_LEAST_ONCE` is there yet."""
-
-    AT_MOST_ONCE = "at_most_once"
-    AT_LEAST_ONCE = "at_least_once"
-    EXACTLY_ONCE = "exactly_once"
-
-
-class AckMode(Enum):
-    """When a message counts as handled; without a group there is no position to move."""
-
-    MANUAL = "manual"
-    AUTO = "auto"
-    NONE = "none"
-
-
-@dataclass(frozen=True, slots=True)
-class SubscribeConfig:
-    """How to read.
-
-    start: where, in every partition. max_poll_records: of one `poll`; None: as configured (500).
-    isolation: `"read_committed"` or `"read_uncommitted"`; equal until there are transactions.
-    Consumer groups are not there yet: `group_id`, `member_id`, `session_timeout`,
-    `AckMode.AUTO` and delivery modes other than `AT_LEAST_ONCE` raise `ConfigError`.
-    """
-
-    group_id: str | None = None
-    start: Offset = Offset.LATEST
-    delivery_mode: DeliveryMode = DeliveryMode.AT_LEAST_ONCE
-    ack_mode: AckMode | None = None
-    isolation: str = "read_committed"
-    max_poll_records: int | None = None
-    session_timeout: str | None = None
-    member_id: str | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("group_id", "member_id", "session_timeout"):
-            if (value := getattr(self, name)) is not None:
-                raise ConfigError(
-                    f"{name} = {value!r}: consumer groups are not there yet. Leave it out, and"
-                    " keep positions yourself (`start=Offset.at(…)`, `seek`).",
-                    key=name,
-                )
-        if self.delivery_mode is not DeliveryMode.AT_LEAST_ONCE:
-            raise ConfigError(
-                f"delivery_mode = {self.delivery_mode.name}: it needs consumer groups, which are"
-                " not there yet; only AT_LEAST_ONCE is.",
-                key="delivery_mode",
-            )
-        if self.ack_mode is AckMode.AUTO:
-            raise ConfigError(
-                "ack_mode = AUTO: it moves the position of a consumer group, and groups are not"
-                " there yet; use MANUAL or NONE.",
-                key="ack_mode",
-            )
-        if self.isolation not in ("read_committed", "read_uncommitted"):
-            raise ConfigError(
-                f"isolation = {self.isolation!r}; allowed: 'read_committed', 'read_uncommitted'.",
-                key="isolation",
-            )
-        if self.max_poll_records is not None and self.max_poll_records < 1:
-            raise ConfigError(
-                f"max_poll_records = {self.max_poll_records}; allowed: 1 or more.",
-                key="max_poll_records",
-            )
 
 
 class MessageBatch:
@@ -198,6 +134,10 @@ class Subscriber:
         max_poll_records: int,
         event_filter: EventFilter | None = None,
     ) -> None:
+        self.on_assigned: Callable[[list[TopicPartition]], object] | None = None
+        """Called, and awaited if it is async, when partitions have come, before their messages."""
+        self.on_revoked: Callable[[list[TopicPartition]], object] | None = None
+        """Called when partitions go: handlers have finished, positions are committed next."""
         self._engine = engine
         self._names = [name for name in topics if not _is_pattern(name)]
         self._patterns = [name for name in topics if _is_pattern(name)]
@@ -217,6 +157,12 @@ class Subscriber:
         self._delayed: dict[TopicPartition, float] = {}
         """When a partition goes on after `nack(delay)`, in the loop's time."""
         self._closed = False
+        self._membership: Membership | None = None
+        self._acks_by_asking = False
+        self._claims = config.delivery_mode is DeliveryMode.AT_MOST_ONCE
+        self._claimed: dict[TopicPartition, int] = {}
+        """At most once: up to where messages may be handed out."""
+        self._is_waiting = False
 
     async def __aenter__(self) -> Self:
         await self._start()
@@ -238,6 +184,8 @@ class Subscriber:
             self._discovery.cancel()
             await asyncio.gather(self._discovery, return_exceptions=True)
             self._discovery = None
+        if self._membership is not None:
+            await self._membership.close()
         if self._fetcher is not None:
             await self._fetcher.close()
 
@@ -250,6 +198,8 @@ class Subscriber:
         """The next message. Raises `OffsetOutOfRange`, `TopicNotFound`, `CorruptRecord` (again at
         every step, until `seek`)."""
         while not self._closed:
+            if self._membership is not None:
+                await self._asked(self._membership)
             message = self._next_ready()
             if message is not None:
                 return message
@@ -269,6 +219,8 @@ class Subscriber:
         deadline = self._now() + (self._timeout if timeout is None else timeout)
         found: list[ReceivedMessage] = []
         while not self._closed:
+            if self._membership is not None:
+                await self._asked(self._membership)
             self._take_ready(found, limit)
             if found or self._now() > deadline or not await self._fill(deadline):
                 break
@@ -277,17 +229,21 @@ class Subscriber:
     async def batches(self) -> AsyncIterator[MessageBatch]:
         """Whole batches as columns, for speed; ends when the subscriber is closed.
 
+        In a group a batch counts as handled when the next one is asked for, whatever the ack mode.
         Raises `Misuse` for a subscription with a filter, which looks at single messages.
         """
         if self._filter is not None:
             raise Misuse("batches() hands out whole batches; subscribe without a filter for it.")
         while not self._closed:
-            if self._ready or self._blocks:
-                batch = self._take_batch()
-                if len(batch):
-                    yield batch
-            else:
+            if self._membership is not None:
+                await self._asked(self._membership)
+            if not self._ready and not self._blocks:
                 await self._fill(None)
+                continue
+            batch = self._take_batch()
+            if len(batch):
+                yield batch
+                self._batch_done(batch)
 
     # ---- where it stands
 
@@ -375,6 +331,9 @@ class Subscriber:
             target = Offset.at(offset).number
         fetcher.seek(place, target)
         self._drop(place)
+        self._claimed.pop(place, None)
+        if self._membership is not None:
+            self._membership.moved_to(place, target)
 
     def pause(self, partitions: Iterable[int | TopicPartition] | None = None) -> None:
         """Hand out nothing more of these partitions (None: of all that are read now) until
@@ -462,9 +421,15 @@ class Subscriber:
     def _next_ready(self) -> ReceivedMessage | None:
         """The next message that passes the filter; None when none is at hand."""
         while self._ready:
-            message = self._decoded(*self._ready[0])
+            place, item = self._ready[0]
+            if self._claims and item.offset >= self._claimed.get(place, 0):
+                return None
+            message = self._decoded(place, item)
             self._ready.popleft()
-            if self._filter is None or self._filter.matches(message):
+            wanted = self._filter is None or self._filter.matches(message)
+            if self._membership is not None:
+                self._note(self._membership, place, message.offset, wanted=wanted)
+            if wanted:
                 return message
         while self._blocks:
             block = self._blocks[0]
@@ -476,7 +441,10 @@ class Subscriber:
                 continue
             message = self._decoded(block.place, rows[at])
             block.at = at + 1
-            if self._filter is None or self._filter.matches(message):
+            wanted = self._filter is None or self._filter.matches(message)
+            if self._membership is not None:
+                self._note(self._membership, block.place, message.offset, wanted=wanted)
+            if wanted:
                 return message
         return None
 
@@ -485,6 +453,89 @@ class Subscriber:
         for block in self._blocks:
             self._ready.extend((block.place, record) for record in block.left())
         self._blocks.clear()
+
+    # ---- in a group
+
+    async def _asked(self, membership: Membership) -> None:
+        """The program asks for more. Raises what ended the membership."""
+        membership.check()
+        if self._acks_by_asking:
+            membership.all_handled()
+        if self._claims:
+            self._spill()
+            if self._ready:
+                await self._claim(membership)
+
+    async def _claim(self, membership: Membership) -> None:
+        """At most once: commit the position behind what is handed out next, before it is."""
+        place, first = self._ready[0]
+        if first.offset < self._claimed.get(place, 0):
+            return
+        upto = first.offset + 1
+        for count, (other, item) in enumerate(self._ready):
+            if other != place or count >= self._max_poll_records:
+                break
+            upto = item.offset + 1
+        await membership.claim(place, upto, self._now() + self._timeout)
+        self._claimed[place] = upto
+
+    def _note(
+        self, membership: Membership, place: TopicPartition, offset: int, *, wanted: bool
+    ) -> None:
+        if wanted:
+            membership.handed_out(place, offset)
+        else:
+            membership.passed(place, offset)
+
+    def _batch_done(self, batch: MessageBatch) -> None:
+        place = TopicPartition(batch.topic, batch.partition)
+        if self._membership is not None:
+            self._membership.moved_to(place, batch.offsets[-1] + 1)
+
+    def handled(self, message: ReceivedMessage) -> None:
+        """What `message.ack()` calls."""
+        if self._membership is not None:
+            self._membership.handled(
+                TopicPartition(message.topic, message.partition), message.offset
+            )
+
+    async def commit(self, *, timeout: float | None = None) -> None:
+        """Commit now how far handlers have come, rather than soon.
+
+        Raises `Misuse` without a group; `MemberFenced` when the group has lost this member: what
+        was not committed is handed out again, to whoever holds the partition; `RequestTimeout`,
+        `OutcomeUnknown`.
+        """
+        if self._membership is None:
+            raise Misuse("Only a subscriber of a group has positions to commit.")
+        deadline = self._engine.cluster.deadline(self._timeout if timeout is None else timeout)
+        await self._membership.commit(deadline)
+
+    @property
+    def is_waiting(self) -> bool:
+        """The program waits for a message at the moment."""
+        return self._is_waiting
+
+    def begin(self, positions: Mapping[TopicPartition, int]) -> None:
+        """What the membership calls when partitions have come."""
+        fetcher = self._reader()
+        topics = self._engine.cluster.metadata.topics
+        skip_before_ms = self._config.start.time_ms
+        for place, offset in positions.items():
+            at = {place.partition: offset}
+            fetcher.add(topics[place.topic], at, skip_before_ms=skip_before_ms)
+
+    def stop(self, places: Iterable[TopicPartition]) -> None:
+        """What the membership calls when partitions go, or when it has ended."""
+        fetcher = self._reader()
+        gone = set(places)
+        fetcher.remove_places(gone)
+        for place in gone:
+            self._drop(place)
+            self._paused.discard(place)
+            self._delayed.pop(place, None)
+            self._claimed.pop(place, None)
+        fetcher.wake()
 
     def _take_ready(self, found: list[ReceivedMessage], limit: int) -> None:
         """Move messages over; what does not decode is told when it comes first."""
@@ -544,7 +595,11 @@ class Subscriber:
         if self._ready or self._blocks:
             return True
         until = [*self._delayed.values(), *([] if deadline is None else [deadline])]
-        found = await fetcher.next_batches(min(until, default=None))
+        self._is_waiting = True
+        try:
+            found = await fetcher.next_batches(min(until, default=None))
+        finally:
+            self._is_waiting = False
         if found is not None:
             place, batches = found
             self._blocks.extend(_Block(place, columns) for columns in batches)
@@ -572,6 +627,9 @@ class Subscriber:
         cluster = self._engine.cluster
         deadline = cluster.deadline(self._timeout)
         infos = {name: await cluster.topic(name, deadline) for name in self._names}
+        if self._config.group_id is not None:
+            await self._join(self._config.group_id, deadline)
+            return
         if self._patterns:
             await cluster.refresh(None, deadline)
             infos |= self._matching()
@@ -589,13 +647,46 @@ class Subscriber:
         self._engine.started(self)
         self._discovery = asyncio.get_running_loop().create_task(self._discover(fetcher))
 
+    async def _join(self, group: str, deadline: float) -> None:
+        """Be a member of the group; it says what is read."""
+        config, defaults = self._config, self._engine.settings.consumer
+        ack_mode = config.ack_mode or (AckMode.AUTO if defaults.auto_commit else AckMode.MANUAL)
+        self._acks_by_asking = ack_mode is AckMode.AUTO
+        self._fetcher = Fetcher(self._engine.cluster, required=())
+        self._membership = membership = Membership(
+            cluster=self._engine.cluster,
+            background=self._engine.background(),
+            config=MemberConfig(
+                group=group,
+                name=config.member_id or f"member-{uuid.uuid4().hex}",
+                static=config.member_id is not None,
+                topics=(*self._names, *self._patterns),
+                session_timeout_ms=config.session_timeout_ms(defaults.session_timeout_ms),
+            ),
+            start=config.start,
+            keeps_positions=ack_mode is not AckMode.NONE,
+            timeout=self._timeout,
+            reading=self,
+            on_assigned=self._call_assigned,
+            on_revoked=self._call_revoked,
+        )
+        self._engine.started(self)
+        await membership.join(deadline)
+
+    async def _call_assigned(self, places: list[TopicPartition]) -> None:
+        await _call(self.on_assigned, places)
+
+    async def _call_revoked(self, places: list[TopicPartition]) -> None:
+        await _call(self.on_revoked, places)
+
     def _matching(self) -> dict[str, TopicInfo]:
         """Known topics whose name one of the patterns matches."""
         topics = self._engine.cluster.metadata.topics
         return {
             name: topics[name]
             for name in sorted(topics)
-            if any(fnmatchcase(name, pattern) for pattern in self._patterns)
+            if not name.startswith("__")
+            and any(fnmatchcase(name, pattern) for pattern in self._patterns)
         }
 
     async def _positions_of(
@@ -644,6 +735,15 @@ class Subscriber:
             elif group is not None:
                 fetcher.remove(name)
             fetcher.add(info, positions)
+
+
+async def _call(
+    callback: Callable[[list[TopicPartition]], object] | None, places: list[TopicPartition]
+) -> None:
+    """A user's callback, plain or async."""
+    result = callback(places) if callback is not None and places else None
+    if asyncio.iscoroutine(result):
+        await result
 
 
 def _is_pattern(name: str) -> bool:

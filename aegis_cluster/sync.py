@@ -21,7 +21,7 @@ import threading
 from collections.abc import Callable, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
 
-from aegis_cluster import channel, engine, producer, subscriber
+from aegis_cluster import channel, engine, group, producer, subscriber
 from aegis_cluster.errors import Misuse
 
 if TYPE_CHECKING:
@@ -205,6 +205,7 @@ class Subscriber(_Blocking[subscriber.Subscriber]):
     poll = _blocking(subscriber.Subscriber.poll)
     lag = _blocking(subscriber.Subscriber.lag)
     seek = _blocking(subscriber.Subscriber.seek)
+    commit = _blocking(subscriber.Subscriber.commit)
     close = _blocking(subscriber.Subscriber.close)
     pause = _plain(subscriber.Subscriber.pause)
     resume = _plain(subscriber.Subscriber.resume)
@@ -256,6 +257,21 @@ class Subscriber(_Blocking[subscriber.Subscriber]):
         self._portal.run(self._inner.__aexit__(kind, error, trace))
 
 
+class ConsumerGroup(_Blocking[group.ConsumerGroup]):
+    """See `aegis_cluster.ConsumerGroup`."""
+
+    describe = _blocking(group.ConsumerGroup.describe)
+    positions = _blocking(group.ConsumerGroup.positions)
+    lag = _blocking(group.ConsumerGroup.lag)
+    reset = _blocking(group.ConsumerGroup.reset)
+    delete = _blocking(group.ConsumerGroup.delete)
+
+    @property
+    def name(self) -> str:
+        """The group's name."""
+        return self._inner.name
+
+
 class Channel(_Blocking[channel.Channel]):
     """See `aegis_cluster.Channel`."""
 
@@ -291,6 +307,8 @@ class StreamingEngine(_Blocking[engine.StreamingEngine]):
     history_after = _listed(engine.StreamingEngine.history_after)
     producer = _made(Producer, engine.StreamingEngine.producer)
     subscribe = _made(Subscriber, engine.StreamingEngine.subscribe)
+    group = _made(ConsumerGroup, engine.StreamingEngine.group)
+    list_groups = _blocking(engine.StreamingEngine.list_groups)
     channel = _made(Channel, engine.StreamingEngine.channel)
 
     def __init__(self, inner: engine.StreamingEngine) -> None:

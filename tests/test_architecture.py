@@ -22,7 +22,7 @@ MACHINE = {"wire", "raft", "storage", "cluster", "broker"}
 FRONT = {
     "engine", "message", "topics", "channel", "filters", "history", "producer", "publishing",
     "subscriber", "sync", "embedded", "cdc", "event", "stream", "gateway", "integrations",
-    "testing",
+    "testing", "subscribe_config", "group", "membership", "handled",
 }  # fmt: skip
 
 MAY_IMPORT: dict[str, set[str]] = {
@@ -59,7 +59,14 @@ CORES = (
     "cluster/view/leases.py",
     "cluster/view/table.py",
     "broker/*_stm.py",
+    "broker/groups/assignor.py",
+    "broker/groups/commands.py",
+    "broker/groups/coordinator.py",
+    "broker/groups/group_stm.py",
+    "broker/groups/group_table.py",
+    "broker/groups/membership.py",
     "node/supervision.py",
+    "handled.py",
 )
 OUTSIDE_WORLD = {
     "asyncio", "concurrent", "datetime", "io", "multiprocessing", "os", "pathlib", "psutil",

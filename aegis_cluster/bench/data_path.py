@@ -26,7 +26,7 @@ from aegis_cluster.bench.figures import (
 from aegis_cluster.bench.stage import NODES, Clock, Stage
 from aegis_cluster.limits import KIB
 from aegis_cluster.message import Message, Offset
-from aegis_cluster.subscriber import SubscribeConfig
+from aegis_cluster.subscribe_config import SubscribeConfig
 from aegis_cluster.wire.partitioner import partition_for
 
 if TYPE_CHECKING:

@@ -18,7 +18,6 @@ from aegis_cluster.storage.checked_file import pack_body, unpack_body
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from aegis_cluster.broker.metadata_stm import MetadataFold
     from aegis_cluster.wire.batch import BatchHeader
     from aegis_cluster.wire.frame import FrameHeader
 
@@ -54,9 +53,9 @@ class Fold(Protocol):
 class PartitionState:
     """Everything folded over one partition: its producers, and its kind's own fold, if any."""
 
-    def __init__(self, fold: MetadataFold | None = None) -> None:
+    def __init__(self, fold: Fold | None = None) -> None:
         self.producers = ProducerTable()
-        self.fold: Fold | None = fold
+        self.fold = fold
 
     def apply(self, header: FrameHeader, batch: BatchHeader, payload: memoryview) -> None:
         """Fold one committed DATA frame."""

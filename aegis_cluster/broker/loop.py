@@ -115,6 +115,8 @@ class ShardLoop:
         self._follow_links()
         self._follow_keys()
         self._drain(Listener.CONTROL)
+        for listener, origin in self._sockets.clients_gone():
+            shard.client_gone(listener, origin)
         self._drain(Listener.DATA)
         self._sockets.sweep(monotonic_ms())
         if self._supervisor is not None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from aegis_cluster.errors import AegisError, MessageTooLarge, NotLeader, PeerViolation
+from aegis_cluster.errors import AegisError, InvalidTopic, MessageTooLarge, NotLeader, PeerViolation
 from aegis_cluster.ids import GroupId, RecordOffset
 from aegis_cluster.limits import BATCH_BYTES_MAX, REQUEST_PARTS_MAX
 from aegis_cluster.wire.batch import BATCH_HEADER_BYTES, BatchHeader, check_client_batch
@@ -152,6 +152,10 @@ def produce(
             partition = partitions.get(group)
             if partition is None:
                 raise NotLeader("This shard has no replica of the partition; ask for metadata.")
+            if partition.is_internal:
+                raise InvalidTopic(
+                    f"{partition.name.topic} is the cluster's own; nobody else writes."
+                )
             batch = bytes(part)
             header = check_batch(batch, max_message_bytes(group))
             _place(call, slot, partition, batch, header, acks)

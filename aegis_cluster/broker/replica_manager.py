@@ -12,12 +12,14 @@ import random
 from typing import TYPE_CHECKING, Final
 
 from aegis_cluster.broker.folds import PartitionState
+from aegis_cluster.broker.groups.group_stm import GroupFold
 from aegis_cluster.broker.metadata_stm import MetadataFold
 from aegis_cluster.broker.partition import Partition
 from aegis_cluster.broker.snapshot_maker import SnapshotMaker
 from aegis_cluster.broker.snapshots import Body, body_from_values, recovered_membership
 from aegis_cluster.errors import Corruption, invariant
 from aegis_cluster.ids import (
+    GROUPS_TOPIC,
     METADATA_GROUP,
     GroupId,
     LogIndex,
@@ -31,6 +33,7 @@ from aegis_cluster.storage.types import NO_HARD_STATE, HardState, RecoveredGroup
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from aegis_cluster.broker.folds import Fold
     from aegis_cluster.broker.partition import ReadLater, Sender
     from aegis_cluster.raft import InstallSnapshot
     from aegis_cluster.storage.log import PartitionLog
@@ -171,9 +174,11 @@ class ReplicaManager:
         commit_index: int = 0,
         damaged: bool = False,
     ) -> Partition:
-        fold = None
+        fold: Fold | None = None
         if group == METADATA_GROUP:
             fold = self.metadata = MetadataFold()
+        elif name.topic == GROUPS_TOPIC:
+            fold = GroupFold()
         raft_log = RaftLog(
             first_index=log_.first_index,
             last_index=log_.last_index,

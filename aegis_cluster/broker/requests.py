@@ -12,6 +12,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
 from aegis_cluster.broker import fetch, produce, status
+from aegis_cluster.broker.groups.frontend import GROUP_APIS
 from aegis_cluster.cluster import controller
 from aegis_cluster.errors import (
     AegisError,
@@ -216,6 +217,10 @@ class RequestApi:
                 self._step_down(exchange)
             case Api.CLUSTER_VIEW | Api.LEASE:
                 self._ask_supervisor(exchange, api)
+            case Api.INTERNAL_TOPIC:
+                self._internal_topic(exchange)
+            case api if api in GROUP_APIS:
+                self._groups(api, exchange)
             case _:
                 raise PeerViolation(f"Api {api.name} is not for clients.")
 
@@ -226,6 +231,15 @@ class RequestApi:
         size = QUESTION_BYTES + QUESTION_GROWTH * exchange.size
         clients.take_question(client, size)
         exchange.on_answer = lambda: clients.give_back_question(client, size)
+
+    def _groups(self, api: Api, exchange: _Exchange) -> None:
+        self._shard.groups.handle(
+            api,
+            exchange.request.fields,
+            exchange,
+            origin=(exchange.listener, exchange.origin),
+            ms_left=exchange.request.ms_left,
+        )
 
     def _hello(self, exchange: _Exchange) -> None:
         hello = Hello.from_fields(exchange.request.fields)
@@ -397,6 +411,15 @@ class RequestApi:
         name = take_str(exchange.request.fields, 0, "name")
         self._frontend().submit(
             lambda table: controller.delete_topic(table, name), self._command_answer(exchange)
+        )
+
+    def _internal_topic(self, exchange: _Exchange) -> None:
+        """[name] -> [index]: have one of the cluster's own topics made, unless it is there."""
+        name = take_str(exchange.request.fields, 0, "name")
+        founders = len(self._shard.context.founders)
+        self._frontend().submit(
+            lambda table: controller.internal_topic(table, name, founders),
+            self._command_answer(exchange),
         )
 
     def _frontend(self) -> ControllerFrontend:

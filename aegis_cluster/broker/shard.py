@@ -20,6 +20,7 @@ from aegis_cluster.broker.controller_frontend import ControllerFrontend
 from aegis_cluster.broker.disk_space import DiskSpace
 from aegis_cluster.broker.fetch import Fetches
 from aegis_cluster.broker.freshness import Freshness
+from aegis_cluster.broker.groups.frontend import GroupFrontend
 from aegis_cluster.broker.leader_balancer import LeaderBalancer
 from aegis_cluster.broker.links import Links
 from aegis_cluster.broker.membership_backend import MembershipBackend
@@ -123,12 +124,14 @@ class Shard:
         self.balancer = LeaderBalancer(self)
         self.freshness = Freshness(self)
         self.producer_ids = ProducerIds(self)
+        self.groups = GroupFrontend(self, wall_ms)
         self.requests = RequestApi(self, transport)
         self.peer_api = PeerApi(self, transport)
         for key in self.addresses.seeds():
             self.ensure_link(key)
         self._built = True
         self.backend.reconcile()
+        self.groups.metadata_changed()
 
     # ---- what it knows
 
@@ -193,6 +196,10 @@ class Shard:
     def client_request(self, listener: Listener, origin: bytes, message: Sequence[Part]) -> None:
         self.requests.handle(listener, origin, message)
 
+    def client_gone(self, listener: Listener, origin: bytes) -> None:
+        """A client's connection to a listener has closed."""
+        self.groups.client_gone((listener, origin))
+
     def link_connected(self, key: PeerKey) -> None:
         self.links.connected(key)
 
@@ -238,6 +245,7 @@ class Shard:
         self.requests.expire(self.now_ms)
         self.complaints.tick()
         self.producer_ids.tick()
+        self.groups.tick()
         self.backend.tick()
         self.balancer.tick()
         self.snapshot_server.tick()
@@ -277,6 +285,7 @@ class Shard:
         """The committed table has moved on."""
         self.backend.reconcile()
         self.requests.metadata_changed()
+        self.groups.metadata_changed()
 
     def _advanced(self, partition: Partition) -> None:
         self.fetches.wake(partition.group)

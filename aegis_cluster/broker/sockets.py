@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
+from aegis_cluster.broker.connections import Connections
 from aegis_cluster.broker.transport import Listener, PeerKey
 from aegis_cluster.broker.unsent import Unsent
 from aegis_cluster.curve import (
@@ -55,6 +56,8 @@ STALL_MS: Final = 10_000
 machine answers (TCP_USER_TIMEOUT); what waited for it is given back."""
 KEYS_READ_S: Final = 1.0
 """How often the lists of accepted keys are looked at."""
+CONTROL_HEARTBEAT_TIMEOUT_MS: Final = 60_000
+"""A client that sleeps keeps its connection: its session says how long it may be silent."""
 COPY_BYTES: Final = 64 * KIB
 """Smaller parts are cheaper copied than counted."""
 
@@ -112,6 +115,7 @@ class Sockets:
             self._poller.register(self._door.socket, zmq.POLLIN)
         self._listeners: dict[Listener, zmq.Socket[bytes]] = {}
         self._closed_listeners: set[Listener] = set()
+        self._watched: dict[Listener, Connections] = {}
         self._peers: dict[PeerKey, _PeerSocket] = {}
         self._by_socket: dict[zmq.Socket[bytes], PeerKey] = {}
         self._by_monitor: dict[zmq.Socket[bytes], PeerKey] = {}
@@ -140,6 +144,8 @@ class Sockets:
         prepare(socket, endpoint)
         if self._keys is not None:
             listen_with(socket, self._keys.own, _DOMAINS[listener])
+        if listener is Listener.CONTROL:
+            socket.set(zmq.HEARTBEAT_TIMEOUT, CONTROL_HEARTBEAT_TIMEOUT_MS)
         try:
             socket.bind(endpoint)
         except zmq.ZMQError as error:
@@ -150,6 +156,8 @@ class Sockets:
                 endpoint=endpoint,
             ) from error
         self._poller.register(socket, zmq.POLLIN)
+        if listener is Listener.CONTROL and endpoint.startswith("tcp://"):
+            self._watched[listener] = Connections(socket, self._poller)
         return socket
 
     def _limit(self, socket: zmq.Socket[bytes]) -> None:
@@ -303,8 +311,14 @@ class Sockets:
             socket = self._listeners[listener]
             if not socket.closed:
                 self._poller.unregister(socket)
+                self._unwatch(listener)
                 socket.close(0)
             self._closed_listeners.add(listener)
+
+    def _unwatch(self, listener: Listener) -> None:
+        watched = self._watched.pop(listener, None)
+        if watched is not None:
+            watched.close()
 
     def _open_listeners(self) -> None:
         """The port of a socket that was closed is free a moment later, not at once."""
@@ -342,8 +356,15 @@ class Sockets:
         """(origin, message), or None when there is none now."""
         socket = self._listeners[listener]
         there = socket in self._ready and not socket.closed
-        message = _receive(socket) if there else None
+        message = _receive(socket, self._watched.get(listener)) if there else None
         return None if message is None else (bytes(message[0]), message[1:])
+
+    def clients_gone(self) -> Iterator[tuple[Listener, bytes]]:
+        """Clients of the control listener whose connection has closed since the last call."""
+        for listener, watched in self._watched.items():
+            if watched.monitor in self._ready:
+                for origin in watched.gone():
+                    yield listener, origin
 
     def peer_messages(self, limit: int) -> Iterator[tuple[PeerKey, list[Part]]]:
         """Replies on our own links, at most `limit` of each."""
@@ -373,6 +394,8 @@ class Sockets:
     def close(self) -> None:
         for key in list(self._peers):
             self.close_peer(key)
+        for listener in list(self._watched):
+            self._unwatch(listener)
         for socket in self._listeners.values():
             socket.close(0)
         if self._door is not None:
@@ -407,9 +430,11 @@ def _send(
     return True
 
 
-def _receive(socket: zmq.Socket[bytes]) -> list[Part] | None:
+def _receive(socket: zmq.Socket[bytes], watched: Connections | None = None) -> list[Part] | None:
     try:
         frames = socket.recv_multipart(zmq.DONTWAIT, copy=False)
     except zmq.Again:
         return None
+    if watched is not None:
+        watched.heard(frames[0])
     return [frame.bytes if len(frame) < COPY_BYTES else frame.buffer for frame in frames]

@@ -73,6 +73,7 @@ class LazyGroup(click.Group):
         "node": "aegis_cluster.cli.node_commands:node",
         "topic": "aegis_cluster.cli.topic_commands:topic",
         "keys": "aegis_cluster.cli.keys_commands:keys",
+        "group": "aegis_cluster.cli.group_commands:group",
         "publish": "aegis_cluster.cli.publish:publish",
         "consume": "aegis_cluster.cli.consume:consume",
         "bench": "aegis_cluster.cli.bench:bench",

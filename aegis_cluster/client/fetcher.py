@@ -126,9 +126,14 @@ class Fetcher:
 
     def remove(self, topic: str) -> None:
         """Read a topic no longer."""
-        for place in [place for place in self._cursors if place.topic == topic]:
-            self._drop_chunks(place)
-            del self._cursors[place]
+        self.remove_places([place for place in self._cursors if place.topic == topic])
+
+    def remove_places(self, places: Iterable[TopicPartition]) -> None:
+        """Read these partitions no longer."""
+        for place in places:
+            if place in self._cursors:
+                self._drop_chunks(place)
+                del self._cursors[place]
 
     def seek(self, place: TopicPartition, offset: int) -> None:
         """Go on reading one partition from another offset. Raises `Misuse` if it isn't read."""

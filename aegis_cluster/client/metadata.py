@@ -29,18 +29,19 @@ NO_NODE: Final = NodeId(0)
 
 
 class ShardAddress(NamedTuple):
-    """One shard of one node, and where it takes produce and fetch requests."""
+    """One shard of one node, and where it takes produce and fetch requests; control: all others."""
 
     node: NodeId
     shard: int
     endpoint: str
+    control: str
 
 
 class Routes(Protocol):
     """Where a node that is described in the metadata listens."""
 
-    def control(self, node: NodeInfo, /) -> str:
-        """For questions about the cluster, and for the controller."""
+    def control(self, node: NodeInfo, shard: int = 0, /) -> str:
+        """For questions about the cluster, for the controller, and for coordinators."""
 
     def data(self, node: NodeInfo, shard: int, /) -> str:
         """For produce and fetch."""
@@ -49,8 +50,8 @@ class Routes(Protocol):
 class TcpRoutes:
     """By the ports that follow from a node's base port."""
 
-    def control(self, node: NodeInfo) -> str:
-        return control_endpoint(node.host, node.base_port)
+    def control(self, node: NodeInfo, shard: int = 0) -> str:
+        return control_endpoint(node.host, node.base_port, shard)
 
     def data(self, node: NodeInfo, shard: int) -> str:
         return data_endpoint(node.host, node.base_port, shard)
@@ -122,7 +123,8 @@ class Metadata:
         if node is None:
             return None
         shard = node.shard_of(placed.group)
-        return ShardAddress(node.node, shard, self.routes.data(node, shard))
+        routes = self.routes
+        return ShardAddress(node.node, shard, routes.data(node, shard), routes.control(node, shard))
 
     def note_leader(self, group: GroupId, leader: object) -> None:
         """A shard has said who leads: believe it, or guess another one if it does not know."""

@@ -18,9 +18,10 @@ from aegis_cluster.cluster.metadata import (
     ReplaceMember,
 )
 from aegis_cluster.cluster.placement import place
-from aegis_cluster.errors import InvalidTopic, TopicExists, TopicNotFound
-from aegis_cluster.ids import GroupId
+from aegis_cluster.errors import InvalidTopic, NotReady, TopicExists, TopicNotFound
+from aegis_cluster.ids import INTERNAL_TOPICS, GroupId
 from aegis_cluster.limits import (
+    INTERNAL_PARTITIONS,
     MESSAGE_BYTES_MAX,
     PRODUCER_ID_BLOCK,
     REPLICATION_FACTOR_MAX,
@@ -95,7 +96,7 @@ def alter_topic(
     changes: fields of `TopicSettings`. Raises `TopicNotFound`, `InvalidTopic`,
     `NotEnoughReplicas`; `PeerViolation` for what no setting is called.
     """
-    info = _existing(table, name)
+    info = _users(table, name)
     settings = settings_with(info.settings, changes)
     if settings.kind != info.settings.kind:
         raise InvalidTopic(f"Topic {name!r} is of kind {info.settings.kind!r} for ever.")
@@ -133,6 +134,13 @@ def _placed(
     )
 
 
+def _users(table: MetadataTable, name: str) -> TopicInfo:
+    """A topic that a user may change. Raises `TopicNotFound`, `InvalidTopic`."""
+    if name in INTERNAL_TOPICS:
+        raise InvalidTopic(f"{name} is the cluster's own: it is neither altered nor deleted.")
+    return _existing(table, name)
+
+
 def _existing(table: MetadataTable, name: str) -> TopicInfo:
     try:
         return table.topics[name]
@@ -140,8 +148,28 @@ def _existing(table: MetadataTable, name: str) -> TopicInfo:
         raise TopicNotFound(f"There is no topic {name!r}.", topic=name) from None
 
 
+def internal_topic(table: MetadataTable, name: str, founders: int) -> CreateTopic | None:
+    """One of the cluster's own topics, made on first use; None when it is there.
+
+    It waits for as many nodes as it is to have replicas, or it would have too few for ever.
+    Raises `InvalidTopic`, `NotReady`.
+    """
+    if name not in INTERNAL_TOPICS:
+        raise InvalidTopic(f"{name!r} is no topic of the cluster's own.")
+    if name in table.topics:
+        return None
+    replicas = max(1, min(DEFAULT_REPLICATION, founders))
+    if len(table.nodes) < replicas:
+        raise NotReady(
+            f"The cluster's topic {name} waits for {replicas} nodes; {len(table.nodes)} have"
+            " registered."
+        )
+    infos = _placed(table, first=0, count=INTERNAL_PARTITIONS, replicas=replicas)
+    return CreateTopic(TopicInfo(name, TopicSettings(), infos))
+
+
 def delete_topic(table: MetadataTable, name: str) -> DeleteTopic:
-    _existing(table, name)
+    _users(table, name)
     return DeleteTopic(name)
 
 

@@ -45,6 +45,8 @@ class Code(IntEnum):
     UNKNOWN_PRODUCER = 132
     MEMBER_FENCED = 133
     WRONG_EXPECTED_VERSION = 134
+    MEMBER_IN_USE = 135
+    GROUP_NOT_EMPTY = 136
     OFFSET_OUT_OF_RANGE = 140
     NOT_LEADER = 150
     NOT_ENOUGH_REPLICAS = 151
@@ -89,6 +91,8 @@ ERROR_OF_CODE: Final[dict[int, type[AegisError]]] = {
     Code.UNKNOWN_PRODUCER: errors.UnknownProducer,
     Code.MEMBER_FENCED: errors.MemberFenced,
     Code.WRONG_EXPECTED_VERSION: errors.WrongExpectedVersion,
+    Code.MEMBER_IN_USE: errors.MemberInUse,
+    Code.GROUP_NOT_EMPTY: errors.GroupNotEmpty,
     Code.OFFSET_OUT_OF_RANGE: errors.OffsetOutOfRange,
     Code.NOT_LEADER: errors.NotLeader,
     Code.NOT_ENOUGH_REPLICAS: errors.NotEnoughReplicas,

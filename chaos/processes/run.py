@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 from aegis_cluster.engine import StreamingEngine, TopicConfig
 from aegis_cluster.errors import AegisError
 from aegis_cluster.message import Offset
-from aegis_cluster.subscriber import SubscribeConfig
+from aegis_cluster.subscribe_config import SubscribeConfig
 from chaos.processes.checks import Judgement, Verdict, judge, overall
 from chaos.processes.clients import ClientProcess
 from chaos.processes.cluster import ProcessCluster, wait_for

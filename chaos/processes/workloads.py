@@ -25,7 +25,7 @@ from aegis_cluster.errors import (
 )
 from aegis_cluster.message import Message, Offset
 from aegis_cluster.producer import ProducerConfig
-from aegis_cluster.subscriber import SubscribeConfig
+from aegis_cluster.subscribe_config import SubscribeConfig
 from aegis_cluster.wire.partitioner import partition_for
 from chaos.processes.recording import now_us
 

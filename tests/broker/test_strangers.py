@@ -68,6 +68,16 @@ SHAPES: dict[Api, list[Any]] = {
     Api.PRODUCER_IDS: [],
     Api.COPY_LOG: [1, 1],
     Api.COPY_SNAPSHOT: [1, 0, 0, False],
+    Api.COPY_LOG: ["group", "first"],
+    Api.COPY_LOG: [1, 0],
+    Api.INTERNAL_TOPIC: ["__groups"],
+    Api.GROUP_BEAT: ["g", "m", "s", False, ["t"], 10_000, "here", 0, {"t": [0]}],
+    Api.GROUP_LEAVE: ["g", "m", "s"],
+    Api.GROUP_COMMIT: ["g", "m", "s", 1, 1, [["t", 0, 1]]],
+    Api.GROUP_OFFSETS: ["g", [["t", 0]]],
+    Api.GROUP_DESCRIBE: ["g"],
+    Api.GROUP_LIST: [0],
+    Api.GROUP_DELETE: ["g"],
     Api.RAFT: [[[1, -1, [1, 1, 0]], [1, 0, [2, 1, 0, 0, 0, [[1, 1, 0, 10]]]]]],
 }
 
@@ -78,6 +88,7 @@ def cluster() -> Cluster:
     found = Cluster(1)
     found.registered()
     found.topic(replicas=1)
+    assert Client(found, found.elect()).ask(Api.INTERNAL_TOPIC, ["__groups"]).code == 0
     return found
 
 

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aegis_cluster import SubscribeConfig
 from aegis_cluster import message as message_module
 from aegis_cluster.client.producer import Producer, ProducerOptions
 from aegis_cluster.engine import StreamingEngine
@@ -30,7 +31,6 @@ from aegis_cluster.errors import (
     UnsupportedPayload,
 )
 from aegis_cluster.message import Message, Offset
-from aegis_cluster.subscriber import SubscribeConfig
 from aegis_cluster.wire.codes import Code
 from aegis_cluster.wire.partitioner import partition_for
 from aegis_cluster.wire.protocol import Api, Request

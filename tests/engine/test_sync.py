@@ -17,19 +17,23 @@ from tests.waiting import wait_until
 if TYPE_CHECKING:
     from pathlib import Path
 
+TWINS = ["StreamingEngine", "Producer", "Subscriber", "Channel", "ConsumerGroup"]
 EARLIEST = SubscribeConfig(start=Offset.EARLIEST)
-NOT_FOR_USERS = {"cluster", "forget", "started", "publish", "publish_many", "buffered_bytes"}
+NOT_FOR_USERS = {
+    *("cluster", "background", "deadline", "forget", "started", "buffered_bytes"),
+    *("publish", "publish_many", "handled", "begin", "stop", "is_waiting"),
+}
 """Names that are public between our own modules only (of `Producer` and the engine)."""
 
 
-@pytest.mark.parametrize("name", ["StreamingEngine", "Producer", "Subscriber", "Channel"])
+@pytest.mark.parametrize("name", TWINS)
 def test_every_public_call_has_its_blocking_twin(name: str) -> None:
     wanted = {n for n in vars(getattr(aegis_cluster, name)) if not n.startswith("_")}
     have = {n for n in dir(getattr(sync, name)) if not n.startswith("_")}
     assert wanted - have <= NOT_FOR_USERS | {"hand_out_again"}
 
 
-@pytest.mark.parametrize("name", ["StreamingEngine", "Producer", "Subscriber", "Channel"])
+@pytest.mark.parametrize("name", TWINS)
 def test_signatures_are_the_same(name: str) -> None:
     inner, outer = getattr(aegis_cluster, name), getattr(sync, name)
     for call in vars(outer):

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from aegis_cluster import SubscribeConfig
 from aegis_cluster.client.admin import cluster_status
 from aegis_cluster.engine import StreamingEngine
 from aegis_cluster.message import Offset, ReceivedMessage
 from aegis_cluster.node.run_file import read_run_file
-from aegis_cluster.subscriber import SubscribeConfig
 from tests.cli.test_real_cluster import Directory, free_base_port
 
 if TYPE_CHECKING:

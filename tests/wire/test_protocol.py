@@ -195,8 +195,13 @@ def test_api_numbers_are_for_ever() -> None:
         "HELLO METADATA CREATE_TOPIC DELETE_TOPIC INIT_PRODUCER PRODUCE FETCH LIST_OFFSETS STATUS "
         "STEP_DOWN REGISTER_NODE PRODUCER_IDS RAFT COPY_LOG ALTER_TOPIC COPY_SNAPSHOT"
     )
-    later = {"CLUSTER_VIEW": 40, "LEASE": 41}
+    groups = (
+        "INTERNAL_TOPIC GROUP_BEAT GROUP_LEAVE GROUP_COMMIT GROUP_OFFSETS GROUP_DESCRIBE GROUP_LIST"
+        " GROUP_DELETE"
+    )
     first = {name: number for number, name in enumerate(names.split())}
+    later = {name: 30 + number for number, name in enumerate(groups.split())}
+    later |= {"CLUSTER_VIEW": 40, "LEASE": 41}
     assert {api.name: api.value for api in Api} == first | later
 
 

@@ -1,0 +1,289 @@
+"""One partition of `__groups` while this shard leads it: heartbeats, commits, and time.
+
+The shell around `coordinator`: it appends what is decided, and answers once that is committed.
+The rule it protects: no answer leaves that rests on something uncommitted.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from aegis_cluster.broker.groups import coordinator
+from aegis_cluster.broker.groups.commands import (
+    CommitOffsets,
+    DropGroup,
+    encode_command,
+    places_to_fields,
+)
+from aegis_cluster.broker.groups.sessions import Session, Sessions
+from aegis_cluster.errors import (
+    AegisError,
+    GroupNotEmpty,
+    GroupNotFound,
+    NotLeader,
+    NotReady,
+    Refused,
+)
+from aegis_cluster.limits import REBALANCE_TIMEOUT_MS
+from aegis_cluster.wire.batch import batch_header, encode_batch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from aegis_cluster.broker.groups.commands import GroupCommand, GroupMember
+    from aegis_cluster.broker.groups.coordinator import Beat, Decision
+    from aegis_cluster.broker.groups.group_stm import GroupFold
+    from aegis_cluster.broker.groups.sessions import Exchange
+    from aegis_cluster.broker.partition import Partition
+    from aegis_cluster.ids import LogIndex
+
+EXPIRE_EVERY_MS: Final = 100
+WAIT_SHARE: Final = 3
+"""A heartbeat waits for news for a third of the session time-out at most."""
+
+
+class _Answer:
+    """Calls back once the index that the answer rests on is committed."""
+
+    def __init__(self, done: Callable[[], None], exchange: Exchange, *, own: bool) -> None:
+        self._done = done
+        self._exchange = exchange
+        self._own = own
+
+    def committed(self) -> None:
+        self._done()
+
+    def lost(self, error: AegisError) -> None:
+        if not self._own:
+            error = NotLeader("The group's coordinator has changed; ask the new one.")
+        self._exchange.refuse(error)
+
+
+class GroupCoordinator:
+    """Groups of one partition, for one term of our leadership."""
+
+    def __init__(
+        self,
+        partition: Partition,
+        fold: GroupFold,
+        *,
+        wall_ms: Callable[[], int],
+        now_ms: int,
+    ) -> None:
+        self.partition = partition
+        self.fold = fold
+        self.term = partition.replica.term
+        self._wall_ms = wall_ms
+        self._now_ms = now_ms
+        self._expire_at_ms = now_ms
+        self._sessions = Sessions()
+        self._topics: Mapping[str, int] = {}
+        for name in sorted(fold.table.groups):
+            for _, member in sorted(fold.table.groups[name].members.items()):
+                self._sessions.begin(name, member, now_ms)
+
+    # ---- requests
+
+    def beat(
+        self, exchange: Exchange, beat: Beat, *, origin: object, wait_ms: int, now_ms: int
+    ) -> None:
+        """A heartbeat: answered at once if there is news, else when there is or after `wait_ms`.
+
+        Refused with `MemberFenced`, `MemberInUse`, `Throttled`. Raises `NotLeader`.
+        """
+        self._now_ms = now_ms
+        try:
+            decision = coordinator.beat(
+                self.fold.group(beat.group),
+                beat,
+                self._topics,
+                self._is_alive(beat.group),
+                self._sessions.waiting(beat.group),
+            )
+        except Refused as refusal:
+            self._refuse(beat.group, exchange, refusal)
+            return
+        self._carry_out(decision)
+        before = self._sessions.get(beat.group, beat.name)
+        session = Session(
+            beat.session,
+            beat.session_timeout_ms,
+            now_ms + beat.session_timeout_ms,
+            seen=beat.seen,
+            origin=origin,
+            exchange=exchange,
+            wait_ms=now_ms + min(wait_ms, beat.session_timeout_ms // WAIT_SHARE),
+        )
+        if before is not None:
+            session.revoking_since_ms = before.revoking_since_ms
+            if before.exchange is not None:
+                before.exchange.refuse(NotReady("A newer heartbeat has taken this one's place."))
+        self._sessions.put(beat.group, beat.name, session)
+        self._tell(beat.group)
+
+    def leave(self, exchange: Exchange, group: str, name: str, session: str) -> None:
+        """A member goes, or a static member's process ends: others may have its name at once."""
+        member = self.fold.group(group).members.get(name)
+        if member is None or member.session != session:
+            self._answer(group, exchange, [])
+            return
+        if member.static:
+            known = self._sessions.get(group, name)
+            if known is not None:
+                known.connected = False
+        else:
+            self._remove(group, [name])
+        self._answer(group, exchange, [])
+
+    def commit(self, exchange: Exchange, command: CommitOffsets, *, name: str, epoch: int) -> None:
+        """Positions of a member, or, without a name, of an administrator while nobody is there.
+
+        Refused with `MemberFenced`, `GroupNotEmpty`. Raises `NotLeader`.
+        """
+        group = self.fold.group(command.group)
+        try:
+            if name:
+                places = [place for place, _, _ in command.positions]
+                coordinator.check_commit(group, name, command.session, epoch, places)
+            elif group.members:
+                raise _not_empty(group.name, len(group.members))
+        except Refused as refusal:
+            self._refuse(command.group, exchange, refusal)
+            return
+        index = self._append(command.group, [command])
+        self.partition.wait_for(index, _Answer(lambda: exchange.reply([]), exchange, own=True))
+
+    def delete(self, exchange: Exchange, group: str) -> None:
+        """Forget a group without members. Raises `GroupNotFound`, `GroupNotEmpty`."""
+        found = self.fold.group(group)
+        known = group in self.fold.table.groups or self.fold.index_of(group)
+        if not known:
+            raise GroupNotFound(f"There is no group {group!r}.", group=group)
+        if found.members:
+            self._refuse(group, exchange, _not_empty(group, len(found.members)))
+            return
+        index = self._append(group, [DropGroup(group)])
+        self.partition.wait_for(index, _Answer(lambda: exchange.reply([]), exchange, own=True))
+
+    # ---- news
+
+    def topics_are(self, topics: Mapping[str, int]) -> None:
+        """Topics were made, deleted or widened: groups that follow them look again."""
+        self._topics = topics
+        for name in [name for name, group in self.fold.table.groups.items() if group.members]:
+            waiting = self._sessions.waiting(name)
+            decision = coordinator.topics_changed(self.fold.group(name), topics, waiting)
+            self._try(decision)
+
+    def client_gone(self, origin: object, now_ms: int) -> None:
+        self._sessions.gone(origin, now_ms)
+
+    def tick(self, now_ms: int) -> None:
+        """Let sessions end, and answer heartbeats that have waited long enough."""
+        self._now_ms = now_ms
+        if now_ms < self._expire_at_ms:
+            return
+        self._sessions.forgive(now_ms, EXPIRE_EVERY_MS * 2)
+        self._expire_at_ms = now_ms + EXPIRE_EVERY_MS
+        dead: dict[str, list[str]] = {}
+        for group, name, session in self._sessions:
+            if session.exchange is not None and session.wait_ms <= now_ms:
+                self._reply_state(group, name, session)
+            if session.deadline_ms <= now_ms or self._clings(group, name, session):
+                dead.setdefault(group, []).append(name)
+        for group, names in dead.items():
+            self._remove(group, names)
+
+    def close(self) -> None:
+        """Leadership is lost: those who wait are sent to the next coordinator."""
+        for _, _, session in self._sessions:
+            if session.exchange is not None:
+                session.exchange.refuse(self.partition.not_leader())
+
+    def session_of(self, group: str, name: str) -> Session | None:
+        return self._sessions.get(group, name)
+
+    # ---- inside
+
+    def _is_alive(self, group: str) -> Callable[[GroupMember], bool]:
+        return lambda member: self._sessions.is_alive(group, member.name, self._now_ms)
+
+    def _clings(self, group: str, name: str, session: Session) -> bool:
+        """The member has not given up for too long what it was told to."""
+        member = self.fold.group(group).members.get(name)
+        if member is None or not member.revoking:
+            session.revoking_since_ms = None
+            return False
+        if session.revoking_since_ms is None:
+            session.revoking_since_ms = self._now_ms
+        return self._now_ms - session.revoking_since_ms >= REBALANCE_TIMEOUT_MS
+
+    def _remove(self, group: str, names: list[str]) -> None:
+        for name in names:
+            session = self._sessions.drop(group, name)
+            if session is not None and session.exchange is not None:
+                self._refuse(group, session.exchange, coordinator.fenced(group, name))
+        waiting = self._sessions.waiting(group)
+        self._try(coordinator.leave(self.fold.group(group), names, self._topics, waiting))
+
+    def _try(self, decision: Decision) -> None:
+        """Carry out what nobody asked for; where that is refused, a later tick decides again."""
+        try:
+            self._carry_out(decision)
+        except Refused:
+            for name, member in decision.group.members.items():
+                if self._sessions.get(decision.group.name, name) is None:
+                    self._sessions.begin(decision.group.name, member, self._now_ms)
+            return
+        self._tell(decision.group.name)
+
+    def _carry_out(self, decision: Decision) -> None:
+        if decision.commands:
+            self._append(decision.group.name, list(decision.commands))
+
+    def _append(self, group: str, commands: list[GroupCommand]) -> LogIndex:
+        now_ms = self._wall_ms()
+        batch = encode_batch([(now_ms, None, encode_command(command), []) for command in commands])
+        placed = self.partition.append(batch, batch_header(batch))
+        self.fold.appended(placed.index, group, commands)
+        return placed.index
+
+    def _tell(self, group: str) -> None:
+        """Answer those who wait and have not seen the present state of theirs."""
+        members = self.fold.group(group).members
+        for name, session in self._sessions.of(group).items():
+            if session.exchange is None or session.seen is None:
+                continue
+            member = members.get(name)
+            if member is None or member.version != session.seen.version:
+                self._reply_state(group, name, session)
+
+    def _reply_state(self, group: str, name: str, session: Session) -> None:
+        exchange, session.exchange = session.exchange, None
+        member = self.fold.group(group).members.get(name)
+        if exchange is None:
+            return
+        if member is None:
+            self._refuse(group, exchange, coordinator.fenced(group, name))
+            return
+        fields = [member.epoch, member.version, places_to_fields(member.assigned)]
+        self._answer(group, exchange, fields)
+
+    def _answer(self, group: str, exchange: Exchange, fields: list[Any]) -> None:
+        index = self.fold.index_of(group)
+        done = _Answer(lambda: exchange.reply(fields), exchange, own=False)
+        self.partition.wait_for(index, done)
+
+    def _refuse(self, group: str, exchange: Exchange, error: Refused) -> None:
+        index = self.fold.index_of(group)
+        done = _Answer(lambda: exchange.refuse(error), exchange, own=False)
+        self.partition.wait_for(index, done)
+
+
+def _not_empty(group: str, members: int) -> GroupNotEmpty:
+    return GroupNotEmpty(
+        f"Group {group} has {members} members, and only those may move its positions. Stop them"
+        " first.",
+        group=group,
+        members=members,
+    )

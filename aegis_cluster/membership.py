@@ -1,0 +1,343 @@
+"""A subscriber's part in a consumer group: what it may read, and how far it has come.
+
+The idea: the coordinator says what this member should hold. What is to go is given up first (no
+more of it is handed out, handlers finish, the position is committed) and only then reported; what
+comes is read from the group's position on. Nothing else stops meanwhile.
+
+The rules it protects: only positions of handled messages are committed; nothing is read that was
+given up; a member that its group has lost forgets everything and joins anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final, Protocol
+
+from aegis_cluster.client.coordinator import (
+    FROM_BEGINNING,
+    commit_positions,
+    positions_of,
+)
+from aegis_cluster.client.group_session import Assigned, GroupSession
+from aegis_cluster.client.offsets import list_offsets
+from aegis_cluster.errors import AegisError, MemberFenced, OutcomeUnknown, RequestTimeout
+from aegis_cluster.handled import Handled
+from aegis_cluster.message import Offset
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
+
+    from aegis_cluster.client.background import Background
+    from aegis_cluster.client.cluster import ClusterClient
+    from aegis_cluster.client.group_session import MemberConfig, News
+    from aegis_cluster.ids import TopicPartition
+
+    Callback = Callable[[list[TopicPartition]], Awaitable[None]]
+
+COMMIT_EVERY_S: Final = 0.2
+"""Positions that have moved are committed so often in the background."""
+IDLE_S: Final = 1.0
+"""A reader that waits for messages and has some unhandled for so long will not handle them."""
+RETRY_S: Final = 0.1
+
+
+class Reading(Protocol):
+    """What the subscriber does on its membership's word."""
+
+    def begin(self, positions: Mapping[TopicPartition, int]) -> None:
+        """Read these partitions too, each from its position on."""
+
+    def stop(self, places: Iterable[TopicPartition]) -> None:
+        """Hand out nothing more of these, and forget what was fetched."""
+
+    @property
+    def is_waiting(self) -> bool:
+        """The program waits for a message at the moment."""
+
+
+class Membership:
+    """Belongs to one event loop."""
+
+    def __init__(
+        self,
+        *,
+        cluster: ClusterClient,
+        background: Background,
+        config: MemberConfig,
+        start: Offset,
+        keeps_positions: bool,
+        timeout: float,
+        reading: Reading,
+        on_assigned: Callback,
+        on_revoked: Callback,
+    ) -> None:
+        self._on_assigned = on_assigned
+        self._on_revoked = on_revoked
+        self._cluster = cluster
+        self._config = config
+        self._start = start
+        self._keeps_positions = keeps_positions
+        self._timeout = timeout
+        self._reading = reading
+        self._session = GroupSession(background, config, self._hear)
+        self._news: Assigned | None = None
+        self._heard = asyncio.Event()
+        self._joined = asyncio.Event()
+        self._progress = asyncio.Event()
+        self._dirty = asyncio.Event()
+        self._fenced = False
+        self._failure: AegisError | None = None
+        self._handled: dict[TopicPartition, Handled] = {}
+        self._committed: dict[TopicPartition, int] = {}
+        self._commit_number = 0
+        self._committing = asyncio.Lock()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    # ---- for the subscriber
+
+    async def join(self, deadline: float) -> None:
+        """Be a member. Raises `MemberInUse`, `Throttled`, `RequestTimeout`."""
+        loop = asyncio.get_running_loop()
+        self._session.join()
+        self._tasks.append(loop.create_task(self._follow()))
+        if self._keeps_positions:
+            self._tasks.append(loop.create_task(self._commit_now_and_then()))
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self._joined.wait()
+        except TimeoutError:
+            raise RequestTimeout(
+                f"The coordinator of group {self._config.group} did not answer in time."
+            ) from None
+        self.check()
+
+    def check(self) -> None:
+        """Raise what ended the membership for good."""
+        if self._failure is not None:
+            raise self._failure
+
+    @property
+    def places(self) -> frozenset[TopicPartition]:
+        return frozenset(self._handled)
+
+    def handed_out(self, place: TopicPartition, offset: int) -> None:
+        handled = self._handled.get(place)
+        if handled is not None and self._keeps_positions:
+            handled.handed_out(offset)
+
+    def passed(self, place: TopicPartition, offset: int) -> None:
+        """A message that a filter left out."""
+        handled = self._handled.get(place)
+        if handled is not None and self._keeps_positions:
+            handled.passed(offset)
+
+    def handled(self, place: TopicPartition, offset: int) -> None:
+        handled = self._handled.get(place)
+        if handled is not None:
+            handled.handled(offset)
+            self._moved()
+
+    def all_handled(self) -> None:
+        """The program asks for the next message: it is done with those before."""
+        for handled in self._handled.values():
+            handled.all_handled()
+        self._moved()
+
+    def moved_to(self, place: TopicPartition, offset: int) -> None:
+        """The program has sought elsewhere: from there a successor would go on too."""
+        if place in self._handled:
+            self._handled[place] = Handled(offset)
+            self._moved()
+
+    async def commit(
+        self, deadline: float, ahead: Mapping[TopicPartition, int] | None = None
+    ) -> None:
+        """Commit how far handlers have come, and positions that are `ahead` of that.
+
+        Raises `MemberFenced`, `RequestTimeout`, `OutcomeUnknown`.
+        """
+        async with self._committing:
+            wanted = {p: h.position for p, h in self._handled.items()} | dict(ahead or {})
+            positions = {p: o for p, o in wanted.items() if self._committed.get(p) != o}
+            if positions:
+                self._commit_number += 1
+                await self._commit(positions, self._commit_number, deadline)
+                self._committed.update(positions)
+
+    async def claim(self, place: TopicPartition, upto: int, deadline: float) -> None:
+        """Commit a position before the messages below it are handed out (at most once).
+
+        Raises as `commit` does.
+        """
+        await self.commit(deadline, {place: upto})
+        if place in self._handled:
+            self._handled[place] = Handled(upto)
+
+    async def close(self) -> None:
+        """Commit, leave, and end."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._keeps_positions and self._news is not None:
+            with suppress(AegisError):
+                await self.commit(self._cluster.now() + self._timeout)
+        self._handled.clear()
+        await self._session.leave()
+
+    # ---- news of the coordinator
+
+    def _hear(self, news: News) -> None:
+        if isinstance(news, Assigned):
+            self._news = news
+        elif isinstance(news, MemberFenced):
+            self._fenced = True
+        else:
+            self._failure = news
+            self._joined.set()
+            self._reading.stop(())
+        self._heard.set()
+
+    def _lost(self, session: str) -> None:
+        """The group has gone on without this process: nothing more is handed out until it is a
+        member again."""
+        if self._news is not None and self._news.session == session:
+            self._reading.stop(sorted(self._handled))
+            self._fenced = True
+            self._heard.set()
+
+    async def _follow(self) -> None:
+        """Bring what is read to what should be, again and again."""
+        while self._failure is None:
+            await self._heard.wait()
+            self._heard.clear()
+            try:
+                if self._fenced:
+                    await self._join_anew()
+                elif self._news is not None:
+                    await self._reconcile(self._news.places)
+                    self._joined.set()
+            except AegisError:
+                # The cluster does not answer at the moment; the same again, soon.
+                await asyncio.sleep(RETRY_S)
+                self._heard.set()
+
+    async def _join_anew(self) -> None:
+        lost = sorted(self._handled)
+        self._reading.stop(lost)
+        self._handled.clear()
+        self._committed.clear()
+        self._news, self._fenced = None, False
+        await self._on_revoked(lost)
+        self._session.join()
+
+    async def _reconcile(self, wanted: frozenset[TopicPartition]) -> None:
+        gone = self.places - wanted
+        if gone:
+            await self._give_up(gone)
+            self._session.reads(self.places)
+        new = wanted - self.places
+        if new:
+            await self._take(new)
+            self._session.reads(self.places)
+
+    async def _give_up(self, gone: frozenset[TopicPartition]) -> None:
+        self._reading.stop(gone)
+        await self._until_handled(gone)
+        await self._on_revoked(sorted(gone))
+        if self._keeps_positions:
+            with suppress(MemberFenced, OutcomeUnknown, RequestTimeout):
+                # What is not committed is read again by whoever is next.
+                await self.commit(self._cluster.now() + self._timeout)
+        for place in gone:
+            self._handled.pop(place, None)
+            self._committed.pop(place, None)
+
+    async def _until_handled(self, places: frozenset[TopicPartition]) -> None:
+        """Wait for handlers that are at work, as long as they are."""
+        while any(not self._handled[place].is_idle for place in places if place in self._handled):
+            self._progress.clear()
+            try:
+                async with asyncio.timeout(IDLE_S):
+                    await self._progress.wait()
+            except TimeoutError:
+                if self._reading.is_waiting:
+                    return
+
+    async def _take(self, new: frozenset[TopicPartition]) -> None:
+        deadline = self._cluster.now() + self._timeout
+        found = await positions_of(self._cluster, self._config.group, new, deadline)
+        positions = {place: one.offset for place, one in found.items() if one.offset >= 0}
+        committed = dict(positions)
+        for place in sorted(new - set(positions)):
+            later = place in found and found[place].offset == FROM_BEGINNING
+            positions[place] = await self._start_of(place, later, deadline)
+        for place, offset in positions.items():
+            self._handled[place] = Handled(offset)
+        # A start that depends on the moment is kept, or a restart would skip what came since.
+        self._committed |= committed
+        self._moved()
+        await self._on_assigned(sorted(new))
+        self._reading.begin({place: self._handled[place].position for place in positions})
+
+    async def _start_of(self, place: TopicPartition, later: bool, deadline: float) -> int:
+        start = Offset.EARLIEST if later else self._start
+        offsets = await list_offsets(self._cluster, place.topic, deadline, time_ms=start.time_ms)
+        one = offsets[place.partition]
+        return start.resolve(
+            log_start=one.log_start, high_watermark=one.high_watermark, at_time=one.at_time
+        )
+
+    # ---- committing
+
+    def _moved(self) -> None:
+        self._dirty.set()
+        self._progress.set()
+
+    async def _commit_now_and_then(self) -> None:
+        while True:
+            await self._dirty.wait()
+            await asyncio.sleep(COMMIT_EVERY_S)
+            self._dirty.clear()
+            try:
+                await self.commit(self._cluster.now() + self._timeout)
+            except MemberFenced:
+                continue  # the heartbeat hears of it too, and begins anew
+            except AegisError:
+                self._dirty.set()
+
+    async def _commit(
+        self, positions: Mapping[TopicPartition, int], number: int, deadline: float
+    ) -> None:
+        while True:
+            news = self._news
+            if news is None:
+                raise MemberFenced(f"This member is not in group {self._config.group} any more.")
+            try:
+                await commit_positions(
+                    self._cluster,
+                    self._config.group,
+                    positions,
+                    deadline,
+                    member=self._config.name,
+                    session=news.session,
+                    epoch=news.epoch,
+                    number=number,
+                )
+            except MemberFenced as error:
+                if not error.details.get("stale"):
+                    self._lost(news.session)
+                    raise
+                if self._cluster.now() >= deadline:
+                    raise
+                await self._newer_than(news, deadline)
+            else:
+                return
+
+    async def _newer_than(self, news: Assigned, deadline: float) -> None:
+        """The coordinator has moved us on, and its word is on the way."""
+        while self._news is news and self._cluster.now() < deadline:
+            self._progress.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(min(deadline, self._cluster.now() + RETRY_S)):
+                    await self._progress.wait()
