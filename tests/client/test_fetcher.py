@@ -10,7 +10,7 @@ from aegis_cluster.client.fetcher import BUFFER_BYTES_MAX
 from aegis_cluster.engine import StreamingEngine
 from aegis_cluster.limits import FRAME_BYTES_MAX, KIB, MIB
 from aegis_cluster.message import Offset
-from aegis_cluster.subscriber import SubscribeConfig
+from aegis_cluster.subscribe_config import SubscribeConfig
 from aegis_cluster.wire.batch import decode_columns, encode_batch
 from aegis_cluster.wire.protocol import Api, Request
 from tests.client.fake_node import TIME_MS, FakeNode, fake_node, run, topic_info, until
