@@ -174,20 +174,21 @@ class ShardLoop:
 
     def _write(self) -> None:
         """Begin a round with all that is staged, unless one is still under way."""
-        if self._syncing:
-            return
-        begun = self.shard.begin_round()
-        if begun is None:
-            return
-        number, written = begun
-        if written is None:
-            self.shard.end_round(number, None)
-            self.shard.turn(monotonic_ms())
-            return
-        if self.shard.end_in_memory(number, written):
-            self._unsynced = written
-            self.shard.turn(monotonic_ms())
-            return
+        while not self._syncing:
+            begun = self.shard.begin_round()
+            if begun is None:
+                return
+            number, written = begun
+            if written is None:
+                self.shard.end_round(number, None)
+            elif self.shard.end_in_memory(number, written):
+                self._unsynced = written
+            else:
+                self._sync(number, written)
+                return
+            self.shard.turn(monotonic_ms())  # what this has set free may have more to write
+
+    def _sync(self, number: int, written: Round) -> None:
         self._syncing = True
         self._unsynced = None  # covered by this one
         store = self._store

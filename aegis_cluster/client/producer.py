@@ -204,11 +204,12 @@ class Producer:
         self._room: list[asyncio.Future[None]] = []
         self._in_flight: defaultdict[str, int] = defaultdict(int)
         self._producer_id: int | None = None
-        self._wake = asyncio.Event()
+        self._turn_due: asyncio.Handle | None = None
+        """The next look at what can be sent, and whether it is now or at some later time."""
+        self._turn_soon = False
         self._closed = False
         self._crash: Exception | None = None
         self._locating: set[asyncio.Task[None]] = set()
-        self._task = self._loop.create_task(self._run())
 
     # ---- for callers
 
@@ -262,6 +263,7 @@ class Producer:
         if opened.left <= 0:
             self._close_batch(lane)
             self.batch_filled = True
+            self._wake()
         return opened.future, place
 
     async def add(
@@ -300,6 +302,7 @@ class Producer:
         if opened.left <= PACKED_OVERHEAD_BYTES:
             self._close_batch(lane)
             self.batch_filled = True
+            self._wake()
         return opened.future, place, len(values)
 
     @property
@@ -316,13 +319,14 @@ class Producer:
         """Let no open batch wait for more records."""
         for lane in self._lanes.values():
             self._close_batch(lane)
-        self._wake.set()
+        self._wake()
 
     async def close(self) -> None:
         """Stop sending; what is not answered yet ends as unknown or unsent."""
         self._closed = True
         self.is_ready = False
-        self._task.cancel()
+        if self._turn_due is not None:
+            self._turn_due.cancel()
         for task in self._locating:
             task.cancel()
         for lane in self._lanes.values():
@@ -359,7 +363,7 @@ class Producer:
         left = self._options.batch_bytes - builder.size_bytes
         lane.open = _Open(builder, future, self._loop.time(), deadline, left)
         self._busy[lane.info.name, lane.partition] = lane
-        self._wake.set()
+        self._wake()
         return lane.open
 
     def _close_batch(self, lane: _Lane) -> None:
@@ -369,7 +373,6 @@ class Producer:
             return
         lane.open = None
         opened.pack()
-        self._wake.set()
         if self._sticky.get(lane.info.name) == lane.partition:
             self._sticky[lane.info.name] = (lane.partition + 1) % len(lane.info.partitions)
         future, room = opened.future, opened.room
@@ -395,7 +398,7 @@ class Producer:
         """Return when something left the buffer. Raises `RequestTimeout`."""
         waiter: asyncio.Future[None] = self._loop.create_future()
         self._room.append(waiter)
-        self._wake.set()
+        self._wake()
         try:
             async with asyncio.timeout_at(deadline):
                 await waiter
@@ -411,20 +414,27 @@ class Producer:
 
     # ---- sending
 
-    async def _run(self) -> None:
-        """Send whatever can go, then sleep until something changes."""
-        while not self._closed:
-            self._wake.clear()
-            try:
-                pause = self._pump()
-            except Exception as error:  # noqa: BLE001 - top of a task: nobody may wait for ever
-                self._crashed(error)
-                return
-            try:
-                async with asyncio.timeout(pause):
-                    await self._wake.wait()
-            except TimeoutError:
-                continue
+    def _wake(self) -> None:
+        """Something changed: look, once whoever runs now has come to its end, what can be sent."""
+        if self._turn_soon or self._closed:
+            return
+        if self._turn_due is not None:
+            self._turn_due.cancel()
+        self._turn_soon = True
+        self._turn_due = self._loop.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        """Send whatever can go, then wait until something changes or is due."""
+        self._turn_soon, self._turn_due = False, None
+        if self._closed or self._crash is not None:
+            return
+        try:
+            pause = self._pump()
+        except Exception as error:  # noqa: BLE001 - top of a turn: nobody may wait for ever
+            self._crashed(error)
+            return
+        if pause is not None and not self._turn_soon:
+            self._turn_due = self._loop.call_later(pause, self._turn)
 
     def _crashed(self, error: Exception) -> None:
         """A mistake of ours: everything under way ends as unknown, and later calls say why."""
@@ -531,7 +541,7 @@ class Producer:
 
         def answered(future: asyncio.Future[Reply]) -> None:
             self._in_flight[address.endpoint] -= 1
-            self._wake.set()
+            self._wake()
             if future.cancelled():
                 return
             error = future.exception()
@@ -606,7 +616,7 @@ class Producer:
             lane.queue.retry_at = self._loop.time() + RETRY_S_MAX  # asked again then
         finally:
             lane.renewing = False
-        self._wake.set()
+        self._wake()
 
     def _start_link(self, link: Link, lanes: list[_Lane], now: float) -> None:
         """No connection there (yet): give it a moment, then try the partitions' other replicas."""
@@ -627,7 +637,7 @@ class Producer:
             return
         for lane in self._lanes.values():
             lane.queue.retry_at = 0.0
-        self._wake.set()
+        self._wake()
 
     def _locate(self, lane: _Lane) -> None:
         """Ask any node who leads, and whether the topic still is what we think."""
@@ -641,7 +651,7 @@ class Producer:
         except Unavailable:
             return
         self._check_topic(lane)
-        self._wake.set()
+        self._wake()
 
     def _check_topic(self, lane: _Lane) -> None:
         """A topic that is gone (or was made anew) refuses what is waiting for it."""
