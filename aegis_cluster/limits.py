@@ -115,6 +115,9 @@ JOURNAL_BYTES: Final = 64 * MIB
 INDEX_INTERVAL_BYTES: Final = 64 * KIB
 CHECKPOINT_INTERVAL_MS: Final = 1_000
 RESERVE_BYTES: Final = 16 * MIB
+SCRUB_BYTES_PER_READ: Final = 1 * MIB
+SCRUB_EVERY_MS: Final = 500
+"""Stored frames are proved again at 2 MiB a second at most, by each shard."""
 SNAPSHOT_CAPTURES_MAX: Final = 16
 """States of one shard that others are fetching, each as it was when they began."""
 SYNC_BEHIND_MS: Final = 100

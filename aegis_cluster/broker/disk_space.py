@@ -2,8 +2,8 @@
 
 The idea: the store says when the disk is full and when it is not any more. Meanwhile users' batches
 are refused (`DiskFull`, which a client may try again), a follower takes none either, and it does
-not follow a call to lead. Leaders hand over to each of the other voters in turn, since nobody knows
-which of them has room. Metadata, memberships and log starts go on.
+not follow a call to lead. Leaders hand over to other voters in turn, but for those whose disks are
+full too (`peer_disks`). Metadata, memberships and log starts go on.
 """
 
 from __future__ import annotations
@@ -70,7 +70,11 @@ class DiskSpace:
 
     def _hand_over(self, partition: Partition) -> None:
         replica = partition.replica
-        others = [voter for voter in replica.membership.voters if voter != replica.me]
+        others = [
+            voter
+            for voter in replica.membership.voters
+            if voter != replica.me and not self._shard.peer_disks.is_full(voter, partition)
+        ]
         if partition.is_internal or not partition.serving or not others:
             return
         with suppress(Refused):

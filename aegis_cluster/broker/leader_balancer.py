@@ -58,4 +58,7 @@ class LeaderBalancer:
         replica = partition.replica
         if preferred == self._shard.context.me or preferred not in replica.membership.voters:
             return None
+        disks = self._shard.peer_disks
+        if disks.is_full(preferred, partition) or disks.is_slow(preferred, partition):
+            return None
         return preferred if replica.is_caught_up(preferred) else None

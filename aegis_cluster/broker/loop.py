@@ -191,15 +191,15 @@ class ShardLoop:
     def _sync(self, number: int, written: Round) -> None:
         self._syncing = True
         self._unsynced = None  # covered by this one
-        store = self._store
-        self._workers.submit(
-            SYNC, lambda: store.sync(written), lambda result: self._synced(number, written, result)
-        )
+        store, begun_ms = self._store, monotonic_ms()
 
-    def _synced(self, number: int, written: Round, result: Any) -> None:
-        _raise_failure(result)
-        self._syncing = False
-        self.shard.end_round(number, written)
+        def synced(result: Any) -> None:
+            _raise_failure(result)
+            self._syncing = False
+            self.shard.peer_disks.note_sync(monotonic_ms() - begun_ms)
+            self.shard.end_round(number, written)
+
+        self._workers.submit(SYNC, lambda: store.sync(written), synced)
 
     def _sync_behind(self) -> None:
         """Bring to disk what counts already, now and then, and without waiting for it."""

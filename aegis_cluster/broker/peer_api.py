@@ -117,6 +117,9 @@ class PeerApi:
             case Api.COPY_LOG:
                 self._shard.clients.check_room(peer.client)
                 self._copy_log(origin, request)
+            case Api.DISK_STATE:
+                self._shard.peer_disks.heard(peer.hello, request.fields)
+                self._reply(origin, request, [])
             case Api.COPY_SNAPSHOT:
                 self._shard.clients.check_room(peer.client)
                 self._copy_snapshot(origin, request)

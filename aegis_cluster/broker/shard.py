@@ -26,12 +26,14 @@ from aegis_cluster.broker.links import Links
 from aegis_cluster.broker.membership_backend import MembershipBackend
 from aegis_cluster.broker.metadata_reader import MetadataReader
 from aegis_cluster.broker.peer_api import PeerApi
+from aegis_cluster.broker.peer_disks import PeerDisks
 from aegis_cluster.broker.producer_ids import ProducerIds
 from aegis_cluster.broker.repair import Repairs
 from aegis_cluster.broker.replica_backend import ReplicaBackend
 from aegis_cluster.broker.replica_manager import ReplicaManager
 from aegis_cluster.broker.requests import RequestApi
 from aegis_cluster.broker.retention import Retention
+from aegis_cluster.broker.scrub import Scrub
 from aegis_cluster.broker.snapshot_transfer import SnapshotCopies, SnapshotServer
 from aegis_cluster.broker.transport import Listener, PeerKey
 from aegis_cluster.cluster.metadata_table import MetadataTable
@@ -120,6 +122,8 @@ class Shard:
         self.membership = MembershipBackend(self)
         self.retention = Retention(self)
         self.disk_space = DiskSpace(self)
+        self.peer_disks = PeerDisks(self)
+        self.scrub = Scrub(self)
         self.backend = ReplicaBackend(self)
         self.balancer = LeaderBalancer(self)
         self.freshness = Freshness(self)
@@ -254,6 +258,8 @@ class Shard:
         self.membership.tick()
         self.retention.tick()
         self.disk_space.tick()
+        self.peer_disks.tick()
+        self.scrub.tick()
         self._read_metadata()
         self.freshness.tick()
 
@@ -345,6 +351,7 @@ class Shard:
         """What is wrong here, in words: replicas that are damaged, disks that are full or gone."""
         return [
             *self.disk_space.report(),
+            *self.peer_disks.report(),
             *self.repairs.report(),
             *self.membership.report(),
         ]

@@ -23,6 +23,7 @@ def shard_status(shard: Shard) -> list[Any]:
         "metadata_index": shard.table.index,
         "violations": shard.complaints.count,
         "syncs": shard.store.syncs,
+        "scrub": shard.scrub.report(),
     }
     partitions = sorted(shard.manager.partitions.items())
     replicas = [_replica_status(partition) for _, partition in partitions]

@@ -133,6 +133,7 @@ def _shard_line(number: int, shard: ShardStatus | None) -> dict[str, Any]:
         "leaders": sum(replica.get("role") == "leader" for replica in replicas),
         "damaged": shard["damaged"],
         "violations": shard["identity"].get("violations", 0),
+        "scrub": shard["identity"].get("scrub"),
     }
 
 

@@ -167,6 +167,8 @@ class LeaderChapter(FollowerChapter):
         """Send a member what it may be sent now."""
         if progress.link_lost or progress.waiting:
             return
+        if progress.held and self.log.can_follow(LogIndex(progress.next_index - 1)):
+            return
         if progress.state is Following.REPLICATE:
             self._fill_pipeline(progress)
         elif not self.log.can_follow(LogIndex(progress.next_index - 1)):
@@ -240,6 +242,18 @@ class LeaderChapter(FollowerChapter):
         if progress is not None and progress.state is Following.SNAPSHOT:
             progress.probe(LogIndex(self.log.last_index + 1))
             self._replicate_due = True
+
+    def hold(self, member: Member, *, held: bool) -> None:
+        """The member takes no entries (its disk is full), or takes them again: what it would only
+        refuse is not sent. Heartbeats go on, and so does a snapshot, which may be what frees it.
+        """
+        progress = self.progress.get(member)
+        if progress is None or progress.held == held:
+            return
+        progress.held = held
+        if not held and progress.state is not Following.SNAPSHOT:
+            progress.probe(LogIndex(self.log.last_index + 1))
+        self._active()
 
     # -- answers ----------------------------------------------------------------------------------
 
@@ -373,8 +387,8 @@ class LeaderChapter(FollowerChapter):
             self._say(successor, TimeoutNow(self.term))
 
     def best_successor(self) -> Member | None:
-        """The other voter that holds most, among those that can be reached."""
-        reachable = [each for each in self._voter_progress if not each.link_lost]
+        """The other voter that holds most, among those that can be reached and take entries."""
+        reachable = [each for each in self._voter_progress if not (each.link_lost or each.held)]
         best = max(reachable, key=lambda each: each.matched, default=None)
         return None if best is None else best.member
 

@@ -37,6 +37,7 @@ class Progress:
     __slots__ = (
         "commit_known",
         "heard_at",
+        "held",
         "in_flight",
         "is_quiet",
         "link_lost",
@@ -71,6 +72,8 @@ class Progress:
         self.read_round = 0
         self.is_quiet = False
         self.link_lost = False
+        self.held = False
+        """The member takes no entries for now, so it is sent none; see `Replica.hold`."""
 
     def become(self, state: Following) -> None:
         """Enter a state with nothing in flight."""

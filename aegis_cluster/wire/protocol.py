@@ -60,6 +60,7 @@ class Api(IntEnum):
     COPY_LOG = 13
     ALTER_TOPIC = 14
     COPY_SNAPSHOT = 15
+    DISK_STATE = 16
     INTERNAL_TOPIC = 30
     GROUP_BEAT = 31
     GROUP_LEAVE = 32

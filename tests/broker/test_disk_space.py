@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -12,6 +13,12 @@ from aegis_cluster.limits import KIB
 from aegis_cluster.wire.protocol import Api
 from tests.broker.harness import SMALL, Client, Cluster, Host, batch
 from tests.broker.test_repair import holds_all, lead_with
+
+if TYPE_CHECKING:
+    from aegis_cluster.broker.transport import PeerKey
+    from aegis_cluster.ids import Member
+
+pytestmark = pytest.mark.timeout(120)  # much computing; a busy machine stretches it
 
 LIMITS = replace(SMALL, reserve_bytes=32 * KIB)
 
@@ -53,6 +60,39 @@ def test_a_full_node_leads_no_longer_and_catches_up_when_there_is_room() -> None
     cluster.until(lambda: holds_all(full, cluster, group), "it catches up", 2_000)
     lead_with(cluster, full, group)
     assert len(Client(cluster, full).read(group)) == 101
+
+
+def test_a_leader_knows_that_its_follower_is_full_and_sends_it_nothing() -> None:
+    cluster = Cluster(limits=LIMITS)
+    group = cluster.topic().partitions[0].group
+    leader = cluster.elect(group)
+    full, other = cluster.followers(group)
+    fill_up(cluster, full, 20 * KIB)
+    member = cluster.member(full.key.node)
+    progress = leader.partition(group).replica.progress[member]
+    cluster.until(lambda: progress.held, "the leader has heard")
+    sent: list[int] = []
+    queue_raft = leader.alive.links.queue_raft
+
+    def count(key: PeerKey, recipient: Member, **message: Any) -> None:
+        if key.node == full.key.node and message["frames"] is not None:
+            sent.append(len(message["frames"]))
+        queue_raft(key, recipient, **message)
+
+    leader.alive.links.queue_raft = count  # type: ignore[method-assign]
+    client = Client(cluster, leader)
+    for _ in range(50):
+        client.stored(group, batch(bytes(1_000)))
+    cluster.tick(100)
+    assert sent == [], "nothing that it would only refuse"
+    words = [one["why"] for one in leader.alive.damaged]
+    assert any(f"Node {full.key.node} takes no messages" in why and "t/0" in why for why in words)
+    leader.partition(group).step_aside()
+    cluster.until(lambda: cluster.leader(group) not in (None, leader), "another leads")
+    assert cluster.leader(group) is other, "not the one that has no room"
+    full.disk.capacity = None
+    cluster.until(lambda: holds_all(full, cluster, group), "it goes on by itself", 2_000)
+    assert all(not host.alive.damaged for host in cluster.alive)
 
 
 def test_a_cluster_that_is_full_still_deletes_and_goes_on_by_itself() -> None:
