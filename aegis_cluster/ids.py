@@ -34,6 +34,8 @@ METADATA_GROUP: Final = GroupId(0)
 """The group of `__cluster/0`."""
 
 METADATA_TOPIC: Final = "__cluster"
+METADATA_VOTERS: Final = 3
+"""Of `__cluster/0`, where there are so many nodes: the first shards of the first three."""
 
 GROUPS_TOPIC: Final = "__groups"
 """Its partitions hold the consumer groups."""

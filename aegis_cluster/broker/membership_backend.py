@@ -4,7 +4,8 @@ A node whose disk was wiped comes back as a new member: it registers, the metada
 place of the old one, and the leader of every partition that the old one held makes it a learner,
 lets it catch up, removes the old one, and makes it a voter. In this order no change needs more live
 voters than the one before it did. `__cluster/0` stands in no table: its members follow the
-registrations themselves.
+registrations themselves. In a cluster that began smaller they become three once three nodes are
+registered, and not two before: of two, both would have to live.
 
 The rule it protects: nobody counts towards a majority before it has caught up (A11), one change
 at a time (A8), and where a majority of disks is gone, nothing is led, changed or thrown away: it is
@@ -18,16 +19,18 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from aegis_cluster.errors import Refused
-from aegis_cluster.ids import METADATA_GROUP, GroupId, Member
+from aegis_cluster.ids import METADATA_GROUP, METADATA_VOTERS, GroupId, Member
 from aegis_cluster.raft.quorum import quorum_size
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
 
     from aegis_cluster.broker.partition import Partition
     from aegis_cluster.broker.shard import Shard
     from aegis_cluster.cluster.metadata_table import MetadataTable
+    from aegis_cluster.ids import NodeId
     from aegis_cluster.raft import Membership
+    from aegis_cluster.wire.descriptions import NodeInfo
 
 EVERY_MS: Final = 250
 UNREGISTERED_MS: Final = 10_000
@@ -65,11 +68,21 @@ def next_step(
 def wanted_members(partition: Partition, table: MetadataTable) -> list[Member]:
     """Who should hold the partition, as far as the table knows."""
     if partition.group == METADATA_GROUP:
-        nodes = table.nodes
-        members = partition.replica.membership.members  # a learner is on its way to a vote
-        return sorted({nodes[one.node].member if one.node in nodes else one for one in members})
+        return metadata_members(partition.replica.membership.members, table.nodes)
     found = table.partition_of(partition.group)
     return list(found[1].replicas) if found else list(partition.replica.membership.voters)
+
+
+def metadata_members(now: Collection[Member], nodes: Mapping[NodeId, NodeInfo]) -> list[Member]:
+    """Who should hold `__cluster/0`: the nodes that do, as they are registered now, and where
+    these are fewer than three the first others, once there are enough of them.
+
+    now: voters and learners; a learner is on its way to a vote.
+    """
+    kept = {nodes[one.node].member if one.node in nodes else one for one in now}
+    others = [nodes[node].member for node in sorted(nodes) if nodes[node].member not in kept]
+    missing = METADATA_VOTERS - len(kept)
+    return sorted([*kept, *(others[:missing] if 0 < missing <= len(others) else ())])
 
 
 class MembershipBackend:

@@ -11,7 +11,7 @@ One turn: inputs, then `turn(now)`, then `begin_round` when no round is being sy
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from aegis_cluster.broker.addresses import AddressBook
 from aegis_cluster.broker.clients import Clients
@@ -38,7 +38,14 @@ from aegis_cluster.broker.snapshot_transfer import SnapshotCopies, SnapshotServe
 from aegis_cluster.broker.transport import Listener, PeerKey
 from aegis_cluster.cluster.metadata_table import MetadataTable
 from aegis_cluster.errors import AegisError, StorageFailed
-from aegis_cluster.ids import METADATA_GROUP, METADATA_TOPIC, Member, ShardId, TopicPartition
+from aegis_cluster.ids import (
+    METADATA_GROUP,
+    METADATA_TOPIC,
+    METADATA_VOTERS,
+    Member,
+    ShardId,
+    TopicPartition,
+)
 from aegis_cluster.limits import RAFT_TICK_MS
 from aegis_cluster.raft.codec import message_to_fields
 
@@ -55,9 +62,6 @@ if TYPE_CHECKING:
     from aegis_cluster.storage.rounds import Round
     from aegis_cluster.storage.store import ShardStore
     from aegis_cluster.wire.protocol import Part
-
-FOUNDING_VOTERS: Final = 3
-"""`__cluster/0` lives on the first shards of the first three nodes."""
 
 log = logging.getLogger(__name__)
 
@@ -158,7 +162,7 @@ class Shard:
 
     def _found_cluster(self) -> None:
         """Start our replica of `__cluster/0`, on a founder that has not done so yet."""
-        voters = self.context.founders[:FOUNDING_VOTERS]
+        voters = self.context.founders[:METADATA_VOTERS]
         is_founder = self.context.me in voters and self.context.shard == 0
         if is_founder and METADATA_GROUP not in self.manager.partitions:
             self.manager.create(METADATA_GROUP, TopicPartition(METADATA_TOPIC, 0), voters)

@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from aegis_cluster.broker.membership_backend import next_step
+from aegis_cluster.broker.membership_backend import metadata_members, next_step
 from aegis_cluster.cluster.metadata import ReplaceMember, decode_command, encode_command
 from aegis_cluster.cluster.metadata_table import MetadataTable
 from aegis_cluster.ids import GroupId, LogIndex, Member, NodeId
 from aegis_cluster.raft import Membership
+from aegis_cluster.wire.descriptions import NodeInfo
 from tests.broker.harness import Client, Cluster, Host, batch
 
 A, B, C, NEW = (Member(NodeId(n), inc) for n, inc in ((1, "a"), (2, "b"), (3, "c"), (3, "new")))
@@ -45,6 +46,32 @@ def test_nobody_leaves_for_a_learner_that_has_not_caught_up() -> None:
     now = Membership.of((A, B, C), (NEW,))
     assert next_step(now, (A, B, NEW), gone=(C,)) is None
     assert next_step(now, (A, B, C), gone=()) == Membership.of((A, B, C)), "it is not wanted"
+
+
+def registered(*members: Member) -> dict[NodeId, NodeInfo]:
+    return {
+        one.node: NodeInfo(one.node, one.incarnation, f"node-{one.node}", "127.0.0.1", 7100, 1, "")
+        for one in members
+    }
+
+
+@pytest.mark.parametrize(
+    ("now", "nodes", "wanted"),
+    [
+        ((A,), (A,), (A,)),
+        ((A,), (A, B), (A,)),
+        ((A,), (A, B, C), (A, B, C)),
+        ((A, B), (A, B, C), (A, B, C)),
+        ((A, B), (A, B), (A, B)),
+        ((A, B, C), (A, B, NEW), (A, B, NEW)),
+        ((A, B, C), (), (A, B, C)),
+        ((B,), (A, B, C, Member(NodeId(4), "d")), (A, B, C)),
+    ],
+)
+def test_a_small_cluster_keeps_its_metadata_on_three_nodes_once_there_are_three(
+    now: tuple[Member, ...], nodes: tuple[Member, ...], wanted: tuple[Member, ...]
+) -> None:
+    assert metadata_members(now, registered(*nodes)) == list(wanted)
 
 
 def is_member(host: Host, group: int) -> bool:
