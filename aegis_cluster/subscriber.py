@@ -163,6 +163,8 @@ class Subscriber:
         self._claimed: dict[TopicPartition, int] = {}
         """At most once: up to where messages may be handed out."""
         self._is_waiting = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        """The one on which it has started."""
 
     async def __aenter__(self) -> Self:
         await self._start()
@@ -591,6 +593,7 @@ class Subscriber:
     async def _fill(self, deadline: float | None) -> bool:
         """Wait for records of some partition; False when the deadline has passed or it closed."""
         fetcher = await self._start()
+        self._check_loop()
         self._end_delays()
         if self._ready or self._blocks:
             return True
@@ -606,6 +609,13 @@ class Subscriber:
             return True
         self._end_delays()
         return not self._closed and (deadline is None or self._now() < deadline)
+
+    def _check_loop(self) -> None:
+        if asyncio.get_running_loop() is not self._loop:
+            raise Misuse(
+                "This subscriber belongs to another event loop. Subscribe on an engine of this"
+                " one, or use aegis_cluster.sync, whose engine may be called from any thread."
+            )
 
     def _end_delays(self) -> None:
         now = self._now()
@@ -624,6 +634,7 @@ class Subscriber:
         return self._reader()
 
     async def _follow(self) -> None:
+        self._loop = asyncio.get_running_loop()
         cluster = self._engine.cluster
         deadline = cluster.deadline(self._timeout)
         infos = {name: await cluster.topic(name, deadline) for name in self._names}

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from aegis_cluster import Message, StreamingEngine, TopicConfig
+from aegis_cluster import Message, Offset, StreamingEngine, TopicConfig
 from aegis_cluster.config import NodeAddress, NodeConfig
 from aegis_cluster.errors import (
     ConfigError,
@@ -227,12 +227,32 @@ def test_closing_the_engine_ends_what_reads_and_sends(tmp_path: Path) -> None:
 def test_an_engine_belongs_to_one_loop(tmp_path: Path) -> None:
     async def work() -> None:
         async with opened(tmp_path) as engine:
+            await engine.create_topic("t")
+            async with engine.producer() as producer, engine.subscribe("t") as subscriber:
+                message = Message(payload=1)
+                calls: list[Callable[[], Coroutine[Any, Any, Any]]] = [
+                    engine.list_topics,
+                    engine.stats,
+                    lambda: engine.publish("t", message),
+                    lambda: engine.publish_many("t", [1]),
+                    lambda: engine.create_topic("u"),
+                    lambda: engine.alter_topic("t", retention="1d"),
+                    lambda: producer.send("t", message),
+                    lambda: subscriber.poll(timeout=1),
+                    lambda: anext(subscriber),
+                    subscriber.lag,
+                    lambda: subscriber.seek(0, Offset.EARLIEST),
+                    lambda: engine.subscribe("t").poll(timeout=1),
+                ]
 
-            def elsewhere() -> None:
-                with pytest.raises(Misuse, match="another event loop"):
-                    asyncio.run(engine.list_topics())
+                def elsewhere() -> None:
+                    for call in calls:
+                        with pytest.raises(Misuse, match="another event loop"):
+                            asyncio.run(call())
 
-            await asyncio.to_thread(elsewhere)
+                await asyncio.to_thread(elsewhere)
+                await engine.publish("t", message)  # and it goes on here
+                assert len(await subscriber.poll(timeout=5)) == 1
 
     run(work)
 
