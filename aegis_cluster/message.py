@@ -76,30 +76,37 @@ class ReceivedMessage(Message):
 
     @property
     def key(self) -> str | bytes | None:
+        """As it was published."""
         return self._key
 
     @property
     def payload(self) -> Any:
+        """As it was published."""
         return self._payload
 
     @property
     def headers(self) -> Mapping[str, str | bytes]:
+        """As they were published."""
         return self._headers
 
     @property
     def timestamp(self) -> datetime | None:
+        """Aware, to the millisecond."""
         return None if self._time_ms is None else from_ms(self._time_ms)
 
     @property
     def topic(self) -> str:
+        """Where it was read from."""
         return self._topic
 
     @property
     def partition(self) -> int:
+        """Where it was read from."""
         return self._partition
 
     @property
     def offset(self) -> int:
+        """Its number in its partition."""
         return self._offset
 
     @property

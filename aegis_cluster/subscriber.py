@@ -85,18 +85,21 @@ class MessageBatch:
 
     @property
     def offsets(self) -> list[int]:
+        """Rising; gaps are possible."""
         if self._offsets is None:
             self._offsets = self._columns.offsets
         return self._offsets
 
     @property
     def timestamps(self) -> list[int]:
+        """Milliseconds since 1970."""
         if self._timestamps is None:
             self._timestamps = self._columns.timestamps
         return self._timestamps
 
     @property
     def keys(self) -> list[str | bytes | None]:
+        """As they were published."""
         if self._keys is None:
             self._keys = [decode_key(key, ()) for key in self._columns.keys]
         return self._keys
