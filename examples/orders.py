@@ -3,7 +3,7 @@
     python orders.py
 
 Keeps its data in ./orders-data, and the place up to which it has read in ./orders-position.json:
-an engine without consumer groups leaves that to the program. What was counted before a crash is not
+without a consumer group that is left to the program. What was counted before a crash is not
 counted again, because total and place are written together.
 """
 
