@@ -34,6 +34,18 @@ BAD_DISK: Final = {"rot": 2, "roll_back": 1, "cut_tail": 1, "kill": 1}
 FAILED_SYNC: Final = {"sync_error": 2, "write_error": 1, "power": 2}
 """fsyncgate, with the power failure that shows what was lost."""
 
+WIPED: Final = {"wipe": 2, "kill": 1}
+"""One directory after the other is gone; whoever comes back is a new member."""
+
+MOVES: Final = {"move": 3, "wipe": 1, "kill": 1, "cut_leader": 1}
+"""Replicas are added, removed and moved while nodes fail (Redpanda's worst runs)."""
+
+FALLING_LEADERS: Final = {"cut_leader": 3, "power": 1, "step_down": 2}
+"""One leader after the other, with entries that its followers have only in part (figure 8)."""
+
+LEASE: Final = {"cut_leader": 1, "pause": 1}
+"""A lease goes round while links and processes stand still; several believe that they hold it."""
+
 QUIET: Final[dict[str, int]] = {}
 """Nothing happens for so long that groups fall quiet; then a node dies, perhaps a leader."""
 
@@ -51,6 +63,11 @@ def scenario(seed: int, faults: Mapping[str, int], *, nodes: int | None = None) 
         plan.raft = replace(plan.raft, quiet_ticks=5)
         plan.network = NetworkFaults()
         plan.down_after_heal = 1
-    if plan.nodes == 1 or plan.damages_disks:
-        plan.down_after_heal = 0
+    if faults is LEASE:
+        plan.lease_us = 300 * MS
+    if faults is FALLING_LEADERS:
+        plan.raft = replace(plan.raft, append_bytes_max=4_000, in_flight_appends_max=2)
+        plan.value_bytes_max, plan.records_max, plan.write_every_us = 2_000, 3, 20 * MS
+        plan.network = NetworkFaults(latency_us=5_000, jitter_us=20_000, slow=0.1)
+    plan.settle()
     return plan

@@ -14,11 +14,18 @@ from aegis_cluster.cluster.metadata import (
     CreateTopic,
     DeleteTopic,
     GrantProducerIds,
+    PlaceReplicas,
     RegisterNode,
     ReplaceMember,
 )
 from aegis_cluster.cluster.placement import place
-from aegis_cluster.errors import InvalidTopic, NotReady, TopicExists, TopicNotFound
+from aegis_cluster.errors import (
+    InvalidTopic,
+    NotEnoughReplicas,
+    NotReady,
+    TopicExists,
+    TopicNotFound,
+)
 from aegis_cluster.ids import INTERNAL_TOPICS, GroupId
 from aegis_cluster.limits import (
     INTERNAL_PARTITIONS,
@@ -37,9 +44,10 @@ from aegis_cluster.wire.descriptions import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from aegis_cluster.cluster.metadata_table import MetadataTable
+    from aegis_cluster.ids import NodeId
 
 DEFAULT_REPLICATION: Final = 3
 _NAME: Final = re.compile(r"[A-Za-z0-9._-]+")
@@ -171,6 +179,32 @@ def internal_topic(table: MetadataTable, name: str, founders: int) -> CreateTopi
 def delete_topic(table: MetadataTable, name: str) -> DeleteTopic:
     _users(table, name)
     return DeleteTopic(name)
+
+
+def place_replicas(
+    table: MetadataTable, *, topic: str, partition: int, nodes: Sequence[NodeId]
+) -> PlaceReplicas | None:
+    """Let these nodes hold a partition, preferred leader first; None when they do already.
+
+    The leader of the partition then brings it about, one member at a time. A node that no longer
+    holds it keeps its files: were they deleted and the node asked again, it would have forgotten
+    what it voted for.
+
+    Raises `TopicNotFound`, `InvalidTopic`, `NotEnoughReplicas`.
+    """
+    if topic not in table.topics:
+        raise TopicNotFound(f"There is no topic {topic!r}.", topic=topic)
+    partitions = table.topics[topic].partitions
+    if not 0 <= partition < len(partitions):
+        raise InvalidTopic(f"Topic {topic!r} has {len(partitions)} partitions, no {partition}.")
+    if not 1 <= len(set(nodes)) == len(nodes) <= REPLICATION_FACTOR_MAX:
+        raise InvalidTopic(f"1 to {REPLICATION_FACTOR_MAX} different nodes can hold a partition.")
+    unknown = [node for node in nodes if node not in table.nodes]
+    if unknown:
+        raise NotEnoughReplicas(f"Node {unknown[0]} is not registered.", node=unknown[0])
+    placed = partitions[partition]
+    replicas = tuple(table.nodes[node].member for node in nodes)
+    return None if placed.replicas == replicas else PlaceReplicas(placed.group, replicas)
 
 
 def grant_producer_ids(table: MetadataTable) -> GrantProducerIds:

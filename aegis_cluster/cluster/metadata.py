@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgpack
 
 from aegis_cluster.errors import CorruptRecord
-from aegis_cluster.ids import Member, NodeId, ProducerId
+from aegis_cluster.ids import GroupId, Member, NodeId, ProducerId
 from aegis_cluster.wire.descriptions import (
     NodeInfo,
     PartitionInfo,
@@ -66,6 +66,14 @@ class DeleteTopic:
 
 
 @dataclass(frozen=True, slots=True)
+class PlaceReplicas:
+    """From now on these members hold the partition, preferred leader first."""
+
+    group: GroupId
+    replicas: tuple[Member, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class GrantProducerIds:
     """`count` producer ids from `first` on belong to one shard process and nobody else."""
 
@@ -73,7 +81,15 @@ class GrantProducerIds:
     count: int
 
 
-Command = RegisterNode | ReplaceMember | CreateTopic | AlterTopic | DeleteTopic | GrantProducerIds
+Command = (
+    RegisterNode
+    | ReplaceMember
+    | CreateTopic
+    | AlterTopic
+    | DeleteTopic
+    | PlaceReplicas
+    | GrantProducerIds
+)
 
 
 def encode_command(command: Command) -> bytes:
@@ -91,6 +107,8 @@ def encode_command(command: Command) -> bytes:
             body = ["alter_topic", name, settings_to_fields(settings), first, placed]
         case DeleteTopic(name):
             body = ["delete_topic", name]
+        case PlaceReplicas(group, replicas):
+            body = ["place_replicas", group, [list(member) for member in replicas]]
         case GrantProducerIds(first, count):
             body = ["grant_producer_ids", first, count]
     return bytes(msgpack.packb([COMMAND_VERSION, *body]))
@@ -123,6 +141,9 @@ def decode_command(value: bytes) -> Command:
             return AlterTopic(name, settings_from_fields(settings), added)
         case "delete_topic", [str(name)]:
             return DeleteTopic(name)
+        case "place_replicas", [int(group), list(members)]:
+            replicas = tuple(Member(NodeId(node), incarnation) for node, incarnation in members)
+            return PlaceReplicas(GroupId(group), replicas)
         case "grant_producer_ids", [int(first), int(count)]:
             return GrantProducerIds(ProducerId(first), count)
     raise CorruptRecord(f"The metadata command {kind!r} is unknown to this version.")

@@ -16,6 +16,7 @@ from aegis_cluster.cluster.metadata import (
     CreateTopic,
     DeleteTopic,
     GrantProducerIds,
+    PlaceReplicas,
     RegisterNode,
     ReplaceMember,
 )
@@ -68,6 +69,8 @@ class MetadataTable:
                 self._alter_topic(name, settings, added)
             case DeleteTopic(name):
                 self._drop_topic(name)
+            case PlaceReplicas(group, replicas):
+                self._place(group, replicas)
             case GrantProducerIds(first, count):
                 invariant(first >= self.next_producer_id, "producer ids granted twice", first=first)
                 self.next_producer_id = ProducerId(first + count)
@@ -96,6 +99,13 @@ class MetadataTable:
                 for placed in topic.partitions
             )
             self._put_topic(replace(topic, partitions=moved))
+
+    def _place(self, group: GroupId, replicas: tuple[Member, ...]) -> None:
+        topic, placed = self._by_group[group]
+        self._founders.setdefault(group, placed.replicas)
+        moved = placed._replace(replicas=replicas)
+        partitions = tuple(moved if p.group == group else p for p in topic.partitions)
+        self._put_topic(replace(topic, partitions=partitions))
 
     def _add_topic(self, info: TopicInfo) -> None:
         invariant(info.name not in self.topics, "topic created twice", topic=info.name)

@@ -14,6 +14,7 @@ from aegis_cluster.raft.core import Role
 from aegis_cluster.raft.membership import Membership, is_single_step
 from aegis_cluster.raft.messages import KIND_MEMBERSHIP, Entry, TimeoutNow
 from aegis_cluster.raft.progress import Following
+from aegis_cluster.raft.quorum import quorum_size
 from aegis_cluster.raft.reading import ReadChapter
 
 if TYPE_CHECKING:
@@ -30,7 +31,8 @@ class ChangeChapter(ReadChapter):
 
         Build it with `replica.membership.with_learner(m)`, `.with_voter(m)` or `.without(m)`.
         Raises NotLeader; NotReady while an earlier change, the leader's no-op or the learner's
-        catching up is not finished; Misuse for more than one step.
+        catching up is not finished, or while too few of the new voters are heard; Misuse for more
+        than one step.
         """
         if self.role is not Role.LEADER or self._transfer_to is not None:
             raise self._not_leader()
@@ -39,6 +41,7 @@ class ChangeChapter(ReadChapter):
         if membership == self.membership or not is_single_step(self.membership, membership):
             raise Misuse("one voter at a time", have=self.membership, want=membership)
         self._check_promotions(membership)
+        self._check_majority(membership)
         return self._append_own(KIND_MEMBERSHIP, size, membership)
 
     def _may_change_membership(self) -> bool:
@@ -49,6 +52,21 @@ class ChangeChapter(ReadChapter):
         for voter in membership.voters:
             if voter not in self._voters and not self.is_caught_up(voter):
                 raise NotReady("the new voter has to catch up as a learner first", member=voter)
+
+    def _check_majority(self, membership: Membership) -> None:
+        """Those who are left must be able to commit, or taking a living voter away from beside dead
+        ones stops the group for ever."""
+        heard = [voter for voter in membership.voters if voter == self.me or self._hears(voter)]
+        if len(heard) < quorum_size(len(membership.voters)):
+            raise NotReady("too few of the new voters are heard", have=heard, want=membership)
+
+    def _hears(self, member: Member) -> bool:
+        progress = self.progress.get(member)
+        return (
+            progress is not None
+            and not progress.link_lost
+            and self._now - progress.heard_at <= self.config.quorum_ticks
+        )
 
     def is_caught_up(self, member: Member) -> bool:
         """Whether a member holds nearly all that is committed."""

@@ -90,7 +90,7 @@ class LogRecovery:
         self._state = state
         self._journal = journal
         self._ceiling = ceiling
-        self._trusted = _trusted_index(state, journal)
+        self._trusted = _trusted_index(state, journal, ceiling)
         self.point = LOG_BEGIN
         self.segments: list[Segment] = []
         self.extra: list[str] = []
@@ -492,15 +492,24 @@ def _write_run(run: Sequence[Patch]) -> None:
         run[0].segment.file.pwritev([patch.data for patch in run], run[0].position)
 
 
-def _trusted_index(state: GroupState | None, journal: GroupReplay) -> LogIndex:
-    """Frames up to here are those that the checkpoint saw durable."""
+def _trusted_index(
+    state: GroupState | None, journal: GroupReplay, ceiling: LogIndex | None
+) -> LogIndex:
+    """Frames up to here are those that the checkpoint saw durable.
+
+    A checkpoint whose own sync failed may be readable, and says more than may be believed.
+    """
     if journal.reset is not None:
         return journal.reset.index
     if state is None:
         return NO_INDEX
     cut = journal.lowest_cut
-    durable = state.durable.index
-    return durable if cut is None else min(durable, LogIndex(cut - 1))
+    bounds = [state.durable.index]
+    if cut is not None:
+        bounds.append(LogIndex(cut - 1))
+    if ceiling is not None:
+        bounds.append(ceiling)
+    return min(bounds)
 
 
 def salvage_frames(files: LogFiles, journal: GroupReplay) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from aegis_cluster.errors import StorageFailed
 from aegis_cluster.storage.layout import finish_change, make_node_dirs, read_layout, write_layout
 from aegis_cluster.storage.store import ShardStore
 
@@ -25,7 +26,17 @@ def prepare_node_dir(
 
     Cheap when nothing changed. After a change, every old shard is recovered first, so no journal
     holds anything when the groups are divided anew. A crash at any step means doing it again.
+    Raises StorageFailed where the disk refuses.
     """
+    try:
+        _prepare(disk, node_dir, shards, limits)
+    except OSError as error:
+        raise StorageFailed(
+            f"{node_dir} cannot be laid out for {shards} shards: {error}", errno=error.errno
+        ) from error
+
+
+def _prepare(disk: Disk, node_dir: str, shards: int, limits: StoreLimits | None) -> None:
     make_node_dirs(disk, node_dir)
     finish_change(disk, node_dir)
     old = read_layout(disk, node_dir)

@@ -96,6 +96,25 @@ def nonmonotonic_send(history: History) -> Iterator[str]:
             last[producer] = (number, place)
 
 
+def lease_fenced(history: History) -> Iterator[str]:
+    """Behind the first batch of a newer holder of a lease stands none of an older one."""
+    if not history.tokens:
+        return
+    token_of = {
+        value: history.tokens[write.producer]
+        for write in history.writes
+        if write.producer in history.tokens
+        for value in write.values
+    }
+    for partition, records in history.final.items():
+        newest = 0
+        for offset, value in records:
+            token = token_of.get(value, newest)
+            if token < newest:
+                yield f"{value!r} at {partition}@{offset} has token {token}, behind {newest}"
+            newest = max(newest, token)
+
+
 def torn_batch(history: History) -> Iterator[str]:
     """A batch is there as a whole or not at all."""
     for write in history.writes:
@@ -161,6 +180,7 @@ CHECKS: Final[tuple[Callable[[History], Iterator[str]], ...]] = (
     lost_write,
     aborted_read,
     nonmonotonic_send,
+    lease_fenced,
     torn_batch,
     poll_skip,
     denied_read,

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from aegis_cluster.testing.disk import SimulatedCrash
+from aegis_cluster.testing.plan import DISK_FAULTS, SHARDS_MAX
 from aegis_cluster.testing.scheduler import MS
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from aegis_cluster.testing.network import Network
     from aegis_cluster.testing.node import SimulatedNode
+    from aegis_cluster.testing.operations import Operations
     from aegis_cluster.testing.plan import Plan
     from aegis_cluster.testing.scheduler import Scheduler
 
@@ -35,6 +37,7 @@ class Adversary:
         scheduler: Scheduler,
         network: Network,
         nodes: Sequence[SimulatedNode],
+        operations: Operations,
     ) -> None:
         self.acts: list[str] = []
         """What it did, for the report."""
@@ -45,11 +48,12 @@ class Adversary:
         self._scheduler = scheduler
         self._network = network
         self._nodes = nodes
+        self._operations = operations
         self._active = False
         self._kinds = sorted(plan.faults)
         self._victim = rng.choice(list(nodes))
         """The only node whose disk damages what was durable."""
-        self._victim.keeps_settled = plan.damages_disks
+        self._victim.keeps_settled = any(kind in DISK_FAULTS for kind in plan.faults)
         self._weights = [plan.faults[kind] for kind in self._kinds]
 
     def begin(self) -> None:
@@ -117,6 +121,27 @@ class Adversary:
 
     def _kill(self) -> None:
         self._some_node().kill()
+
+    def _kill_shard(self) -> None:
+        """One process of a machine; the others go on."""
+        node = self._some_node()
+        node.kill_shard(self._rng.randrange(node.shards))
+
+    def _reshard(self) -> None:
+        """The operator starts a node again with another number of shards."""
+        self._some_node().reshard(self._rng.randint(1, SHARDS_MAX))
+
+    def _wipe(self) -> None:
+        """A whole directory is gone. Never while another one is missing: of each group a majority
+        must have kept what it had."""
+        node = self._some_node()
+        if self._operations.survives_loss_of(node):
+            self.acts.append(f"{self._scheduler.now_us} node {node.number} is wiped")
+            node.wipe()
+
+    def _move(self) -> None:
+        """The operator asks for a replica more, less, or elsewhere."""
+        self.acts.append(f"{self._scheduler.now_us} {self._operations.move_one(self._rng)}")
 
     def _power(self) -> None:
         self._some_node().lose_power()
@@ -258,7 +283,7 @@ class Adversary:
             return
         path, position = found
         start = position - position % 512
-        older = self._victim.older.get(path, b"")[start : start + 512]
+        older = _merged(self._victim.older).get(path, b"")[start : start + 512]
         if older:
             self._victim.disk.roll_back(path, start, older.ljust(512, b"\0"))
             self._maybe_kill()
@@ -275,11 +300,12 @@ class Adversary:
         """A place in a segment that was durable at the last checkpoint and is as it was then."""
         victim = self._victim
         now = victim.disk.stored(".log")
-        same = [path for path, was in sorted(victim.settled.items()) if _starts(now, path, was)]
+        settled = _merged(victim.settled)
+        same = [path for path, was in sorted(settled.items()) if _starts(now, path, was)]
         if not same:
             return None
         path = self._rng.choice(same)
-        return path, self._rng.randrange(len(victim.settled[path]))
+        return path, self._rng.randrange(len(settled[path]))
 
     def _maybe_kill(self) -> None:
         if self._rng.random() < 0.7:
@@ -297,6 +323,10 @@ class Adversary:
     def _step_down(self) -> None:
         """An operator moves leaders elsewhere."""
         self._some_node().step_aside()
+
+
+def _merged(by_shard: dict[int, dict[str, bytes]]) -> dict[str, bytes]:
+    return {path: data for _, files in sorted(by_shard.items()) for path, data in files.items()}
 
 
 def _starts(now: dict[str, bytes], path: str, was: bytes) -> bool:

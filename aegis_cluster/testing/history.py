@@ -61,6 +61,8 @@ class History:
     writes: list[Write] = field(default_factory=list)
     reads: list[Read] = field(default_factory=list)
     watermarks: list[Watermark] = field(default_factory=list)
+    tokens: dict[int, int] = field(default_factory=dict)
+    """Producer -> token of the lease under which it writes; others have none."""
     denied: list[str] = field(default_factory=list)
     """Reads of an existing place that were answered as if there were no such place."""
     final: dict[int, list[tuple[int, bytes]]] = field(default_factory=dict)

@@ -12,9 +12,9 @@ The rule it protects: all chance comes from the one generator that was handed in
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
-from aegis_cluster.testing.scheduler import MS
+from aegis_cluster.testing.scheduler import MS, SECOND, Runaway
 
 if TYPE_CHECKING:
     import random
@@ -26,6 +26,17 @@ if TYPE_CHECKING:
 
 RECONNECT_US: Final = 50 * MS
 RECONNECT_US_MAX: Final = 500 * MS
+MESSAGES_PER_SECOND_MAX: Final = 20_000
+"""Sent, of virtual time; the busiest of healthy runs come to a tenth of it."""
+UNDER_WAY_BYTES_MAX: Final = 64 * 1024 * 1024
+"""Sent and not yet there; healthy runs have less than 1 MiB."""
+
+
+class Port(NamedTuple):
+    """Where a process can be reached: its machine, and which of its shards (clients have one)."""
+
+    machine: int
+    shard: int = 0
 
 
 class Sink(Protocol):
@@ -39,7 +50,7 @@ class Sink(Protocol):
 
 
 class Host(Protocol):
-    """The side that is dialled: one process of one node."""
+    """The side that is dialled: one shard process of one node."""
 
     @property
     def accepts(self) -> bool:
@@ -73,8 +84,8 @@ class Connection:
     """One attempt after the other until it stands, then alive until it breaks."""
 
     network: Network
-    source: int
-    target: int
+    source: Port
+    target: Port
     listener: Listener
     sink: Sink
     origin: bytes
@@ -104,31 +115,34 @@ class Connection:
 
 
 class Network:
-    """Hosts by number, and the connections between them."""
+    """Hosts by port, and the connections between them."""
 
     def __init__(self, scheduler: Scheduler, rng: random.Random) -> None:
         self.faults = NetworkFaults()
         self.cuts: set[tuple[int, int]] = set()
-        """(from, to) pairs that nothing passes; asked for membership only."""
+        """(from, to) pairs of machines that nothing passes; asked for membership only."""
         self.messages = 0
+        self.bytes_under_way = 0
+        self._second_ends_us = SECOND
+        self._this_second = 0
         self._scheduler = scheduler
         self._rng = rng
-        self._hosts: dict[int, Host] = {}
+        self._hosts: dict[Port, Host] = {}
         self._connections: dict[bytes, Connection] = {}
         self._count = 0
 
-    def add(self, number: int, host: Host) -> None:
+    def add(self, port: Port, host: Host) -> None:
         """Put a host on the network, so that others can dial it."""
-        self._hosts[number] = host
+        self._hosts[port] = host
 
     # ---- connections
 
     def dial(
-        self, source: int, target: int, listener: Listener, sink: Sink, *, repeats: bool = True
+        self, source: Port, target: Port, listener: Listener, sink: Sink, *, repeats: bool = True
     ) -> Connection:
         """Begin to connect; `sink` hears of it."""
         self._count += 1
-        origin = b"%d-%d" % (source, self._count)
+        origin = b"%d-%d" % (source.machine, self._count)
         connection = Connection(self, source, target, listener, sink, origin, repeats)
         self._scheduler.after(self._latency(), self._attempt, connection, RECONNECT_US)
         return connection
@@ -136,8 +150,8 @@ class Network:
     def _attempt(self, connection: Connection, pause_us: int) -> None:
         if connection.closed:
             return
-        host = self._hosts[connection.target]
-        if host.accepts and self._open_both_ways(connection):
+        host = self._hosts.get(connection.target)
+        if host is not None and host.accepts and self._open_both_ways(connection):
             connection.up = True
             connection.boot = host.boot
             self._connections[connection.origin] = connection
@@ -148,9 +162,8 @@ class Network:
         )
 
     def _open_both_ways(self, connection: Connection) -> bool:
-        there = (connection.source, connection.target)
-        back = (connection.target, connection.source)
-        return there not in self.cuts and back not in self.cuts
+        there = (connection.source.machine, connection.target.machine)
+        return there not in self.cuts and there[::-1] not in self.cuts
 
     def forget(self, connection: Connection) -> None:
         self._connections.pop(connection.origin, None)
@@ -163,12 +176,12 @@ class Network:
         self.carry(connection, message, to_target=False)
         return True
 
-    def process_ended(self, number: int, *, silent: bool, notice_us: int) -> None:
+    def process_ended(self, port: Port, *, silent: bool, notice_us: int) -> None:
         """All connections of a process end; with a reset, or only after a while."""
         for connection in list(self._connections.values()):
-            if connection.source == number:
+            if connection.source == port:
                 connection.close()
-            elif connection.target == number:
+            elif connection.target == port:
                 delay_us = notice_us if silent else self._latency()
                 self._scheduler.after(delay_us, self.break_up, connection)
 
@@ -203,6 +216,7 @@ class Network:
 
     def carry(self, connection: Connection, message: Sequence[Part], *, to_target: bool) -> None:
         """Bring one message over, or lose it, or bring it twice."""
+        self._watch_for_storms()
         faults = self.faults
         way = 0 if to_target else 1
         is_greeting, connection.greeted[way] = not connection.greeted[way], True
@@ -212,8 +226,23 @@ class Network:
         copies = 2 if repeats and self._rng.random() < faults.duplication else 1
         parts = [bytes(part) for part in message]
         for _ in range(copies):
+            self.bytes_under_way += sum(map(len, parts))
             delay_us = self._arrival(connection, way) - self._scheduler.now_us
             self._scheduler.after(delay_us, self._arrive, connection, parts, to_target)
+
+    def _watch_for_storms(self) -> None:
+        """A storm of messages ends the run."""
+        now_us = self._scheduler.now_us
+        if now_us >= self._second_ends_us:
+            self._second_ends_us = now_us + SECOND
+            self._this_second = 0
+        self._this_second += 1
+        if self._this_second > MESSAGES_PER_SECOND_MAX:
+            raise Runaway(
+                f"more than {MESSAGES_PER_SECOND_MAX} messages in a second, at {now_us} us"
+            )
+        if self.bytes_under_way > UNDER_WAY_BYTES_MAX:
+            raise Runaway(f"more than {UNDER_WAY_BYTES_MAX} bytes are under way, at {now_us} us")
 
     def _arrival(self, connection: Connection, way: int) -> int:
         """When it gets there: after all before it, unless it overtakes."""
@@ -230,7 +259,8 @@ class Network:
         return self.faults.latency_us + int(self._rng.random() * self.faults.jitter_us)
 
     def _arrive(self, connection: Connection, message: list[bytes], to_target: bool) -> None:
-        way = (connection.source, connection.target)
+        self.bytes_under_way -= sum(map(len, message))
+        way = (connection.source.machine, connection.target.machine)
         if connection.closed or (way if to_target else way[::-1]) in self.cuts:
             return
         self.messages += 1

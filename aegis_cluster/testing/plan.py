@@ -38,11 +38,19 @@ FAULTS: Final = (
     "client_crash",
     "step_down",
     "wall_jump",
+    "kill_shard",
+    "reshard",
+    "move",
 )
 """Every kind of fault that the code under test is expected to survive today."""
 
 DISK_FAULTS: Final = ("rot", "roll_back", "cut_tail")
 """Damage to what was durable: on one node of a run at most, so that a good copy is left."""
+
+LOST_DISK: Final = "wipe"
+"""A whole directory is gone, and the node comes back as a new member; one at a time."""
+
+SHARDS_MAX: Final = 3
 
 SMALL_STORE: Final = StoreLimits(
     segment_bytes=4 * 1024,
@@ -62,6 +70,8 @@ class Plan:
     """One run. Times are microseconds of virtual time."""
 
     nodes: int = 3
+    shards: int = 1
+    """Processes on each node, at first."""
     partitions: int = 1
     producers: int = 2
     readers: int = 1
@@ -84,19 +94,35 @@ class Plan:
     machines: list[MachineTraits] = field(default_factory=list)
     limits: StoreLimits = SMALL_STORE
     raft: RaftConfig = field(default_factory=RaftConfig)
+    lease_us: int = 0
+    """A lease goes to another client every so often; 0: there is none."""
     snapshot_frames: int = 100_000
     """A snapshot of the folded state is due after so many frames."""
 
     @property
     def damages_disks(self) -> bool:
         """One node may be without its data for a while; then no other one may be dead."""
-        return any(kind in self.faults for kind in DISK_FAULTS)
+        return any(kind in self.faults for kind in (*DISK_FAULTS, LOST_DISK))
+
+    @property
+    def needs_all(self) -> bool:
+        """No node may be dead while progress is required."""
+        return self.nodes == 1 or self.damages_disks or "move" in self.faults
+
+    def settle(self) -> None:
+        """Bring what was chosen into a whole that a correct cluster can survive."""
+        if self.nodes == 1:
+            for kind in (*DISK_FAULTS, LOST_DISK, "move"):
+                self.faults.pop(kind, None)
+        if self.needs_all:
+            self.down_after_heal = 0
 
 
 def draw_plan(rng: random.Random) -> Plan:
     """Everything that a seed decides beforehand."""
     plan = Plan(
-        nodes=rng.choice((1, 3, 3, 3, 3, 5)),
+        nodes=rng.choice((1, 3, 3, 3, 3, 4, 5)),
+        shards=rng.choice((1, 1, 1, 1, 2, 3)),
         partitions=rng.choice((1, 1, 2, 3)),
         producers=rng.choice((1, 2, 3)),
         readers=rng.choice((1, 1, 2)),
@@ -110,10 +136,7 @@ def draw_plan(rng: random.Random) -> Plan:
         snapshot_frames=rng.choice((3, 20, 100_000)),
     )
     plan.limits = _draw_limits(rng, plan.value_bytes_max)
-    if plan.nodes > 1 and rng.random() < 0.25:
-        plan.faults[rng.choice(DISK_FAULTS)] = rng.choice((1, 3))
-    if plan.nodes > 1 and not plan.damages_disks:
-        plan.down_after_heal = rng.randint(0, 1)
+    plan.down_after_heal = rng.randint(0, 1)
     plan.machines = [_draw_machine(rng) for _ in range(plan.nodes)]
     if rng.random() < 0.3:
         plan.safety_us = 5 * SECOND
@@ -121,6 +144,11 @@ def draw_plan(rng: random.Random) -> Plan:
     if rng.random() < 0.9:
         some = rng.sample(FAULTS, rng.randint(1, 6))
         plan.faults = {kind: rng.choice((1, 3)) for kind in sorted(some)}
+    if rng.random() < 0.3:
+        plan.faults[rng.choice((*DISK_FAULTS, LOST_DISK, LOST_DISK))] = rng.choice((1, 3))
+    if rng.random() < 0.2:
+        plan.lease_us = rng.choice((300, 1_000)) * MS
+    plan.settle()
     return plan
 
 

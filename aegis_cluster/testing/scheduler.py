@@ -4,7 +4,8 @@ The idea: nothing happens but events, and the next one is always the earliest; e
 instant happen in the order in which they were planned. So a run is a function of its seed, and the
 trace hash proves it: two runs of one seed that differ anywhere differ in their hashes.
 
-The rule it protects: no clock, thread or unseeded chance reaches a simulated cluster.
+The rules it protects: no clock, thread or unseeded chance reaches a simulated cluster; and a
+cluster that does more and more work ends its run as `Runaway` instead of filling the memory.
 """
 
 from __future__ import annotations
@@ -23,7 +24,16 @@ MS: Final = 1_000
 """Microseconds, the unit of virtual time."""
 SECOND: Final = 1_000_000
 
+EVENTS_PER_SECOND_MAX: Final = 50_000
+"""Of virtual time; the busiest of healthy runs come to a tenth of it."""
+PLANNED_MAX: Final = 20_000
+"""Events that wait at the same time; healthy runs have a few hundred."""
+
 _STAMP: Final = struct.Struct("<qq")
+
+
+class Runaway(Exception):
+    """The run does more in a second of virtual time than any healthy one, or holds more."""
 
 
 class Scheduler:
@@ -33,6 +43,8 @@ class Scheduler:
         self.now_us = 0
         self.events = 0
         """Delivered so far."""
+        self._second_ends_us = SECOND
+        self._this_second = 0
         self._planned = 0
         self._heap: list[tuple[int, int, Callable[..., None], tuple[Any, ...]]] = []
         self._hash = blake2b(digest_size=12)
@@ -59,9 +71,20 @@ class Scheduler:
             time_us, number, call, arguments = heapq.heappop(self._heap)
             self.now_us = time_us
             self.events += 1
+            self._count(time_us)
             self._hash.update(_STAMP.pack(time_us, number))
             call(*arguments)
             if done is not None and done():
                 return True
         self.now_us = max(self.now_us, until_us)
         return False
+
+    def _count(self, time_us: int) -> None:
+        if time_us >= self._second_ends_us:
+            self._second_ends_us = time_us + SECOND
+            self._this_second = 0
+        self._this_second += 1
+        if self._this_second > EVENTS_PER_SECOND_MAX:
+            raise Runaway(f"more than {EVENTS_PER_SECOND_MAX} events in a second, at {time_us} us")
+        if len(self._heap) > PLANNED_MAX:
+            raise Runaway(f"more than {PLANNED_MAX} events wait, at {time_us} us")

@@ -25,6 +25,7 @@ from aegis_cluster.errors import (
     Unavailable,
 )
 from aegis_cluster.testing.history import Outcome, Read, Watermark, Write
+from aegis_cluster.testing.network import Port
 from aegis_cluster.testing.scheduler import MS, SECOND
 from aegis_cluster.wire.batch import BatchBuilder, decode_batch
 from aegis_cluster.wire.codes import error_from_reply
@@ -54,34 +55,55 @@ Answer = "Callable[[Reply | AegisError], None]"
 CLIENT_HOSTS: Final = 1_000
 """Numbers of clients' hosts begin here."""
 RETRY_US: Final = 60 * MS
+REFRESH_US: Final = 100 * MS
+"""Metadata are asked for so long after a guess was wrong, and never twice at once."""
 REQUEST_US: Final = 1_000 * MS
 """A question without an answer is asked elsewhere after so long."""
 
 
 @dataclass(slots=True)
 class Topic:
-    """What a client knows of the topic: its groups, and the nodes that have replicas of each."""
+    """What a client knows of the topic: its groups, where their replicas are, and how many shards
+    each of those nodes runs."""
 
     name: str
     groups: list[GroupId] = field(default_factory=list)
     replicas: list[list[int]] = field(default_factory=list)
+    shards: dict[int, int] = field(default_factory=dict)
+
+    def copy(self) -> Topic:
+        """For a client of its own, whose knowledge ages by itself."""
+        return Topic(self.name, list(self.groups), list(self.replicas), dict(self.shards))
+
+    def learn(self, fields: Sequence[Any]) -> bool:
+        """Take a METADATA reply in; whether the topic was in it."""
+        self.shards = {info[0]: info[5] for info in fields[3]}
+        if not fields[4]:
+            return False
+        placed = fields[4][0][0][2]
+        self.groups = [group for group, _ in placed]
+        self.replicas = [[node for node, _ in members] for _, members in placed]
+        return True
 
 
 class ClientLink:
     """`client.link` without asyncio: hello first, then requests, each with its callback."""
 
-    def __init__(self, network: Network, host: int, node: int, changed: Callable[[], None]) -> None:
+    def __init__(
+        self, network: Network, host: int, target: Port, changed: Callable[[], None]
+    ) -> None:
         self.ready = False
         self._network = network
         self._host = host
-        self._node = node
+        self._target = target
         self._changed = changed
         self._numbers = itertools.count(1)
         self._pending: dict[int, Callable[[Reply | AegisError], None]] = {}
         self._connection = self._dial()
 
     def _dial(self) -> Connection:
-        return self._network.dial(self._host, self._node, Listener.DATA, self, repeats=False)
+        source = Port(self._host)
+        return self._network.dial(source, self._target, Listener.DATA, self, repeats=False)
 
     def connected(self) -> None:
         hello = Hello(PROTOCOL_VERSION, "client", "", 0, "", f"client-{self._host}", 0)
@@ -161,12 +183,22 @@ class Session:
         self._scheduler = scheduler
         self._rng = rng
         self._history = history
-        self._topic = topic
+        self._topic = topic.copy()
         self._leaders: dict[int, int] = {}
-        self._links = {
-            node: ClientLink(network, CLIENT_HOSTS + number, node, self._look)
-            for node in range(1, nodes + 1)
-        }
+        self._refreshing = False
+        self._network = network
+        self._nodes = nodes
+        self._links: dict[Port, ClientLink] = {}
+        for node in range(1, nodes + 1):
+            self._link(Port(node))
+
+    def _link(self, port: Port) -> ClientLink:
+        """The link to one shard; the first time, it is still about to be made."""
+        link = self._links.get(port)
+        if link is None:
+            host = CLIENT_HOSTS + self.number
+            link = self._links[port] = ClientLink(self._network, host, port, self._look)
+        return link
 
     def close(self) -> None:
         """The client's process ends."""
@@ -195,23 +227,43 @@ class Session:
             known = self._leaders[partition] = self._rng.choice(self._topic.replicas[partition])
         return known
 
+    def _port(self, partition: int) -> Port:
+        """The shard that holds the replica of whoever we believe to lead."""
+        node = self._leader(partition)
+        return Port(node, self._topic.groups[partition] % self._topic.shards.get(node, 1))
+
     def _note(self, partition: int, error: AegisError) -> None:
         """Learn from a refusal who leads, or forget our guess."""
         hint = error.details.get("leader") if isinstance(error, NotLeader) else None
-        if isinstance(hint, int) and hint in self._links:
+        if isinstance(hint, int) and 1 <= hint <= self._nodes:
             self._leaders[partition] = hint
         else:
-            self._leaders.pop(partition, None)
+            self._forget(partition)
+
+    def _forget(self, partition: int) -> None:
+        """Guess anew next time, and ask where replicas are now."""
+        self._leaders.pop(partition, None)
+        if not self._refreshing:
+            self._refreshing = True
+            self._later(REFRESH_US, self._refresh)
+
+    def _refresh(self) -> None:
+        self._ask(self._any_node(), Api.METADATA, [0, [self._topic.name], True], self._refreshed)
+
+    def _refreshed(self, result: Reply | AegisError) -> None:
+        self._refreshing = False
+        if not isinstance(result, AegisError):
+            self._topic.learn(result.fields)
 
     def _ask(
         self,
-        node: int,
+        port: Port,
         api: Api,
         fields: Sequence[Any],
         answer: Callable[[Reply | AegisError], None],
     ) -> None:
-        """Ask one node; `answer` hears exactly once, of a time-out too."""
-        link = self._links[node]
+        """Ask one shard; `answer` hears exactly once, of a time-out too."""
+        link = self._link(port)
         heard = False
 
         def once(result: Reply | AegisError) -> None:
@@ -231,16 +283,17 @@ class Session:
 
         self._later(REQUEST_US, late)
 
-    def _any_node(self) -> int:
-        return self._rng.choice(list(self._links))
+    def _any_node(self) -> Port:
+        return Port(self._rng.randint(1, self._nodes))
 
 
 class Admin(Session):
     """Creates the topic and learns its groups."""
 
-    def __init__(self, *, partitions: int, replicas: int, **rest: Any) -> None:
-        super().__init__(**rest)
+    def __init__(self, *, partitions: int, replicas: int, topic: Topic, **rest: Any) -> None:
+        super().__init__(topic=topic, **rest)
         self.done = False
+        self._found = topic
         self._partitions = partitions
         self._replicas = replicas
         self._later(100 * MS, self._create)
@@ -260,12 +313,9 @@ class Admin(Session):
         self._ask(self._any_node(), Api.METADATA, [0, [self._topic.name]], self._learned)
 
     def _learned(self, result: Reply | AegisError) -> None:
-        if isinstance(result, AegisError) or not result.fields[4]:
+        if isinstance(result, AegisError) or not self._found.learn(result.fields):
             self._later(RETRY_US, self._learn)
             return
-        placed = result.fields[4][0][0][2]
-        self._topic.groups = [group for group, _ in placed]
-        self._topic.replicas = [[node for node, _ in members] for _, members in placed]
         self.done = True
 
 
@@ -288,8 +338,11 @@ class Producer(Session):
         if isinstance(result, AegisError):
             self._later(RETRY_US, self._get_id)
             return
+        self._use_id(result.fields[0])
+
+    def _use_id(self, producer_id: int) -> None:
         for queue in self.queues:
-            queue.producer_id = result.fields[0]
+            queue.producer_id = producer_id
         self._has_id = True
         self._pump()
 
@@ -336,9 +389,9 @@ class Producer(Session):
 
     def _is_linked(self, partition: int) -> bool:
         """Whether there is a link to where it should go; if not, another guess comes next time."""
-        if self._links[self._leader(partition)].ready:
+        if self._link(self._port(partition)).ready:
             return True
-        self._leaders.pop(partition, None)
+        self._forget(partition)
         return False
 
     def _send(self, partition: int, batch: PendingBatch) -> None:
@@ -348,7 +401,7 @@ class Producer(Session):
             if not self.closed:
                 self._answered(partition, batch, result)
 
-        link = self._links[self._leader(partition)]
+        link = self._link(self._port(partition))
         sent = link.send(Api.PRODUCE, [items], [batch.data], answer, ms_left=30_000)
         if sent is None:
             self._answered(partition, batch, Unavailable("Nothing was sent."))
@@ -406,7 +459,7 @@ class Reader(Session):
         def answer(result: Reply | AegisError) -> None:
             self._fetched(partition, result, asked_us)
 
-        self._ask(self._leader(partition), Api.FETCH, fields, answer)
+        self._ask(self._port(partition), Api.FETCH, fields, answer)
 
     def _fetched(self, partition: int, result: Reply | AegisError, asked_us: int) -> None:
         if not isinstance(result, AegisError):
@@ -464,7 +517,7 @@ class Asker(Session):
         fields = [[self._topic.groups[partition]]]
         if self._rng.random() < 0.2:
             self._leaders.pop(partition, None)
-        self._ask(self._leader(partition), Api.LIST_OFFSETS, fields, answer)
+        self._ask(self._port(partition), Api.LIST_OFFSETS, fields, answer)
 
     def _answered(self, partition: int, result: Reply | AegisError, asked_us: int) -> None:
         if not isinstance(result, AegisError):

@@ -22,16 +22,20 @@ from aegis_cluster.errors import InvariantBroken
 from aegis_cluster.testing.checkers import check_history, check_logs, settled
 from aegis_cluster.testing.faults import Adversary
 from aegis_cluster.testing.history import History, Outcome
+from aegis_cluster.testing.lease import Holder, LeaseService
 from aegis_cluster.testing.network import Network
-from aegis_cluster.testing.node import SimulatedNode, members_of
+from aegis_cluster.testing.node import SimulatedNode, founders_of
+from aegis_cluster.testing.operations import Operations
 from aegis_cluster.testing.plan import Plan, draw_plan
-from aegis_cluster.testing.scheduler import MS, SECOND, Scheduler
+from aegis_cluster.testing.scheduler import MS, SECOND, Runaway, Scheduler
 from aegis_cluster.testing.sessions import Admin, Asker, Producer, Reader, Topic
 from aegis_cluster.testing.watch import ReplicaWatch, check_folds, whole_logs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import ModuleType
+
+    from aegis_cluster.raft import Membership
 
 
 BOOTSTRAP_US: Final = 30 * SECOND
@@ -42,6 +46,8 @@ class Verdict(IntEnum):
     """How a run ended; the value is the exit code of the tool that ran it."""
 
     OK = 0
+    RUNAWAY = 126
+    """More and more work, or memory: the run was stopped."""
     CRASH = 127
     LIVENESS = 128
     SAFETY = 129
@@ -80,13 +86,16 @@ class Simulation:
         self.topic = Topic("numbers")
         self.report = Report(seed)
         self.nodes = self._make_nodes()
+        self.operations = Operations(self.nodes, self.topic)
         self.adversary = Adversary(
             plan=self.plan,
             rng=self._generator(),
             scheduler=self.scheduler,
             network=self.network,
             nodes=self.nodes,
+            operations=self.operations,
         )
+        self.lease: LeaseService | None = None
         self.producers: list[Producer] = []
         self.readers: list[Reader] = []
         self.askers: list[Asker] = []
@@ -97,11 +106,12 @@ class Simulation:
         return random.Random(self.rng.getrandbits(64))
 
     def _make_nodes(self) -> list[SimulatedNode]:
-        members = members_of(self.plan.nodes)
+        founders = founders_of(self.plan.nodes)
         nodes = [
             SimulatedNode(
                 number=number,
-                members=members,
+                founders=founders,
+                shards=self.plan.shards,
                 scheduler=self.scheduler,
                 network=self.network,
                 rng=self._generator(),
@@ -121,6 +131,10 @@ class Simulation:
         try:
             with _knobs(self.plan):
                 self._run()
+        except (Runaway, MemoryError) as error:
+            self.report.fail(
+                Verdict.RUNAWAY, [f"{type(error).__name__}: {error}", *self._describe()]
+            )
         except InvariantBroken as error:
             self._crashed(error)
         except Exception as error:  # noqa: BLE001 - whatever ends a process is this run's finding
@@ -201,8 +215,26 @@ class Simulation:
             self.producers.append(self._new_producer())
             self.scheduler.after(0, self._write_on, place, self.scheduler.now_us)
         self.readers = [Reader(**self._session()) for _ in range(plan.readers)]
+        if plan.lease_us:
+            self._begin_lease()
         if not plan.pause_to_us:  # strict questions would keep every group awake
             self.askers = [Asker(every_us=200 * MS, **self._session())]
+
+    def _begin_lease(self) -> None:
+        """Somebody writes under a lease, and then somebody else does."""
+        partitions, rng = self.plan.partitions, self._generator()
+
+        def new_holder(lease: LeaseService, token: int) -> Holder:
+            return Holder(lease=lease, token=token, deadline_s=1.0, **self._session())
+
+        self.lease = LeaseService(
+            scheduler=self.scheduler,
+            rng=rng,
+            new_holder=new_holder,
+            every_us=self.plan.lease_us,
+            write=lambda holder: holder.publish(rng.randrange(partitions), 1),
+        )
+        self.lease.hand_on()
 
     def _new_producer(self) -> Producer:
         return Producer(deadline_s=self.rng.choice((1.0, 3.0)), **self._session())
@@ -232,6 +264,8 @@ class Simulation:
     def heal(self) -> None:
         """End all faults and demand progress."""
         self._writing = False
+        if self.lease is not None:
+            self.lease.stop()
         self.adversary.heal()
         deadline_us = self.scheduler.now_us + self.plan.heal_us
         if not self._wait(deadline_us, self._writes_ended):
@@ -261,7 +295,8 @@ class Simulation:
         return True
 
     def _writes_ended(self) -> bool:
-        live = {producer.number for producer in self.producers}
+        holders = self.lease.holders if self.lease is not None else []
+        live = {one.number for one in (*self.producers, *holders) if not one.closed}
         return settled([write for write in self.history.writes if write.producer in live])
 
     def _stuck(self, what: str) -> None:
@@ -272,13 +307,13 @@ class Simulation:
         """Every replica in a line, for a run that does not get on."""
         lines = []
         for node in self.nodes:
-            partitions = node.shard.manager.partitions.items() if node.shard else ()
-            for group, partition in partitions:
+            for group, partition in node.partitions():
                 replica = partition.replica
                 lines.append(
                     f"node {node.number} group {group}: {replica.role.value} term {replica.term}"
                     f" log {replica.log.last_index} commit {replica.commit_index} applied"
                     f" {partition.applied} quiet {replica.quiet} damaged {replica.damaged}"
+                    f" members {_members(replica.membership)}"
                 )
         return lines
 
@@ -306,27 +341,33 @@ class Simulation:
         self._compare_replicas(deadline_us)
 
     def _compare_replicas(self, deadline_us: int) -> None:
-        if not self._wait(deadline_us, self._replicas_agree):
+        if not self._wait(deadline_us, self.operations.is_whole):
+            self._stuck("not every group has the members that it should have")
+        elif not self._wait(deadline_us, self._replicas_agree):
             self._stuck("replicas did not catch up")
-        for group in self.topic.groups:
+        for group in self.operations.groups:
             found = check_logs(whole_logs(self.nodes, group))
             found += check_folds(self.nodes, group)
             if found:
                 self.report.fail(Verdict.SAFETY, found[:VIOLATIONS_SHOWN])
 
     def _replicas_agree(self) -> bool:
-        """All healthy replicas of a group have applied the same, and have no more than that."""
-        for group in self.topic.groups:
+        """All healthy members of a group have applied the same, and have no more than that."""
+        for group in self.operations.groups:
             ends = {
                 (partition.applied, partition.log.last_index)
-                for node in self.nodes
-                if node.shard is not None
-                for number, partition in node.shard.manager.partitions.items()
-                if number == group and not partition.replica.damaged
+                for partition in self.operations.members(group)
+                if not partition.replica.damaged
             }
             if len(ends) != 1 or any(applied != last for applied, last in ends):
                 return False
         return True
+
+
+def _members(membership: Membership) -> str:
+    """Incarnations of voters, and of learners behind a plus."""
+    sides = (membership.voters, membership.learners)
+    return "+".join(" ".join(m.incarnation for m in side) for side in sides)
 
 
 @contextmanager

@@ -13,13 +13,16 @@ from typing import TYPE_CHECKING
 
 from aegis_cluster.errors import AegisError
 from aegis_cluster.ids import GroupId, LogIndex
-from aegis_cluster.wire.frame import iter_frames
+from aegis_cluster.storage.log import read_log_start
+from aegis_cluster.wire.frame import FrameKind, iter_frames
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from aegis_cluster.broker.partition import Partition
+    from aegis_cluster.ids import Member
     from aegis_cluster.testing.node import SimulatedNode
+    from aegis_cluster.testing.process import SimulatedProcess
 
 READ_BYTES = 1 << 20
 
@@ -33,6 +36,10 @@ class _Group:
         """Position of frame i at place i; the last one is the end."""
         self.terms: list[int] = [0]
         self.leaders: dict[int, int] = {}
+        self.campaigns: set[int] = set()
+        """Terms in which somebody voted for itself; asked for membership only."""
+        self.log_start = 0
+        """The highest that a committed LOG_START frame has decided."""
 
     @property
     def last(self) -> int:
@@ -42,9 +49,12 @@ class _Group:
         return bytes(self.data[self.starts[first] : self.starts[last + 1]])
 
     def extend(self, frames: bytes) -> None:
-        for _, header in iter_frames(frames):
+        for position, header in iter_frames(frames):
             self.starts.append(self.starts[-1] + header.size)
             self.terms.append(header.term)
+            if header.kind is FrameKind.LOG_START:
+                frame = frames[position : position + header.size]
+                self.log_start = max(self.log_start, read_log_start(frame))
         self.data += frames
 
 
@@ -55,43 +65,83 @@ class ReplicaWatch:
         self.violations: list[str] = []
         self.elections = 0
         self._groups: defaultdict[GroupId, _Group] = defaultdict(_Group)
-        self._promises: dict[tuple[int, GroupId], tuple[int, int, object]] = {}
-        """(node, group) -> the start in which it was seen, term, vote."""
+        self._promises: dict[tuple[Member, GroupId], tuple[int, int, object]] = {}
+        """(member, group) -> the start in which it was seen, term, vote."""
         self._applied: dict[tuple[int, int, GroupId], int] = {}
+        self._commits: dict[tuple[Member, GroupId, int], int] = {}
+        """(member, group, term it leads) -> commit index when it was last seen."""
 
-    def look(self, node: SimulatedNode) -> None:
-        """Check what the newest turn of a node may have changed."""
+    def look(self, node: SimulatedNode, process: SimulatedProcess) -> None:
+        """Check what the newest turn of a process may have changed."""
         node.disk.inspected = True
         try:
-            self._look(node)
+            self._look(node, process)
         finally:
             node.disk.inspected = False
 
-    def _look(self, node: SimulatedNode) -> None:
-        if node.shard is None:
+    def _look(self, node: SimulatedNode, process: SimulatedProcess) -> None:
+        if process.shard is None:
             return
-        for group, partition in node.shard.manager.partitions.items():
-            self._check_promise(node, group, partition)
+        for group, partition in process.shard.manager.partitions.items():
+            self._check_promise(node, process.boot, group, partition)
+            self._check_term(node, group, partition)
             if partition.leads:
                 self._check_leader(node, group, partition)
-            key = (node.number, node.boot, group)
+                self._check_rules_of_leading(node, group, partition)
+            key = (node.number, process.boot, group)
             before = self._applied.get(key)
             if before != partition.applied:
                 self._check_applied(node, group, partition, before)
+                self._check_log_start(node, group, partition)
                 self._applied[key] = partition.applied
 
-    def _check_promise(self, node: SimulatedNode, group: GroupId, partition: Partition) -> None:
+    def _check_promise(
+        self, node: SimulatedNode, now: int, group: GroupId, partition: Partition
+    ) -> None:
         """A term and vote that were durable come back with the next start (Raft §5.2)."""
         replica = partition.replica
-        key = (node.number, group)
-        boot, term, vote = self._promises.get(key, (node.boot, 0, None))
-        if boot != node.boot and not node.keeps_settled:
+        key = (node.member, group)
+        boot, term, vote = self._promises.get(key, (now, 0, None))
+        if boot != now and not node.keeps_settled:
             if replica.term < term:
                 self._violated(group, f"node {node.number} forgot its term {term}")
             elif replica.term == term and vote not in (None, replica.vote):
                 self._violated(group, f"node {node.number} forgot its vote in term {term}")
         if replica._hard_state_durable:
-            self._promises[key] = (node.boot, replica.term, replica.vote)
+            self._promises[key] = (now, replica.term, replica.vote)
+
+    def _check_term(self, node: SimulatedNode, group: GroupId, partition: Partition) -> None:
+        """Terms rise by campaigns alone; pre-votes leave them as they are (thesis §9.6)."""
+        replica, campaigns = partition.replica, self._groups[group].campaigns
+        if replica.term in campaigns or replica.term == 0:
+            return
+        if replica.vote == replica.me:
+            campaigns.add(replica.term)
+        elif not node.keeps_settled:
+            campaigns.add(replica.term)  # once is enough
+            self._violated(group, f"node {node.number} has term {replica.term}, nobody's campaign")
+
+    def _check_rules_of_leading(
+        self, node: SimulatedNode, group: GroupId, partition: Partition
+    ) -> None:
+        """A leader commits by counting, and changes members, only behind an entry of its own term
+        that is committed (Raft §5.4.2; the single-server bug of 2015)."""
+        replica, log = partition.replica, partition.replica.log
+        place = (node.member, group, replica.term)
+        before = self._commits.setdefault(place, replica.commit_index)
+        commit, change = replica.commit_index, replica.membership_index
+        own_is_committed = commit >= log.first_index and log.term_at(commit) == replica.term
+        if commit > before and not own_is_committed:
+            self._violated(group, f"node {node.number} committed {commit} of an older term")
+        if change > commit and log.term_at(change) == replica.term and not own_is_committed:
+            self._violated(group, f"node {node.number} changes members before its no-op")
+        self._commits[place] = commit
+
+    def _check_log_start(self, node: SimulatedNode, group: GroupId, partition: Partition) -> None:
+        """Nobody's log begins later than a leader has decided; folded logs are cut by everybody."""
+        start, decided = partition.log_start_offset, self._groups[group].log_start
+        if start > decided and not partition.is_internal:
+            self._violated(group, f"node {node.number} begins at offset {start}, not {decided}")
 
     def _check_leader(self, node: SimulatedNode, group: GroupId, partition: Partition) -> None:
         known = self._groups[group]
@@ -167,7 +217,7 @@ def whole_logs(
     """(index, term, frame) of every replica of a group, uncommitted tails included."""
     found: dict[str, list[tuple[int, int, bytes]]] = {}
     for node in nodes:
-        partition = node.shard.manager.partitions.get(group) if node.shard else None
+        partition = node.partition(group)
         if partition is None or partition.replica.damaged:
             continue
         frames: list[tuple[int, int, bytes]] = []
@@ -194,7 +244,7 @@ def check_folds(nodes: Iterable[SimulatedNode], group: GroupId) -> list[str]:
     known: dict[int, tuple[int, object]] = {}
     found: list[str] = []
     for node in nodes:
-        partition = node.shard.manager.partitions.get(group) if node.shard else None
+        partition = node.partition(group)
         if partition is None or partition.replica.damaged:
             continue
         state = folded(partition)

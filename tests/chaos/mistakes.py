@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from aegis_cluster.broker import produce
+from aegis_cluster.broker import produce, producer_stm
 from aegis_cluster.broker.fetch import Fetches
+from aegis_cluster.broker.membership_backend import MembershipBackend
 from aegis_cluster.broker.partition import Partition
 from aegis_cluster.broker.producer_stm import ProducerTable
 from aegis_cluster.client.partition_queue import PartitionQueue
@@ -18,8 +19,12 @@ from aegis_cluster.errors import AegisError, NotLeader
 from aegis_cluster.ids import LogIndex
 from aegis_cluster.limits import RAFT_APPEND_BYTES_MAX
 from aegis_cluster.raft import AppendReply, AppendRequest, Envelope, PreVoteRequest, Replica
+from aegis_cluster.raft.progress import Progress
+from aegis_cluster.storage import scan, shard_recovery
+from aegis_cluster.storage.log_recovery import LogRecovery
 from aegis_cluster.storage.store import ShardStore
 from aegis_cluster.storage.types import HardState
+from aegis_cluster.testing.node import SimulatedNode
 from aegis_cluster.wire.frame import decode_header, encode_frame, frame_payload, iter_frames
 
 if TYPE_CHECKING:
@@ -192,6 +197,118 @@ def lost_appends_are_never_sent_again(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Replica, "_is_stalled", lambda self, progress: False)
 
 
+def older_terms_are_committed_by_counting(patch: pytest.MonkeyPatch) -> None:
+    """A7: Raft §5.4.2, figure 8."""
+    patch.setattr(Replica, "_may_commit", lambda self, index: index > 0)
+
+
+def pre_votes_raise_terms(patch: pytest.MonkeyPatch) -> None:
+    """A3: the term that a pre-vote only proposes leaks."""
+    right = Replica._on_pre_vote_request
+
+    def on_request(self: Replica, sender: Member, request: PreVoteRequest) -> None:
+        right(self, sender, request)
+        if request.proposed_term > self.term and not self._hears_leader():
+            self._become_follower(request.proposed_term, None)
+
+    patch.setattr(Replica, "_on_pre_vote_request", on_request)
+
+
+def members_change_before_the_noop(patch: pytest.MonkeyPatch) -> None:
+    """A8"""
+
+    def tick(self: MembershipBackend) -> None:
+        for partition in self._shard.manager.partitions.values():
+            if partition.leads:
+                self._mend(partition)
+
+    patch.setattr(Replica, "_may_change_membership", lambda self: True)
+    patch.setattr(MembershipBackend, "tick", tick)
+
+
+def living_voters_are_removed_beside_dead_ones(patch: pytest.MonkeyPatch) -> None:
+    """Ours: the rest was no majority any more, and the group stood still for ever."""
+    patch.setattr(Replica, "_check_majority", lambda self, membership: None)
+
+
+def a_whole_append_is_acknowledged_when_a_part_came(patch: pytest.MonkeyPatch) -> None:
+    """The answer names what was asked for, while the shell had cut the append short."""
+    right = Replica._accept
+
+    def accept(self: Replica, sender: Member, request: AppendRequest) -> None:
+        right(self, sender, request)
+        if request.entries:
+            self._acknowledge(sender, request.last_index)
+
+    def send_append(self: Partition, to: Member, message: AppendRequest) -> None:
+        first = LogIndex(message.prev_index + 1)
+        found = self.log.read(first, message.last_index, 1_000)
+        self._send(self, to, message, found.data)
+
+    def with_entries(self: Partition, message: AppendRequest, frames: memoryview) -> AppendRequest:
+        return whole(self, message, frames)._replace(last_index=message.last_index)
+
+    whole = Partition._with_entries
+    patch.setattr(Replica, "_accept", accept)
+    patch.setattr(Partition, "_send_append", send_append)
+    patch.setattr(Partition, "_with_entries", with_entries)
+
+
+def every_refusal_begins_a_probe(patch: pytest.MonkeyPatch) -> None:
+    """Ours: late refusals filled the pipeline again and again, until memory was full."""
+    never = property(lambda self: -1, lambda self, value: None)
+    patch.setattr(Progress, "probed_at", never)
+
+
+# ---- disks
+
+
+def a_torn_tail_is_accepted(patch: pytest.MonkeyPatch) -> None:
+    """C3: a frame whose checksum fails is taken as it is."""
+
+    def check(group: GroupId, data: Any, position: int = 0, **_: Any) -> Any:
+        return decode_header(data, position)
+
+    patch.setattr(scan, "check_frame", check)
+
+
+def damage_is_cut_as_a_torn_tail(patch: pytest.MonkeyPatch) -> None:
+    """C3: what was acknowledged is thrown away in silence (NATS)."""
+    right = LogRecovery._end
+
+    def end(self: LogRecovery, stop: Any) -> None:
+        self._journal.durable = LogIndex(0)
+        right(self, stop)
+
+    patch.setattr(LogRecovery, "_end", end)
+
+
+def a_log_that_lost_its_end_begins_after_its_snapshot(patch: pytest.MonkeyPatch) -> None:
+    """Ours: earliest moved, and readers were told that what others still had is gone."""
+    patch.setattr(
+        shard_recovery,
+        "_log_restarts",
+        lambda snapshot, state, journal: snapshot.at > (state.durable.index if state else 0),
+    )
+
+
+def a_wiped_node_votes_under_its_old_name(patch: pytest.MonkeyPatch) -> None:
+    """A10"""
+    patch.setattr(SimulatedNode, "_next_member", lambda self: self.member)
+
+
+def a_follower_moves_its_log_start(patch: pytest.MonkeyPatch) -> None:
+    """Earliest is the leader's to decide."""
+    right = Partition.tick
+
+    def tick(self: Partition) -> None:
+        right(self)
+        if not self.leads and not self.is_internal and len(self.log.segments) > 2:
+            self.drop_before(self.log.segments[1].base_index)
+
+    patch.setattr(Partition, "tick", tick)
+
+
 # ---- the shell around it
 
 
@@ -250,6 +367,18 @@ def repeats_are_not_recognised(patch: pytest.MonkeyPatch) -> None:
         return found._replace(known=None) if found.known is not None else found
 
     patch.setattr(ProducerTable, "decide", decide)
+
+
+def old_epochs_are_let_in(patch: pytest.MonkeyPatch) -> None:
+    """Who held a lease before goes on writing (etcd's locks under Jepsen)."""
+    right = producer_stm._judge
+
+    def judge(state: Any, batch: Any) -> Any:
+        is_old = state is not None and batch.producer_epoch < state.epoch
+        return producer_stm.APPEND if is_old else right(state, batch)
+
+    patch.setattr(producer_stm, "_judge", judge)
+    patch.setattr(producer_stm, "invariant", lambda *_, **__: None)
 
 
 def unknown_is_reported_as_refused(patch: pytest.MonkeyPatch) -> None:

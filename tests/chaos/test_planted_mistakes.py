@@ -11,7 +11,19 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from aegis_cluster.testing.simulation import Report, Verdict, run_seed
-from chaos.scenarios import FAILED_SYNC, OLD_LEADER, PAUSE_KILL, POWER, QUIET, scenario
+from chaos.scenarios import (
+    BAD_DISK,
+    FAILED_SYNC,
+    FALLING_LEADERS,
+    LEASE,
+    MOVES,
+    OLD_LEADER,
+    PAUSE_KILL,
+    POWER,
+    QUIET,
+    WIPED,
+    scenario,
+)
 from tests.chaos import mistakes as planted
 
 if TYPE_CHECKING:
@@ -50,6 +62,18 @@ MISTAKES: Final[list[tuple[Mistake, Faults, int]]] = [
     (planted.acknowledged_before_the_commit, None, 0),
     (planted.readers_see_what_is_not_committed, None, 0),
     (planted.failed_recovery_leaves_a_marker, None, 12),
+    (planted.older_terms_are_committed_by_counting, FALLING_LEADERS, 0),
+    (planted.pre_votes_raise_terms, OLD_LEADER, 0),
+    (planted.members_change_before_the_noop, MOVES, 0),
+    (planted.living_voters_are_removed_beside_dead_ones, MOVES, 0),
+    (planted.a_whole_append_is_acknowledged_when_a_part_came, OLD_LEADER, 0),
+    (planted.every_refusal_begins_a_probe, OLD_LEADER, 0),
+    (planted.a_torn_tail_is_accepted, POWER, 0),
+    (planted.damage_is_cut_as_a_torn_tail, BAD_DISK, 0),
+    (planted.a_log_that_lost_its_end_begins_after_its_snapshot, BAD_DISK, 0),
+    (planted.a_wiped_node_votes_under_its_old_name, WIPED, 0),
+    (planted.a_follower_moves_its_log_start, POWER, 0),
+    (planted.old_epochs_are_let_in, LEASE, 0),
     (planted.client_gives_a_second_sequence, None, 0),
     (planted.client_calls_unanswered_refused, None, 0),
 ]
@@ -61,7 +85,8 @@ def _silence() -> None:
 
 
 def run(seed: int, faults: Faults) -> Report:
-    return run_seed(seed, None if faults is None else scenario(seed, faults, nodes=3))
+    nodes = 4 if faults is MOVES else 3
+    return run_seed(seed, None if faults is None else scenario(seed, faults, nodes=nodes))
 
 
 def is_found(report: Report) -> bool:

@@ -80,6 +80,16 @@ def test_order_of_a_producer() -> None:
     assert names(history) == {"nonmonotonic_send"}
 
 
+def test_an_older_holder_behind_a_newer_one() -> None:
+    history = good()
+    history.tokens = {1: 1, 2: 2}
+    assert names(history) == {"lease_fenced"}
+    history.tokens = {1: 2, 2: 1}
+    assert names(history) == {"lease_fenced"}
+    history.tokens = {2: 1}
+    assert names(history) == set()
+
+
 def test_half_a_batch() -> None:
     history = good()
     history.writes[0].outcome = Outcome.UNKNOWN
