@@ -34,6 +34,9 @@ BAD_DISK: Final = {"rot": 2, "roll_back": 1, "cut_tail": 1, "kill": 1}
 FAILED_SYNC: Final = {"sync_error": 2, "write_error": 1, "power": 2}
 """fsyncgate, with the power failure that shows what was lost."""
 
+TORN: Final = {"power": 2, "power_all": 3}
+"""Power goes while big batches are written, past the journal; a part of one reaches the disk."""
+
 WIPED: Final = {"wipe": 2, "kill": 1}
 """One directory after the other is gone; whoever comes back is a new member."""
 
@@ -63,6 +66,8 @@ def scenario(seed: int, faults: Mapping[str, int], *, nodes: int | None = None) 
         plan.raft = replace(plan.raft, quiet_ticks=5)
         plan.network = NetworkFaults()
         plan.down_after_heal = 1
+    if faults is TORN:
+        plan.value_bytes_max, plan.records_max = 2_000, 3
     if faults is LEASE:
         plan.lease_us = 300 * MS
     if faults is FALLING_LEADERS:

@@ -19,7 +19,6 @@ from aegis_cluster.errors import AegisError, NotLeader
 from aegis_cluster.ids import LogIndex
 from aegis_cluster.limits import RAFT_APPEND_BYTES_MAX
 from aegis_cluster.raft import AppendReply, AppendRequest, Envelope, PreVoteRequest, Replica
-from aegis_cluster.raft.progress import Progress
 from aegis_cluster.storage import scan, shard_recovery
 from aegis_cluster.storage.log_recovery import LogRecovery
 from aegis_cluster.storage.store import ShardStore
@@ -252,12 +251,6 @@ def a_whole_append_is_acknowledged_when_a_part_came(patch: pytest.MonkeyPatch) -
     patch.setattr(Replica, "_accept", accept)
     patch.setattr(Partition, "_send_append", send_append)
     patch.setattr(Partition, "_with_entries", with_entries)
-
-
-def every_refusal_begins_a_probe(patch: pytest.MonkeyPatch) -> None:
-    """Ours: late refusals filled the pipeline again and again, until memory was full."""
-    never = property(lambda self: -1, lambda self, value: None)
-    patch.setattr(Progress, "probed_at", never)
 
 
 # ---- disks

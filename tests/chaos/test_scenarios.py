@@ -23,7 +23,7 @@ def _silence() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(180)
 @pytest.mark.parametrize(
     "faults",
     [
@@ -34,10 +34,30 @@ def _silence() -> None:
         scenarios.BAD_DISK,
         scenarios.FAILED_SYNC,
         scenarios.QUIET,
+        scenarios.TORN,
+        scenarios.WIPED,
+        scenarios.MOVES,
+        scenarios.FALLING_LEADERS,
+        scenarios.LEASE,
     ],
-    ids=["pause-kill", "partition-kill", "power", "old-leader", "bad-disk", "failed-sync", "quiet"],
+    ids=[
+        "pause-kill",
+        "partition-kill",
+        "power",
+        "old-leader",
+        "bad-disk",
+        "failed-sync",
+        "quiet",
+        "torn",
+        "wiped",
+        "moves",
+        "falling-leaders",
+        "lease",
+    ],
 )
 def test_promises_are_kept(faults: Mapping[str, int]) -> None:
     for seed in range(SEEDS):
-        report = run_seed(seed, scenarios.scenario(seed, faults, nodes=3))
+        report = run_seed(
+            seed, scenarios.scenario(seed, faults, nodes=4 if faults is scenarios.MOVES else 3)
+        )
         assert report.verdict is Verdict.OK, describe(report)

@@ -14,6 +14,7 @@ from aegis_cluster.cluster.metadata import (
     CreateTopic,
     DeleteTopic,
     GrantProducerIds,
+    PlaceReplicas,
     RegisterNode,
     decode_command,
     encode_command,
@@ -29,7 +30,7 @@ from aegis_cluster.errors import (
     TopicExists,
     TopicNotFound,
 )
-from aegis_cluster.ids import LogIndex, NodeId, ProducerId
+from aegis_cluster.ids import GroupId, LogIndex, NodeId, ProducerId
 from aegis_cluster.wire.descriptions import NodeInfo, TopicSettings
 
 
@@ -205,6 +206,43 @@ def test_only_a_topic_that_exists_is_deleted() -> None:
         controller.delete_topic(table_of(1), "orders")
 
 
+def test_replicas_move_where_they_are_told_to() -> None:
+    table = table_of(4)
+    table.apply(LogIndex(10), create(table, partitions=2))
+    group = table.topics["orders"].partitions[1].group
+    first = table.topics["orders"].partitions[1].replicas
+    nodes = [NodeId(4), NodeId(2)]
+    command = controller.place_replicas(table, topic="orders", partition=1, nodes=nodes)
+    assert command is not None
+    table.apply(LogIndex(table.index + 1), command)
+    placed = table.partition_of(group)
+    assert placed is not None
+    assert [member.node for member in placed[1].replicas] == nodes
+    assert table.topics["orders"].partitions[1] == placed[1]
+    assert table.founders_of(group) == first
+    assert controller.place_replicas(table, topic="orders", partition=1, nodes=nodes) is None
+
+
+@pytest.mark.parametrize(
+    ("topic", "partition", "nodes", "error"),
+    [
+        ("other", 0, [1], TopicNotFound),
+        ("orders", 1, [1], InvalidTopic),
+        ("orders", 0, [], InvalidTopic),
+        ("orders", 0, [1, 1], InvalidTopic),
+        ("orders", 0, [1, 9], NotEnoughReplicas),
+    ],
+)
+def test_moves_that_cannot_be_are_refused(
+    topic: str, partition: int, nodes: list[int], error: type[AegisError]
+) -> None:
+    table = table_of(3)
+    table.apply(LogIndex(10), create(table))
+    wanted = [NodeId(node) for node in nodes]
+    with pytest.raises(error):
+        controller.place_replicas(table, topic=topic, partition=partition, nodes=wanted)
+
+
 def test_registering_again_without_news_changes_nothing() -> None:
     table = table_of(1)
     assert controller.register_node(table, node(1)) is None
@@ -236,6 +274,7 @@ def test_the_table_survives_a_snapshot() -> None:
         AlterTopic("orders", TopicSettings(retention_ms=1)),
         AlterTopic("orders", TopicSettings(), create(table_of(3), partitions=2).info.partitions),
         DeleteTopic("orders"),
+        PlaceReplicas(GroupId(3), (node(1).member, node(2).member)),
         GrantProducerIds(ProducerId(1), 1000),
     ],
 )

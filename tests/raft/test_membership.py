@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from aegis_cluster.errors import InvariantBroken, Misuse
+from aegis_cluster.errors import InvariantBroken, Misuse, NotReady
 from aegis_cluster.ids import LogIndex
 from aegis_cluster.raft import Membership, MembershipHistory, RaftConfig
 from aegis_cluster.raft.membership import is_single_step
 from aegis_cluster.raft.quorum import quorum_size
-from tests.raft.harness import member, membership
+from tests.raft.harness import Cluster, member, membership
 
 
 def quorums(voters: tuple[int, ...]) -> list[set[int]]:
@@ -85,3 +85,16 @@ def test_history_follows_the_log() -> None:
 def test_settings_that_contradict_each_other(wrong: dict[str, Any]) -> None:
     with pytest.raises(InvariantBroken):
         RaftConfig(**wrong)
+
+
+def test_a_living_voter_is_not_removed_beside_a_dead_one() -> None:
+    """What is left could not commit the change, nor anything after it."""
+    cluster = Cluster(1, 2, 3)
+    cluster.elect(1)
+    cluster.tick()
+    cluster.hosts[3].crash()
+    cluster[1].link_lost(member(3))
+    now = cluster[1].membership
+    with pytest.raises(NotReady, match="too few"):
+        cluster[1].change_membership(now.without(member(2)), 60)
+    cluster[1].change_membership(now.without(member(3)), 60)
