@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import random
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Final
 
@@ -375,7 +375,7 @@ def _knobs(plan: Plan) -> Iterator[None]:
     """Numbers that the product fixes and a run draws, for the time of that run."""
     wanted: list[tuple[ModuleType, str, object]] = [
         (partition_module, "SNAPSHOT_FRAMES", plan.snapshot_frames),
-        (replica_manager, "RaftConfig", lambda: plan.raft),
+        (replica_manager, "RaftConfig", lambda **chosen: replace(plan.raft, **chosen)),
     ]
     before = [getattr(module, name) for module, name, _ in wanted]
     for module, name, value in wanted:

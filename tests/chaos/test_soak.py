@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from aegis_cluster.testing.scheduler import Runaway
 from aegis_cluster.testing.simulation import Report, Verdict
 from chaos import soak
 
@@ -87,5 +88,5 @@ def test_a_seed_that_spins_in_one_event_is_stopped(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(soak, "CPU_SECONDS_MAX", 0.1)
     monkeypatch.setattr(soak, "run_seed", spin)
-    with pytest.raises(soak.Runaway, match="seconds of computing"):
+    with pytest.raises(Runaway, match="seconds of computing"):
         soak.guarded(1)
