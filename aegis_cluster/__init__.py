@@ -1,32 +1,39 @@
 """Aegis Cluster: topics, replicated by Raft, that survive `kill -9`.
 
-What users import stands here; everything below is the machine.
+What users import stands here; everything below is the machine. It is imported on first use (PEP
+562): a command, or a node's supervisor, loads no more than it needs.
 """
 
-from aegis_cluster.channel import Channel
-from aegis_cluster.engine import EngineStats, StreamingEngine
-from aegis_cluster.errors import AegisError, OutcomeUnknown, Refused, Unauthorized
-from aegis_cluster.filters import EventFilter
-from aegis_cluster.group import (
-    ConsumerGroup,
-    GroupDescription,
-    GroupListing,
-    MemberDescription,
-)
-from aegis_cluster.ids import TopicPartition
-from aegis_cluster.keys import ClientKeys
-from aegis_cluster.message import (
-    BatchReceipt,
-    Message,
-    Offset,
-    PartitionOffsets,
-    Receipt,
-    ReceivedMessage,
-)
-from aegis_cluster.producer import Pending, Producer, ProducerConfig
-from aegis_cluster.subscribe_config import AckMode, DeliveryMode, SubscribeConfig
-from aegis_cluster.subscriber import MessageBatch, Subscriber
-from aegis_cluster.topics import TopicConfig, TopicDescription
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from aegis_cluster.channel import Channel
+    from aegis_cluster.engine import EngineStats, StreamingEngine
+    from aegis_cluster.errors import AegisError, OutcomeUnknown, Refused, Unauthorized
+    from aegis_cluster.filters import EventFilter
+    from aegis_cluster.group import (
+        ConsumerGroup,
+        GroupDescription,
+        GroupListing,
+        MemberDescription,
+    )
+    from aegis_cluster.ids import TopicPartition
+    from aegis_cluster.keys import ClientKeys
+    from aegis_cluster.message import (
+        BatchReceipt,
+        Message,
+        Offset,
+        PartitionOffsets,
+        Receipt,
+        ReceivedMessage,
+    )
+    from aegis_cluster.producer import Pending, Producer, ProducerConfig
+    from aegis_cluster.subscribe_config import AckMode, DeliveryMode, SubscribeConfig
+    from aegis_cluster.subscriber import MessageBatch, Subscriber
+    from aegis_cluster.topics import TopicConfig, TopicDescription
 
 __all__ = [
     "AckMode",
@@ -60,3 +67,49 @@ __all__ = [
     "TopicPartition",
     "Unauthorized",
 ]
+
+_PLACES = {
+    "AckMode": "aegis_cluster.subscribe_config",
+    "AegisError": "aegis_cluster.errors",
+    "BatchReceipt": "aegis_cluster.message",
+    "Channel": "aegis_cluster.channel",
+    "ClientKeys": "aegis_cluster.keys",
+    "ConsumerGroup": "aegis_cluster.group",
+    "DeliveryMode": "aegis_cluster.subscribe_config",
+    "EngineStats": "aegis_cluster.engine",
+    "EventFilter": "aegis_cluster.filters",
+    "GroupDescription": "aegis_cluster.group",
+    "GroupListing": "aegis_cluster.group",
+    "MemberDescription": "aegis_cluster.group",
+    "Message": "aegis_cluster.message",
+    "MessageBatch": "aegis_cluster.subscriber",
+    "Offset": "aegis_cluster.message",
+    "OutcomeUnknown": "aegis_cluster.errors",
+    "PartitionOffsets": "aegis_cluster.message",
+    "Pending": "aegis_cluster.producer",
+    "Producer": "aegis_cluster.producer",
+    "ProducerConfig": "aegis_cluster.producer",
+    "Receipt": "aegis_cluster.message",
+    "ReceivedMessage": "aegis_cluster.message",
+    "Refused": "aegis_cluster.errors",
+    "StreamingEngine": "aegis_cluster.engine",
+    "SubscribeConfig": "aegis_cluster.subscribe_config",
+    "Subscriber": "aegis_cluster.subscriber",
+    "TopicConfig": "aegis_cluster.topics",
+    "TopicDescription": "aegis_cluster.topics",
+    "TopicPartition": "aegis_cluster.ids",
+    "Unauthorized": "aegis_cluster.errors",
+}
+
+
+def __getattr__(name: str) -> Any:
+    module = _PLACES.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(module), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

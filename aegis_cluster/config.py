@@ -519,7 +519,10 @@ def load_node_config(file: Path) -> NodeConfig:
     Raises `ConfigError`, also for a node that could be reached from another machine and has
     neither keys nor `insecure = true`.
     """
-    config = _build(NodeConfig, "node", _written_in_file(file))
+    written = _written_in_file(file)
+    if not written:
+        raise ConfigError(f"{file}: there are no settings in it; a node needs `[node]`.")
+    config = _build(NodeConfig, "node", written)
     _check_ports(config, file)
     _check_security(config, file)
     found = config.security

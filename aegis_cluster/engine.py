@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from aegis_cluster.channel import Channel
 from aegis_cluster.client.background import Background
-from aegis_cluster.client.cluster import ClusterClient
+from aegis_cluster.client.cluster import ClusterClient, addresses_of
 from aegis_cluster.client.offsets import list_offsets
 from aegis_cluster.config import StreamingConfig, load_streaming_config
 from aegis_cluster.errors import ConfigError, Misuse, TopicExists, TopicNotFound
@@ -145,12 +145,7 @@ class StreamingEngine:
         this machine. Raises `ConfigError`; entering raises `Unavailable` when no node answers in
         time, and `Unauthorized` when the nodes do not accept the key.
         """
-        addresses = [address.strip() for address in bootstrap.split(",") if address.strip()]
-        if not addresses or not all(address.startswith("tcp://") for address in addresses):
-            raise ConfigError(
-                f"{bootstrap!r} is no list of addresses; write"
-                " 'tcp://127.0.0.1:7101,tcp://127.0.0.1:7201'."
-            )
+        addresses = addresses_of(bootstrap)
         return cls(bootstrap=addresses, request_timeout=request_timeout, config=config, keys=keys)
 
     async def __aenter__(self) -> Self:

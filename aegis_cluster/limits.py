@@ -64,9 +64,10 @@ UNMARKED_BYTES_MAX: Final = 32 * KIB
 
 # What clients make a shard hold. Each sum has a limit for one client, one for all, a share that
 # every client has of its own once the others have used that up, and a limit for these together.
-CLIENT_IN_FLIGHT_BYTES_MAX: Final = 64 * MIB
-"""Produce bytes that wait for their commit."""
-SHARD_IN_FLIGHT_BYTES_MAX: Final = 256 * MIB
+CLIENT_IN_FLIGHT_BYTES_MAX: Final = 32 * MIB
+"""Produce bytes that wait for their commit; also how long a write may wait behind others'. One
+request of any size may go if it is its client's only one."""
+SHARD_IN_FLIGHT_BYTES_MAX: Final = 128 * MIB
 CLIENT_IN_FLIGHT_BYTES_OWN: Final = 1 * MIB
 SHARD_IN_FLIGHT_BYTES_OWN: Final = 64 * MIB
 CLIENT_ANSWER_BYTES_MAX: Final = 32 * MIB
@@ -185,7 +186,7 @@ invariant(FRAME_BYTES_MAX <= FETCH_BYTES_MAX, "a fetch can carry the largest fra
 invariant(FRAME_BYTES_MAX <= RAFT_IN_FLIGHT_BYTES_MAX, "the largest frame can be replicated")
 invariant(FETCH_BYTES_MAX <= REQUEST_BYTES_MAX, "a fetch's answer fits a message")
 invariant(FETCH_BYTES_MAX <= CLIENT_ANSWER_BYTES_MAX, "one answer fits a client's share")
-invariant(REQUEST_BYTES_MAX <= CLIENT_IN_FLIGHT_BYTES_MAX, "one request fits a client's share")
+invariant(REQUEST_BYTES_MAX <= SHARD_IN_FLIGHT_BYTES_OWN, "the largest request finds room")
 invariant(
     TOPIC_PARTITIONS_MAX <= FETCH_ITEMS_WAITING_PER_CLIENT_MAX,
     "a client may wait for a whole topic",

@@ -34,7 +34,7 @@ SOCKETS_MAX: Final = 60
 """Connections that one stranger leaves open; the oldest goes first."""
 GREETING: Final = b"\xff" + bytes(8) + b"\x7f\x03\x00NULL".ljust(23, b"\0") + bytes(32)
 """ZMTP 3.0, as NULL clients say it."""
-READY: Final = b"\x04\x19\x05READY\x0bSocket-Type\x00\x00\x00\x06DEALER"
+READY: Final = b"\x04\x1c\x05READY\x0bSocket-Type\x00\x00\x00\x06DEALER"
 CONNECT_S: Final = 1.0
 
 

@@ -12,8 +12,16 @@ from __future__ import annotations
 def main() -> None:
     """The `aegis` program."""
     # Imported late: a node's supervisor starts through here too, and should stay small.
+    import signal
     import sys
 
+    # Until there is something to tidy up, and once there is nothing left, Ctrl-C just ends us.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     from aegis_cluster.cli.app import run
 
-    sys.exit(run(sys.argv[1:]))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        code = run(sys.argv[1:])
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    sys.exit(code)

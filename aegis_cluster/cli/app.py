@@ -110,6 +110,8 @@ def run(arguments: Sequence[str]) -> int:
         return _refused(error)
     except AegisError as error:
         return _told(error, WRONG_USAGE if isinstance(error, ConfigError | Misuse) else FAILED)
+    except OSError as error:
+        return _told(error, FAILED, prefix="a file or a connection failed: ")
     except (Exception, InvariantBroken) as error:  # noqa: BLE001 - the top of the program
         return _told(error, FAILED, prefix=f"internal error ({type(error).__name__}): ")
     return result if isinstance(result, int) else 0

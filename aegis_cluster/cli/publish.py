@@ -37,11 +37,7 @@ from aegis_cluster.cli.records import (
 from aegis_cluster.errors import (
     AegisError,
     PartlyPublished,
-    TopicNotFound,
-    Unauthorized,
-    Unavailable,
-    UnsupportedVersion,
-    WrongCluster,
+    Refused,
 )
 
 if TYPE_CHECKING:
@@ -50,8 +46,6 @@ if TYPE_CHECKING:
     from aegis_cluster import StreamingEngine
 
 LINES_SHOWN: Final = 5
-NOTHING_SENT: Final = (TopicNotFound, Unavailable, Unauthorized, UnsupportedVersion, WrongCluster)
-"""Refusals that come before any row of a chunk is sent."""
 
 
 class Tally:
@@ -102,7 +96,7 @@ class Tally:
         if not self._sending:
             return done
         first, last = self._sending[0].line, self._sending[-1].line
-        if isinstance(error, NOTHING_SENT):
+        if isinstance(error, Refused):
             return f"{done}, none from line {first} on"
         return f"{done}; of lines {first} to {last} it is not known"
 

@@ -99,7 +99,7 @@ def open_source(name: str) -> Iterator[Source]:
     try:
         file = Path(name).open("rb")  # noqa: SIM115 - closed below, after the error is named
     except OSError as error:
-        raise BadInput(f"{name} cannot be opened: {error.strerror}") from error
+        raise BadInput(f"cannot be opened: {error.strerror}") from error
     with file:
         yield Source(file, name, Path(name).stat().st_size)
 

@@ -10,7 +10,7 @@ import asyncio
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Final
 
-from aegis_cluster.client.cluster import ClusterClient
+from aegis_cluster.client.cluster import ClusterClient, addresses_of
 from aegis_cluster.client.view import add_view, ask_view
 from aegis_cluster.config import control_endpoint
 from aegis_cluster.errors import AegisError
@@ -34,8 +34,7 @@ async def cluster_status(
 
     Raises `Unavailable` when no node answers in time.
     """
-    addresses = [address.strip() for address in bootstrap.split(",")]
-    cluster = ClusterClient(addresses, stale_ok=True, keys=keys, insecure=insecure)
+    cluster = ClusterClient(addresses_of(bootstrap), stale_ok=True, keys=keys, insecure=insecure)
     try:
         deadline = cluster.deadline(timeout)
         await cluster.connect(deadline)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import uuid
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,6 +19,7 @@ from aegis_cluster.client.link import Link, NotAccepted
 from aegis_cluster.client.metadata import NO_NODE, Metadata, Routes, TcpRoutes
 from aegis_cluster.errors import (
     AegisError,
+    ConfigError,
     Misuse,
     NotLeader,
     NotReady,
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from aegis_cluster.keys import LinkKeys
     from aegis_cluster.wire.descriptions import TopicInfo
 
+_ADDRESS: Final = re.compile(r"tcp://[^\s/,]+:\d{1,5}")
 FIRST_PAUSE_S: Final = 0.02
 PAUSE_S_MAX: Final = 0.5
 CONNECT_S: Final = 0.5
@@ -278,7 +281,7 @@ class ClusterClient:
         token = uuid.uuid4().hex
         fields = [name, partitions, replicas, list(settings), token]
         reply, _ = await self.ask_controller(Api.CREATE_TOPIC, fields, deadline)
-        await self._know([name], deadline, _index_of(reply))
+        await self._know([name], deadline, index_of(reply))
 
     async def alter_topic(
         self, name: str, *, partitions: int | None, changes: Mapping[str, Any], deadline: float
@@ -287,7 +290,7 @@ class ClusterClient:
         `NotEnoughReplicas`. To do it twice changes nothing more."""
         fields = [name, partitions, dict(changes)]
         reply, _ = await self.ask_controller(Api.ALTER_TOPIC, fields, deadline)
-        index = _index_of(reply)
+        index = index_of(reply)
         await self._know([name], deadline, index)
         await self._await_everybody(index, deadline)
 
@@ -323,7 +326,7 @@ class ClusterClient:
                 raise
             await self._know([name], deadline, self.metadata.index)
             return
-        await self._know([name], deadline, _index_of(reply))
+        await self._know([name], deadline, index_of(reply))
 
     def topic_gone(self, name: str) -> TopicNotFound:
         """What to say of messages for a topic that was deleted meanwhile."""
@@ -336,7 +339,7 @@ class ClusterClient:
             return take_int(reply.fields, 0, "producer_id")
 
 
-def _index_of(reply: Reply) -> int:
+def index_of(reply: Reply) -> int:
     """Of the change that was carried out. Raises `OutcomeUnknown`."""
     with _understood(OutcomeUnknown):
         return take_int(reply.fields, 0, "index")
@@ -349,3 +352,14 @@ def _understood(otherwise: type[AegisError]) -> Iterator[None]:
         yield
     except PeerViolation as error:
         raise otherwise(f"A node answered with something that is no answer: {error}.") from error
+
+
+def addresses_of(bootstrap: str) -> list[str]:
+    """The addresses in a list with commas. Raises `ConfigError`."""
+    addresses = [address.strip() for address in bootstrap.split(",") if address.strip()]
+    if not addresses or not all(map(_ADDRESS.fullmatch, addresses)):
+        raise ConfigError(
+            f"{bootstrap!r} is no list of addresses; write"
+            " 'tcp://127.0.0.1:7101,tcp://127.0.0.1:7201'."
+        )
+    return addresses

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from aegis_cluster.client.cluster import ClusterClient, Pause
+from aegis_cluster.client.cluster import ClusterClient, Pause, index_of
 from aegis_cluster.errors import (
     AegisError,
     InvalidTopic,
@@ -85,7 +85,7 @@ async def groups_topic(cluster: ClusterClient, deadline: float) -> TopicInfo:
     if info is not None:
         return info
     reply, _ = await cluster.ask_controller(Api.INTERNAL_TOPIC, [GROUPS_TOPIC], deadline)
-    await cluster.refresh([GROUPS_TOPIC], deadline, take_int(reply.fields, 0, "index"))
+    await cluster.refresh([GROUPS_TOPIC], deadline, index_of(reply))
     return cluster.metadata.topic(GROUPS_TOPIC)
 
 

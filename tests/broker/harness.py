@@ -144,6 +144,8 @@ class Host:
     store: ShardStore | None = None
     transport: Transport | None = None
     boots: int = 0
+    wall_offset_ms: int = 0
+    """How wrong this node's clock is; may change at any time."""
     under_way: tuple[int, Round | None] | None = None
     behind: Round | None = None
     """With durability in memory: what counts already and is not synced."""
@@ -171,7 +173,7 @@ class Host:
             store=self.store,
             transport=self.transport,
             rng=random.Random(f"{cluster.seed}/{self.key}/{self.boots}"),
-            wall_ms=lambda: WALL_MS + cluster.now_ms,
+            wall_ms=lambda: WALL_MS + cluster.now_ms + self.wall_offset_ms,
             now_ms=cluster.now_ms,
         )
 

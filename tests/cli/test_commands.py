@@ -332,7 +332,7 @@ class TestPublish:
 
     def test_a_missing_file(self, flights: FakeEngine, capsys: pytest.CaptureFixture[str]) -> None:
         assert run(["publish", "flights", "--file", "none.csv"]) == 1
-        assert "none.csv cannot be opened" in capsys.readouterr().err
+        assert "none.csv: cannot be opened" in capsys.readouterr().err
 
 
 class TestConsume:

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import zmq
 
-from aegis_cluster import Message, Offset, StreamingEngine, TopicConfig
+from aegis_cluster import Message, Offset, StreamingEngine, SubscribeConfig, TopicConfig
 from aegis_cluster.channel import Channel
+from aegis_cluster.group import ConsumerGroup
 from aegis_cluster.producer import Producer
 from aegis_cluster.subscriber import Subscriber
 from aegis_cluster.wire.protocol import PROTOCOL_VERSION, Api, Hello, encode_reply
@@ -25,12 +26,14 @@ if TYPE_CHECKING:
 
     Call = Callable[[StreamingEngine, float], Awaitable[Any]]
 
-CLASSES: Final = (StreamingEngine, Channel, Producer, Subscriber)
+CLASSES: Final = (StreamingEngine, Channel, Producer, Subscriber, ConsumerGroup)
 LOCAL: Final = {
     "StreamingEngine.open", "StreamingEngine.connect", "StreamingEngine.close",
     "StreamingEngine.channel", "StreamingEngine.producer", "StreamingEngine.started",
     "StreamingEngine.forget", "Producer.close", "Subscriber.close", "Subscriber.pause",
     "Subscriber.resume", "Subscriber.position", "Subscriber.hand_out_again",
+    "StreamingEngine.background", "StreamingEngine.deadline", "StreamingEngine.group",
+    "Subscriber.begin", "Subscriber.handled", "Subscriber.stop",
     "Subscriber.batches",  # waits for messages as long as there are none, like the iterator
 }  # fmt: skip
 """Public names that ask nobody anything, or that end what is here."""
@@ -66,6 +69,16 @@ async def _flushed(engine: StreamingEngine, timeout: float) -> Any:
         await producer.flush(timeout=timeout)
     finally:
         await producer.close()
+
+
+async def _committed(engine: StreamingEngine, timeout: float) -> Any:
+    config = SubscribeConfig(group_id="g")
+    subscriber = await engine.subscribe("t", config, timeout=timeout).__aenter__()
+    try:
+        await subscriber.commit(timeout=timeout)
+    finally:
+        await subscriber.close()
+    return []
 
 
 async def _lag(engine: StreamingEngine, timeout: float) -> Any:
@@ -121,6 +134,13 @@ CALLS: Final[dict[str, Call]] = {
     "Producer.flush": _flushed,
     "Producer.publish": lambda e, s: e.publish("t", _MESSAGE, timeout=s),
     "Producer.publish_many": lambda e, s: e.publish_many("t", [1], timeout=s),
+    "StreamingEngine.list_groups": lambda e, s: e.list_groups(timeout=s),
+    "ConsumerGroup.describe": lambda e, s: e.group("g").describe(timeout=s),
+    "ConsumerGroup.positions": lambda e, s: e.group("g").positions(timeout=s),
+    "ConsumerGroup.lag": lambda e, s: e.group("g").lag(timeout=s),
+    "ConsumerGroup.reset": lambda e, s: e.group("g").reset(Offset.EARLIEST, "t", timeout=s),
+    "ConsumerGroup.delete": lambda e, s: e.group("g").delete(timeout=s),
+    "Subscriber.commit": _committed,
     "Subscriber.lag": _lag,
     "Subscriber.seek": _sought,
     "Subscriber.poll": _polled,
