@@ -137,8 +137,8 @@ class _Stage:
             self._let_pass(step.seconds)
             for mend in reversed(mends):
                 mend()
-        if self._heal():
-            self._end()
+        self._heal()
+        self._end()
 
     def _begin(self) -> bool:
         cluster = self._cluster
@@ -174,8 +174,9 @@ class _Stage:
 
     # ---- the end
 
-    def _heal(self) -> bool:
-        """Whether the cluster becomes whole once nothing is wrong around it."""
+    def _heal(self) -> None:
+        """Let the cluster become whole; what can be read of one that does not is read all the same,
+        because it may have lost something besides."""
         self._links.heal()
         for name in self._cluster.nodes:
             self._cluster.resume(name)
@@ -187,7 +188,6 @@ class _Stage:
         troubles = self._cluster.wait_whole(TOPIC, seconds=HEAL_S, tell=self._tell)
         if troubles:
             self._not_healed(f"{HEAL_S:.0f} s after healing: {'; '.join(troubles)}")
-        return not troubles
 
     def _end(self) -> None:
         """Let writes end, then readers, then read all there is."""
