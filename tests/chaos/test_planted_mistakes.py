@@ -37,23 +37,23 @@ MISTAKES: Final[list[tuple[Mistake, Faults, int]]] = [
     # Mistake, faults (None: whatever the seed draws), the seed that found it, to be tried first.
     (planted.vote_is_not_persisted, None, 0),
     (planted.term_is_not_persisted, None, 0),
-    (planted.leader_counts_itself_before_its_fsync, None, 19),
+    (planted.leader_counts_itself_before_its_fsync, POWER, 0),
     (planted.follower_acknowledges_before_its_fsync, PAUSE_KILL, 0),
     (planted.promises_leave_before_the_round, POWER, 0),
     (planted.sync_does_nothing, PAUSE_KILL, 1),
-    (planted.failed_fsync_is_retried, FAILED_SYNC, 6),
-    (planted.votes_twice, None, 36),
+    (planted.failed_fsync_is_retried, FAILED_SYNC, 2),
+    (planted.votes_twice, None, 1),
     (planted.votes_for_any_log, None, 5),
     (planted.truncates_on_a_stale_append, OLD_LEADER, 10),
-    (planted.acknowledges_its_whole_log, None, 4),
+    (planted.acknowledges_its_whole_log, None, 5),
     (planted.skips_the_consistency_check, OLD_LEADER, 0),
     (planted.believes_the_leaders_commit_index, OLD_LEADER, 4),
     (planted.stale_read_from_an_old_leader, OLD_LEADER, 24),
     (planted.reads_before_its_noop, None, 0),
     (planted.quiet_group_never_wakes, QUIET, 0),
-    (planted.lost_appends_are_never_sent_again, None, 1),
+    (planted.lost_appends_are_never_sent_again, None, 2),
     (planted.old_frames_are_restamped_by_a_new_leader, None, 0),
-    (planted.producer_table_is_left_out_of_snapshots, None, 3),
+    (planted.producer_table_is_left_out_of_snapshots, None, 5),
     (planted.repeat_is_acknowledged_before_its_commit, OLD_LEADER, 3),
     (planted.repeats_are_not_recognised, None, 0),
     (planted.unknown_is_reported_as_refused, None, 5),
@@ -89,7 +89,7 @@ def is_found(report: Report) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("mistake", "faults", "first"), MISTAKES, ids=[mistake.__name__ for mistake, _, _ in MISTAKES]
 )
