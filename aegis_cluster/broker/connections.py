@@ -31,7 +31,10 @@ class Connections:
 
     def heard(self, frame: zmq.Frame) -> None:
         """The first frame of a message, which names its sender."""
-        descriptor, origin = int(frame.get(zmq.SRCFD)), frame.bytes
+        try:
+            descriptor, origin = int(frame.get(zmq.SRCFD)), frame.bytes
+        except zmq.ZMQError:
+            return  # its connection is gone already
         before = self._origins.get(descriptor)
         if before != origin:
             self._origins[descriptor] = origin

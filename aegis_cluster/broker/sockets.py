@@ -44,8 +44,6 @@ PART_BYTES_MAX: Final = {
     Listener.DATA: BATCH_BYTES_MAX,
 }
 HIGH_WATER_MESSAGES: Final = 1_000
-REQUESTS_WAITING_PER_CONNECTION: Final = 16
-"""That ZeroMQ has read ahead of us; more stay with the client, by TCP's own back-pressure (D3)."""
 RECONNECT_MS: Final = 50
 RECONNECT_MS_MAX: Final = 500
 HEARTBEAT_MS: Final = 300
@@ -143,8 +141,6 @@ class Sockets:
         socket.set(zmq.ROUTER_HANDOVER, 1)
         socket.set(zmq.MAXMSGSIZE, PART_BYTES_MAX[listener])
         self._limit(socket)
-        if listener is not Listener.PEERS:
-            socket.set(zmq.RCVHWM, REQUESTS_WAITING_PER_CONNECTION)
         prepare(socket, endpoint)
         if self._keys is not None:
             listen_with(socket, self._keys.own, _DOMAINS[listener])
