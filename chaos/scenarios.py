@@ -34,7 +34,7 @@ BAD_DISK: Final = {"rot": 2, "roll_back": 1, "cut_tail": 1, "kill": 1}
 FAILED_SYNC: Final = {"sync_error": 2, "write_error": 1, "power": 2}
 """fsyncgate, with the power failure that shows what was lost."""
 
-TORN: Final = {"power": 2, "power_all": 3}
+TORN: Final = {"power": 4, "power_all": 1}
 """Power goes while big batches are written, past the journal; a part of one reaches the disk."""
 
 WIPED: Final = {"wipe": 2, "kill": 1}
@@ -67,7 +67,13 @@ def scenario(seed: int, faults: Mapping[str, int], *, nodes: int | None = None) 
         plan.network = NetworkFaults()
         plan.down_after_heal = 1
     if faults is TORN:
-        plan.value_bytes_max, plan.records_max = 2_000, 3
+        plan.partitions, plan.shards, plan.producers = 1, 1, 3
+        plan.value_bytes_max, plan.records_max, plan.write_every_us = 3_000, 3, 15 * MS
+        plan.safety_us, plan.fault_every_us = 3 * SECOND, 500 * MS
+        plan.limits = replace(plan.limits, segment_bytes=64 * 1024, journal_bytes=64 * 1024)
+        plan.network = NetworkFaults()
+        for machine in plan.machines:  # the power goes between a write and its sync
+            machine.sync_us = 20_000
     if faults is LEASE:
         plan.lease_us = 300 * MS
     if faults is FALLING_LEADERS:

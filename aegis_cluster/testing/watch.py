@@ -67,6 +67,8 @@ class ReplicaWatch:
         self._groups: defaultdict[GroupId, _Group] = defaultdict(_Group)
         self._promises: dict[tuple[Member, GroupId], tuple[int, int, object]] = {}
         """(member, group) -> the start in which it was seen, term, vote."""
+        self._kept: dict[tuple[Member, GroupId], tuple[int, int]] = {}
+        """(member, group) -> the start in which it was seen, the last index applied and durable."""
         self._applied: dict[tuple[int, int, GroupId], int] = {}
         self._commits: dict[tuple[Member, GroupId, int], int] = {}
         """(member, group, term it leads) -> commit index when it was last seen."""
@@ -84,6 +86,7 @@ class ReplicaWatch:
             return
         for group, partition in process.shard.manager.partitions.items():
             self._check_promise(node, process.boot, group, partition)
+            self._check_kept(node, process.boot, group, partition)
             self._check_term(node, group, partition)
             if partition.leads:
                 self._check_leader(node, group, partition)
@@ -109,6 +112,19 @@ class ReplicaWatch:
                 self._violated(group, f"node {node.number} forgot its vote in term {term}")
         if replica._hard_state_durable:
             self._promises[key] = (now, replica.term, replica.vote)
+
+    def _check_kept(
+        self, node: SimulatedNode, now: int, group: GroupId, partition: Partition
+    ) -> None:
+        """What was applied and durable comes back with the next start, or the replica says that it
+        is damaged (C3: nothing durable is cut in silence)."""
+        replica = partition.replica
+        key = (node.member, group)
+        boot, kept = self._kept.get(key, (now, 0))
+        last = replica.log.last_index
+        if boot != now and not replica.damaged and last < kept:
+            self._violated(group, f"node {node.number} had {kept} durable, and now ends at {last}")
+        self._kept[key] = (now, min(partition.applied, replica.durable_index))
 
     def _check_term(self, node: SimulatedNode, group: GroupId, partition: Partition) -> None:
         """Terms rise by campaigns alone; pre-votes leave them as they are (thesis §9.6)."""

@@ -12,13 +12,16 @@ import pytest
 
 from aegis_cluster.testing.simulation import Report, Verdict, run_seed
 from chaos.scenarios import (
+    BAD_DISK,
     FAILED_SYNC,
     FALLING_LEADERS,
+    LEASE,
     MOVES,
     OLD_LEADER,
     PAUSE_KILL,
     POWER,
     QUIET,
+    TORN,
     WIPED,
     scenario,
 )
@@ -37,9 +40,9 @@ MISTAKES: Final[list[tuple[Mistake, Faults, int]]] = [
     # Mistake, faults (None: whatever the seed draws), the seed that found it, to be tried first.
     (planted.vote_is_not_persisted, None, 0),
     (planted.term_is_not_persisted, None, 0),
-    (planted.leader_counts_itself_before_its_fsync, POWER, 0),
-    (planted.follower_acknowledges_before_its_fsync, PAUSE_KILL, 0),
-    (planted.promises_leave_before_the_round, POWER, 0),
+    (planted.leader_counts_itself_before_its_fsync, POWER, 10),
+    (planted.follower_acknowledges_before_its_fsync, PAUSE_KILL, 50),
+    (planted.promises_leave_before_the_round, POWER, 10),
     (planted.sync_does_nothing, PAUSE_KILL, 1),
     (planted.failed_fsync_is_retried, FAILED_SYNC, 2),
     (planted.votes_twice, None, 1),
@@ -47,8 +50,8 @@ MISTAKES: Final[list[tuple[Mistake, Faults, int]]] = [
     (planted.truncates_on_a_stale_append, OLD_LEADER, 10),
     (planted.acknowledges_its_whole_log, None, 5),
     (planted.skips_the_consistency_check, OLD_LEADER, 0),
-    (planted.believes_the_leaders_commit_index, OLD_LEADER, 4),
-    (planted.stale_read_from_an_old_leader, OLD_LEADER, 24),
+    (planted.believes_the_leaders_commit_index, OLD_LEADER, 13),
+    (planted.stale_read_from_an_old_leader, OLD_LEADER, 27),
     (planted.reads_before_its_noop, None, 0),
     (planted.quiet_group_never_wakes, QUIET, 0),
     (planted.lost_appends_are_never_sent_again, None, 2),
@@ -66,6 +69,11 @@ MISTAKES: Final[list[tuple[Mistake, Faults, int]]] = [
     (planted.living_voters_are_removed_beside_dead_ones, MOVES, 1),
     (planted.a_whole_append_is_acknowledged_when_a_part_came, OLD_LEADER, 1),
     (planted.a_wiped_node_votes_under_its_old_name, WIPED, 0),
+    (planted.a_torn_tail_is_accepted, TORN, 7),
+    (planted.damage_is_cut_as_a_torn_tail, BAD_DISK, 0),
+    (planted.a_log_that_lost_its_end_begins_after_its_snapshot, BAD_DISK, 1),
+    (planted.a_follower_moves_its_log_start, None, 0),
+    (planted.old_epochs_are_let_in, LEASE, 0),
     (planted.client_gives_a_second_sequence, None, 0),
     (planted.client_calls_unanswered_refused, None, 0),
 ]
