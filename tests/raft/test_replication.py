@@ -131,6 +131,31 @@ def test_a_late_refusal_is_not_taken_for_a_new_one() -> None:
     assert leader.progress[TWO].state is Following.REPLICATE
 
 
+def test_the_refusals_of_one_pipeline_begin_one_probe_a_tick() -> None:
+    """Seed 1337: every refusal began another probe and every probe's answer filled the pipeline
+    anew, until messages filled the memory."""
+    leader = established(RaftConfig(append_bytes_max=100, probe_bytes_max=100))
+    for _ in range(6):
+        leader.propose(DATA, 100)
+        leader.effects_done(leader.take_effects())
+    refusals = [
+        AppendRefusal(leader.term, LogIndex(before), LogIndex(2), leader.term)
+        for before in (3, 4, 5, 6)
+    ]
+    leader.receive(TWO, refusals[0])
+    assert appends(leader) == [(3, 3)]
+    acknowledge(leader, 3)
+    assert appends(leader) == [(4, 4), (5, 5), (6, 6), (7, 7)]
+    for refusal in refusals[1:]:
+        leader.receive(TWO, refusal)
+        assert appends(leader) == []
+    assert leader.progress[TWO].state is Following.REPLICATE
+
+    leader.tick()
+    leader.receive(TWO, refusals[-1])
+    assert leader.progress[TWO].state is Following.PROBE
+
+
 def test_an_overdue_answer_is_asked_for_without_sending_the_data_again() -> None:
     leader = established()
     leader.propose(DATA, 100)
