@@ -272,7 +272,8 @@ class Fetches:
                 if left <= 0:
                     break  # a frame was larger than its part: the next fetch brings the others
                 try:
-                    result = logs[slot].read(answer.first, answer.last, min(answer.bytes_max, left))
+                    room = min(answer.bytes_max, left)
+                    result = logs[slot].read_range(answer.first, answer.last, room)
                 except AegisError as error:
                     results[slot] = error
                 else:

@@ -20,7 +20,14 @@ from bisect import bisect_right
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from aegis_cluster.errors import CorruptLog, CorruptRecord, Misuse, OffsetOutOfRange, invariant
+from aegis_cluster.errors import (
+    Corruption,
+    CorruptLog,
+    CorruptRecord,
+    Misuse,
+    OffsetOutOfRange,
+    invariant,
+)
 from aegis_cluster.ids import LogIndex, RecordOffset, Term
 from aegis_cluster.storage.checked_file import unpack_body
 from aegis_cluster.storage.scan import FrameScanner, Place, entry_place, segment_start
@@ -341,12 +348,16 @@ class PartitionLog:
 
     def read_range(self, first: LogIndex, last: LogIndex, bytes_max: int) -> ReadResult:
         """As `read`, over the borders of segments: who asked for a range that fits gets all of it,
-        or a leader would wait for the answer to what it never sent.
+        or a leader would wait for the answer to what it never sent. What stands before damage, or
+        before what was dropped meanwhile, is handed over; whoever asks for the rest hears of it.
         """
         found = self.read(first, last, bytes_max)
         parts, reached, left = [found.data], found.last, bytes_max - len(found.data)
         while reached < last and left > 0:
-            found = self.read(LogIndex(reached + 1), last, left)
+            try:
+                found = self.read(LogIndex(reached + 1), last, left)
+            except (Corruption, OffsetOutOfRange):
+                break
             left -= len(found.data)
             if left < 0:
                 break  # a single frame that is larger than what was left
