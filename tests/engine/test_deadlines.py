@@ -157,6 +157,9 @@ def _asking_commands() -> dict[str, click.Command]:
 
 
 ARGUMENTS: dict[str, list[str]] = {
+    "group delete": ["g"],
+    "group describe": ["g"],
+    "group reset": ["g", "--to", "earliest"],
     "publish": ["t", "--file", "input.txt"],
     "consume": ["t", "--count", "1", "--from", "earliest"],
     "topic create": ["t"],
