@@ -114,6 +114,10 @@ class Plan:
         if self.nodes == 1:
             for kind in (*DISK_FAULTS, LOST_DISK, "move"):
                 self.faults.pop(kind, None)
+        if any(kind in self.faults for kind in DISK_FAULTS):
+            # A move can leave a group with two voters for a while, and then one damaged disk is
+            # one too many: nobody could lead, so nobody could repair it.
+            self.faults.pop("move", None)
         if self.needs_all:
             self.down_after_heal = 0
 
