@@ -64,8 +64,12 @@ def test_from_the_first_message_to_the_last(tmp_path: Path) -> None:
             assert two.payload == 2
             assert set(subscriber.lag().values()) == {1}
             subscriber.seek(0, 1)
-            batch = next(subscriber.batches())
-            assert batch.values == [1, 2, 3]
+            values: list[int] = []
+            for batch in subscriber.batches():  # how many there are depends on what left together
+                values += batch.values
+                if len(values) >= 3:
+                    break
+            assert values == [1, 2, 3]
             assert subscriber.positions == {0: 4}
             assert subscriber.position(0) == 4
             subscriber.pause()
