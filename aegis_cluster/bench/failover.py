@@ -51,7 +51,7 @@ async def stop_node(stage: Stage, trials: int = 5) -> list[float]:
     """The longest time without an acknowledgement while a node that leads is stopped in order and
     started again, one for each partition and trial."""
     found = []
-    async with _writing(stage) as writers:
+    async with writing(stage) as writers:
         for _ in range(trials):
             leaders = await _leaders(stage, writers.topic)
             since = time.perf_counter()
@@ -63,7 +63,7 @@ async def stop_node(stage: Stage, trials: int = 5) -> list[float]:
 
 async def _blows(stage: Stage, trials: int, blow: signal.Signals) -> list[float]:
     found = []
-    async with _writing(stage) as writers:
+    async with writing(stage) as writers:
         for _ in range(trials):
             leaders = await _leaders(stage, writers.topic)
             victim = leaders[0]
@@ -131,7 +131,8 @@ def _lands(key: str, partitions: int) -> int:
 
 
 @contextlib.asynccontextmanager
-async def _writing(stage: Stage) -> AsyncIterator[_Writers]:
+async def writing(stage: Stage) -> AsyncIterator[_Writers]:
+    """Writers to each partition of a topic of the stage, until the block ends."""
     async with stage.topic() as topic:
         writers = _Writers(stage, topic)
         tasks = [asyncio.create_task(writers.write(n)) for n in writers.acknowledged]

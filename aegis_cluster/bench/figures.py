@@ -20,7 +20,15 @@ RECORDS_S: Final = "records/s"
 MB_S: Final = "MB/s"
 P50_MS: Final = "p50 ms"
 P99_MS: Final = "p99 ms"
-SMALLER_IS_BETTER: Final = frozenset({P50_MS, P99_MS})
+CREATE_S: Final = "s to create"
+READY_S: Final = "s to ready after up"
+RELED_S: Final = "s to lead again"
+IDLE_CPU: Final = "% of a core, idle"
+RSS_MB: Final = "MB per shard"
+ELECTIONS: Final = "elections"
+SMALLER_IS_BETTER: Final = frozenset(
+    {P50_MS, P99_MS, CREATE_S, READY_S, RELED_S, IDLE_CPU, RSS_MB, ELECTIONS}
+)
 
 
 class WrongCount(AegisError):
@@ -49,12 +57,12 @@ class Sample:
 class Goal:
     """What one figure of a scenario must reach, and what we aim at.
 
-    limit: the machine's limit that the figure is shown as a share of. of_limit: must and aim are
-    shares of it, not figures of their own.
+    limit: the machine's limit that the figure is shown as a share of; None where none applies.
+    of_limit: must and aim are shares of it, not figures of their own.
     """
 
     unit: str
-    limit: str
+    limit: str | None
     must: float | None = None
     aim: float | None = None
     of_limit: bool = False
@@ -66,13 +74,18 @@ class Goal:
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """One thing to measure. goals: by durability; none for one it is not measured with."""
+    """One thing to measure. goals: by durability; none for one it is not measured with.
+
+    apart: it takes minutes and changes the nodes, so it has nodes of its own, and is measured once,
+    and only when it is named.
+    """
 
     name: str
     title: str
     run: Callable[[Stage, float], Awaitable[Sample]]
     goals: dict[str, tuple[Goal, ...]]
     prepare: Callable[[Stage], Awaitable[None]] | None = None
+    apart: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +99,8 @@ class Figure:
     median: float
     least: float
     most: float
-    limit_name: str
-    share: float
+    limit_name: str | None
+    share: float | None
     """How near it comes to the limit: 1.0 is there, whichever way is better."""
     must: float | None
     aim: float | None
@@ -128,6 +141,10 @@ def _at_least(unit: str, have: float, want: float) -> bool:
     return have <= want if unit in SMALLER_IS_BETTER else have >= want
 
 
+def _share(unit: str, median: float, limit: float) -> float:
+    return limit / median if unit in SMALLER_IS_BETTER else median / limit
+
+
 def figures_of(
     scenario: Scenario, durability: str, samples: list[Sample], limits: dict[str, float]
 ) -> list[Figure]:
@@ -140,8 +157,9 @@ def figures_of(
     found = []
     for goal in scenario.goals[durability]:
         values = [sample.figures[goal.unit] for sample in samples]
-        median, limit = statistics.median(values), limits[goal.limit]
-        share = limit / median if goal.unit in SMALLER_IS_BETTER else median / limit
+        median = statistics.median(values)
+        limit = 0.0 if goal.limit is None else limits[goal.limit]
+        share = None if goal.limit is None else _share(goal.unit, median, limit)
         figure = Figure(
             scenario=scenario.name,
             title=scenario.title,

@@ -47,7 +47,7 @@ def _figure_row(figure: Figure) -> tuple[str, ...]:
         figure.title,
         figure.durability,
         f"**{_number(figure.median)}** {unit} ({spread})",
-        f"{figure.share:.0%} of {figure.limit_name}",
+        "" if figure.share is None else f"{figure.share:.0%} of {figure.limit_name}",
         goal,
         figure.reached,
         f"{figure.client_us:.2f} + {figure.nodes_us:.2f}",
@@ -90,12 +90,14 @@ def plot(report: Report, path: Path) -> None:
     library.use("Agg")
     from matplotlib import pyplot
 
-    names = [f"{f.title}\n{f.unit}, {f.durability}" for f in report.figures]
-    shares = [figure.share * 100 for figure in report.figures]
+    shown = [(f, f.share * 100) for f in report.figures if f.share is not None]
+    figures = [f for f, _ in shown]
+    names = [f"{f.title}\n{f.unit}, {f.durability}" for f in figures]
+    shares = [share for _, share in shown]
     drawing: Any = pyplot.subplots(figsize=(9, 1 + 0.6 * len(names)), layout="constrained")
     figure, axes = drawing
-    bars = axes.barh(names, shares, color=[_COLOURS[f.reached] for f in report.figures])
-    axes.bar_label(bars, [f" {_number(f.median)} {f.unit}" for f in report.figures], fontsize=8)
+    bars = axes.barh(names, shares, color=[_COLOURS[f.reached] for f in figures])
+    axes.bar_label(bars, [f" {_number(f.median)} {f.unit}" for f in figures], fontsize=8)
     axes.invert_yaxis()
     axes.axvline(100, color="grey", linewidth=1)
     axes.set_xlabel("% of this machine's limit, measured in the same run")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from aegis_cluster.bench import data_path
+from aegis_cluster.bench import data_path, scale
 from aegis_cluster.bench.figures import FSYNC, MEMORY, Figure, Sample, Scenario, figures_of
 from aegis_cluster.bench.machine import Limit, measure
 from aegis_cluster.bench.stage import running_stage
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from aegis_cluster.bench.stage import Stage
     from aegis_cluster.node.local import Probe
 
-SCENARIOS: Final[tuple[Scenario, ...]] = (*data_path.SCENARIOS,)
+SCENARIOS: Final[tuple[Scenario, ...]] = (*data_path.SCENARIOS, *scale.SCENARIOS)
 DURABILITIES: Final = (FSYNC, MEMORY)
 
 
@@ -43,7 +43,7 @@ class Plan:
         unknown = [name for name in self.only if name not in known]
         if unknown:
             raise ConfigError(f"There is no scenario {unknown[0]!r}; there are: {', '.join(known)}")
-        wanted = self.only or tuple(known)
+        wanted = self.only or tuple(one.name for one in SCENARIOS if not one.apart)
         return [one for one in SCENARIOS if one.name in wanted and durability in one.goals]
 
 
@@ -79,15 +79,16 @@ async def run(plan: Plan, directory: Path, *, probe: Probe, tell: Callable[[str]
     limits = {limit.name: limit.value for limit in report.limits}
     for durability in plan.durabilities:
         scenarios = plan.scenarios(durability)
-        if not scenarios:
-            continue
-        tell(f"starting three nodes, durability = {durability}")
-        place = directory / durability
-        place.mkdir()
-        async with running_stage(place, durability, plan.partitions, probe=probe) as stage:
-            for scenario in scenarios:
-                samples = await _repeat(stage, scenario, plan, tell)
-                report.figures += figures_of(scenario, durability, samples, limits)
+        together = [one for one in scenarios if not one.apart]
+        apart = [[one] for one in scenarios if one.apart]
+        for number, group in enumerate(filter(None, (together, *apart))):
+            tell(f"starting three nodes, durability = {durability}")
+            place = directory / f"{durability}-{number}"
+            place.mkdir()
+            async with running_stage(place, durability, plan.partitions, probe=probe) as stage:
+                for scenario in group:
+                    samples = await _repeat(stage, scenario, plan, tell)
+                    report.figures += figures_of(scenario, durability, samples, limits)
     return report
 
 
@@ -98,7 +99,7 @@ async def _repeat(
         tell(f"{scenario.name}: preparing")
         await scenario.prepare(stage)
     samples = []
-    for number in range(1, plan.repeats + 1):
+    for number in range(1, (1 if scenario.apart else plan.repeats) + 1):
         gc.collect()
         sample = await scenario.run(stage, plan.seconds)
         samples.append(sample)

@@ -69,7 +69,7 @@ class Stage:
 
     def nodes_cpu_s(self) -> float:
         """User and system time of all processes of all nodes since they started."""
-        return sum(map(_family_cpu_s, self.nodes))
+        return sum(map(node_cpu_s, self.nodes))
 
     async def syncs(self) -> int:
         """Rounds of writes that all shards have synced since they started."""
@@ -138,13 +138,19 @@ def _can_bind(port: int) -> bool:
     return True
 
 
-def _family_cpu_s(node: LocalNode) -> float:
+def family(node: LocalNode) -> list[psutil.Process]:
+    """A node's supervisor and its shards; none where it does not run."""
     mark = running_mark(node.config.data)
     if mark is None:
-        return 0.0
-    total = 0.0
+        return []
     supervisor = psutil.Process(mark.pid)
-    for process in [supervisor, *supervisor.children(recursive=True)]:
+    return [supervisor, *supervisor.children(recursive=True)]
+
+
+def node_cpu_s(node: LocalNode) -> float:
+    """User and system time of all processes of one node since they started."""
+    total = 0.0
+    for process in family(node):
         with contextlib.suppress(psutil.NoSuchProcess):
             times = process.cpu_times()
             total += times.user + times.system
