@@ -9,11 +9,13 @@ registered.
 from __future__ import annotations
 
 import logging
+from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from aegis_cluster.broker.links import Call
 from aegis_cluster.errors import AegisError
-from aegis_cluster.ids import METADATA_GROUP, GroupId, LogIndex, TopicPartition
+from aegis_cluster.ids import METADATA_GROUP, GroupId, LogIndex
+from aegis_cluster.storage.manifest import ManifestEntry
 from aegis_cluster.wire.descriptions import node_to_fields
 from aegis_cluster.wire.protocol import Api, Reply
 
@@ -26,6 +28,9 @@ REGISTER_EVERY_MS: Final = 1_000
 REGISTER_AGAIN_MS: Final = 100
 """After a refusal: at a start, the controller is often about to be elected."""
 CALL_MS: Final = 2_000
+OPENED_AT_ONCE: Final = 64
+"""New replicas whose directories share their syncs, and which are opened in one turn."""
+REMOVED_PER_TURN: Final = 4
 
 log = logging.getLogger(__name__)
 
@@ -36,24 +41,38 @@ class ReplicaBackend:
     def __init__(self, shard: Shard) -> None:
         self._shard = shard
         self._done_index = LogIndex(0)
+        self._to_remove: deque[GroupId] = deque()
+        self._to_open: deque[ManifestEntry] = deque()
+        self._preparing = False
         self._register_at_ms = shard.now_ms
         self._turn = 0
 
     # ---- replicas
 
     def reconcile(self) -> None:
-        """Open what belongs here and is not open; remove what was deleted."""
+        """See what belongs here and is not open, and what was deleted; `turn` does it, a few at a
+        time.
+        """
         table = self._shard.table
         if table.index == self._done_index:
             return
         self._done_index = table.index
-        for group in self._gone():
-            log.info("Removing the replica of a deleted topic, group %s.", group)
-            self._shard.manager.remove(group)
-        for topic in sorted(table.topics):
-            for number, group, replicas in table.topics[topic].partitions:
-                if self._belongs_here(group) and self._shard.context.me in replicas:
-                    self._open(group, TopicPartition(topic, number))
+        self._to_remove = deque(self._gone())
+        self._to_open = deque(self._missing())
+        self._prepare()
+
+    def turn(self) -> None:
+        """Remove a few of the replicas whose topic was deleted: others want their heartbeats."""
+        for _ in range(min(REMOVED_PER_TURN, len(self._to_remove))):
+            group = self._to_remove.popleft()
+            if group in self._shard.manager.partitions:
+                log.info("Removing the replica of a deleted topic, group %s.", group)
+                self._shard.manager.remove(group)
+
+    @property
+    def has_more_to_do(self) -> bool:
+        """The next turn should come at once."""
+        return bool(self._to_remove)
 
     def prefers_us(self, partition: Partition) -> bool:
         """Whether placement wants this node to lead the partition."""
@@ -75,17 +94,43 @@ class ReplicaBackend:
             and table.partition_of(group) is None
         ]
 
-    def _open(self, group: GroupId, name: TopicPartition) -> None:
+    def _missing(self) -> list[ManifestEntry]:
+        """What the table places here and is not open."""
+        table, manager = self._shard.table, self._shard.manager
+        return [
+            ManifestEntry(group, topic, number, table.founders_of(group))
+            for topic in sorted(table.topics)
+            for number, group, replicas in table.topics[topic].partitions
+            if group not in manager.partitions
+            and self._belongs_here(group)
+            and self._shard.context.me in replicas
+        ]
+
+    def _prepare(self) -> None:
+        """Have the disk made ready for the next replicas, in a helper thread."""
+        if self._preparing or not self._to_open:
+            return
+        self._preparing = True
+        store = self._shard.store
+        entries = [self._to_open.popleft() for _ in range(min(OPENED_AT_ONCE, len(self._to_open)))]
+
+        def done(_: None) -> None:
+            self._preparing = False
+            self._open(entries)
+
+        self._shard.transport.read_later(lambda: store.prepare_groups(entries), done)
+
+    def _open(self, entries: list[ManifestEntry]) -> None:
         manager = self._shard.manager
-        if group in manager.partitions:
-            return
-        found = self._shard.table.partition_of(group)
-        if found is None:
-            return
-        partition = manager.create(group, name, self._shard.table.founders_of(group))
-        if self.prefers_us(partition):
-            partition.replica.campaign()
-        manager.due(partition)
+        for entry in entries:
+            partition = manager.start(entry)
+            if self.prefers_us(partition):
+                partition.replica.campaign()
+            manager.due(partition)
+        # The table may have moved on meanwhile: deleted some of them, or not known them as open.
+        self._to_remove = deque(self._gone())
+        self._to_open = deque(self._missing())
+        self._prepare()
 
     # ---- registration
 

@@ -28,6 +28,7 @@ from aegis_cluster.ids import (
     TopicPartition,
 )
 from aegis_cluster.raft import Membership, RaftConfig, RaftLog, Replica
+from aegis_cluster.storage.manifest import ManifestEntry
 from aegis_cluster.storage.types import NO_HARD_STATE, HardState, RecoveredGroup
 
 if TYPE_CHECKING:
@@ -145,10 +146,20 @@ class ReplicaManager:
 
     def create(self, group: GroupId, name: TopicPartition, voters: Sequence[Member]) -> Partition:
         """Start a new, empty replica; its directory and manifest entry are durable on return."""
+        entry = ManifestEntry(group, name.topic, name.partition, tuple(voters))
+        self._store.prepare_groups((entry,))
+        return self.start(entry)
+
+    def start(self, entry: ManifestEntry) -> Partition:
+        """Start a new, empty replica that the store was prepared for."""
+        group = entry.group
         invariant(group not in self.partitions, "a group is opened once", group=group)
-        log_ = self._store.create_group(group, name.topic, name.partition, tuple(voters))
         opened = self._open(
-            group=group, name=name, membership=Membership.of(voters), changes=(), log_=log_
+            group=group,
+            name=TopicPartition(entry.topic, entry.partition),
+            membership=Membership.of(entry.voters),
+            changes=(),
+            log_=self._store.start_group(entry),
         )
         self._on_opened(opened)
         return opened

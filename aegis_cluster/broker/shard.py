@@ -230,6 +230,7 @@ class Shard:
             # slept through says nothing about others.
             self._next_tick_ms = now_ms + RAFT_TICK_MS
             self._tick()
+        self.backend.turn()
         self.manager.turn()
         self.manager.snapshots.turn(now_ms)
         self.requests.turn()
@@ -239,7 +240,11 @@ class Shard:
     @property
     def has_more_to_do(self) -> bool:
         """Whether the next turn should come at once: work was left over for the sake of others."""
-        return self.requests.has_more_to_do or self.fetches.has_more_to_do
+        return (
+            self.requests.has_more_to_do
+            or self.fetches.has_more_to_do
+            or self.backend.has_more_to_do
+        )
 
     @property
     def next_tick_ms(self) -> int:

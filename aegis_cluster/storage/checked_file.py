@@ -26,7 +26,7 @@ from aegis_cluster.errors import CorruptLog, invariant
 from aegis_cluster.wire.crc import crc32c
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from aegis_cluster.storage.disk import Disk
 
@@ -106,15 +106,23 @@ def shape_of(path: str) -> Iterator[None]:
 
 def write_checked(disk: Disk, path: str, *, kind: str, version: int, body: Any) -> None:
     """Replace the file; when this returns, the new one survives a power loss."""
-    temporary = path + TEMPORARY_SUFFIX
-    data = encode_checked(kind=kind, version=version, body=body)
-    file = disk.open(temporary, create=True)
-    file.truncate(0)
-    file.pwrite(data, 0)
-    file.fdatasync()
-    file.close()
-    disk.rename(temporary, path)
-    disk.sync_dir(os.path.dirname(path))
+    write_all_checked(disk, {path: body}, kind=kind, version=version)
+
+
+def write_all_checked(disk: Disk, bodies: Mapping[str, Any], *, kind: str, version: int) -> None:
+    """Replace files of one directory, each as a whole; all new ones are durable on return, and
+    the directory is synced once. bodies: by path.
+    """
+    for path, body in bodies.items():
+        file = disk.open(path + TEMPORARY_SUFFIX, create=True)
+        file.truncate(0)
+        file.pwrite(encode_checked(kind=kind, version=version, body=body), 0)
+        file.fdatasync()
+        file.close()
+    for path in bodies:
+        disk.rename(path + TEMPORARY_SUFFIX, path)
+    for directory in sorted({os.path.dirname(path) for path in bodies}):
+        disk.sync_dir(directory)
 
 
 def read_checked(disk: Disk, path: str, *, kind: str) -> tuple[int, Any]:

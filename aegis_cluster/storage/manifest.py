@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Final
 
 from aegis_cluster.errors import CorruptLog
 from aegis_cluster.ids import GroupId, Member, NodeId
-from aegis_cluster.storage.checked_file import read_checked, shape_of, write_checked
+from aegis_cluster.storage.checked_file import read_checked, shape_of, write_all_checked
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from aegis_cluster.storage.disk import Disk
 
 MANIFEST_VERSION: Final = 1
@@ -57,9 +59,22 @@ def partition_dir(node_dir: str, entry: ManifestEntry) -> str:
 
 def write_manifest(disk: Disk, node_dir: str, entry: ManifestEntry) -> None:
     """Durable when it returns."""
-    body = [entry.group, entry.topic, entry.partition, list(entry.voters), entry.removing]
-    path = manifest_path(node_dir, entry.group)
-    write_checked(disk, path, kind=MANIFEST_KIND, version=MANIFEST_VERSION, body=body)
+    write_manifests(disk, node_dir, (entry,))
+
+
+def write_manifests(disk: Disk, node_dir: str, entries: Iterable[ManifestEntry]) -> None:
+    """All of them durable when it returns."""
+    bodies = {
+        manifest_path(node_dir, one.group): [
+            one.group,
+            one.topic,
+            one.partition,
+            list(one.voters),
+            one.removing,
+        ]
+        for one in entries
+    }
+    write_all_checked(disk, bodies, kind=MANIFEST_KIND, version=MANIFEST_VERSION)
 
 
 def read_manifest(disk: Disk, path: str) -> ManifestEntry:

@@ -6,8 +6,8 @@ into the segments alone where that is cheaper (`sync_plan`). `sync` makes a roun
 `end_round` says what is durable now. Checkpoints sync the segments, so that the journal can be
 used again.
 
-Threads: one loop owns the store. Only `sync` and `sync_checkpoint` run elsewhere, and they touch
-nothing but what their ticket captured.
+Threads: one loop owns the store. Only what says that it blocks may run elsewhere, and it touches
+nothing but what it was given.
 
 The rules it protects: an index is durable only after the sync of its round came back; a failed
 write or sync ends the use of these files for ever, and says so in a marker (C1); a truncation
@@ -47,6 +47,7 @@ from aegis_cluster.storage.manifest import (
     ManifestEntry,
     partition_dir,
     write_manifest,
+    write_manifests,
 )
 from aegis_cluster.storage.marker import Marker, write_marker
 from aegis_cluster.storage.reserve import Reserve
@@ -331,24 +332,44 @@ class ShardStore:
         self, group: GroupId, topic: str, partition: int, voters: tuple[Member, ...]
     ) -> PartitionLog:
         """Start a group on this node; manifest and directory are durable when it returns."""
+        entry = ManifestEntry(group, topic, partition, voters)
+        self._check_new(entry)
+        self.prepare_groups((entry,))
+        return self.start_group(entry)
+
+    def _check_new(self, entry: ManifestEntry) -> None:
+        group = entry.group
         self._check()
         if group in self._groups or group % max(self._shards, 1) != self._shard:
             raise Misuse(f"group {group} cannot be created in shard {self._shard}", group=group)
-        entry = ManifestEntry(group, topic, partition, voters)
-        with self._guard(f"create group {group}"):
-            self._make_log_dir(entry)
+
+    def prepare_groups(self, entries: Sequence[ManifestEntry]) -> None:
+        """Directories and manifests of groups that are not here, durable on return; `start_group`
+        follows for each. Blocks.
+        """
+        try:
+            for entry in entries:
+                self._make_log_dir(entry)
+            self._disk.sync_dir(f"{self._node_dir}/{PARTITIONS_DIR}")
+            write_manifests(self._disk, self._node_dir, entries)
+        except OSError as error:
+            raise self._fail(f"create {len(entries)} groups", error) from error
+
+    def start_group(self, entry: ManifestEntry) -> PartitionLog:
+        """Start a group that was prepared, with an empty log."""
+        self._check_new(entry)
+        with self._guard(f"create group {entry.group}"):
             log = self._new_log(entry)
             log.create()
-            write_manifest(self._disk, self._node_dir, entry)
         created = _Group(entry, log, NO_HARD_STATE, b"")
-        self._groups[group] = self._changed[group] = created
+        self._groups[entry.group] = self._changed[entry.group] = created
         return log
 
     def _make_log_dir(self, entry: ManifestEntry) -> None:
         directory = partition_dir(self._node_dir, entry)
         if self._disk.exists(directory):
             quarantine(self._disk, self._node_dir, entry.directory_name)
-        make_dir_durable(self._disk, directory)
+        self._disk.make_dir(directory)
 
     def _new_log(self, entry: ManifestEntry) -> PartitionLog:
         return PartitionLog(
