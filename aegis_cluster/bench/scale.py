@@ -46,7 +46,8 @@ TOPIC: Final = "scale"
 SETTLE_S: Final = 10.0
 """After the last event, until nothing is under way and idle groups have fallen silent."""
 WAIT_S: Final = 180.0
-_POLL_S: Final = 0.1
+_POLL_S: Final = 0.5
+"""An answer about a thousand replicas is work that the nodes lack elsewhere."""
 
 
 async def scale(stage: Stage, seconds: float) -> Sample:
@@ -82,7 +83,7 @@ async def _kill_one(stage: Stage) -> tuple[float, float]:
     led = sum(_led(replica) for replica in (await _status(victim))["replicas"])
     start = time.perf_counter()
     await asyncio.to_thread(stage.cluster.kill, victim.name)
-    await _until(others, _are_all_led)
+    await _until(others, _are_all_led, 0.1)
     return time.perf_counter() - start, led
 
 
@@ -154,7 +155,9 @@ async def _until_ready(nodes: Collection[LocalNode]) -> None:
 
 
 async def _until(
-    nodes: Collection[LocalNode], holds: Callable[[list[dict[str, Any]]], bool]
+    nodes: Collection[LocalNode],
+    holds: Callable[[list[dict[str, Any]]], bool],
+    poll_s: float = _POLL_S,
 ) -> None:
     """Ask all nodes until what they say of all replicas together is as wanted."""
     async with asyncio.timeout(WAIT_S):
@@ -163,7 +166,7 @@ async def _until(
                 told = await asyncio.gather(*map(_status, nodes))
                 if holds([replica for one in told for replica in one["replicas"]]):
                     return
-            await asyncio.sleep(_POLL_S)
+            await asyncio.sleep(poll_s)
 
 
 async def _terms(nodes: Collection[LocalNode]) -> dict[int, int]:

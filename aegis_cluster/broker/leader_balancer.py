@@ -51,8 +51,10 @@ class LeaderBalancer:
 
     def _preferred_follower(self, group: GroupId, partition: Partition) -> Member | None:
         """The replica that should lead instead of us and could do so at once."""
+        if not partition.serving:
+            return None
         found = self._shard.table.partition_of(group)
-        if found is None or not partition.serving:
+        if found is None:
             return None
         preferred = found[1].replicas[0]
         replica = partition.replica

@@ -99,6 +99,10 @@ class Links:
         self._links[key] = Link(key, endpoint)
         self._transport.open_peer(key, endpoint)
 
+    def __contains__(self, key: PeerKey) -> bool:
+        """There is a link there, up or not."""
+        return key in self._links
+
     def keys(self) -> list[PeerKey]:
         return sorted(self._links)
 
@@ -155,7 +159,8 @@ class Links:
             self._greeted(link, reply)
             return
         call = link.calls.pop(reply.correlation, None)
-        if call is None and reply.code != 0 and link.state is LinkState.UP:
+        is_call = reply.correlation != 0  # one that was given up, if it is not among ours
+        if not is_call and reply.code != 0 and link.state is LinkState.UP:
             # The other side has forgotten our hello, as after a message of ours that it disliked.
             self.disconnected(key)
             self._greet(link)
@@ -266,6 +271,8 @@ class Links:
         except AegisError as error:
             self._on_refused(link.key, error)
             return
-        link.member = Member(NodeId(hello.node), hello.incarnation)
-        link.state = LinkState.UP
-        self._on_up(link.key, link.member)
+        member = Member(NodeId(hello.node), hello.incarnation)
+        if link.state is LinkState.UP and link.member == member:
+            return  # the answer to a hello that we repeated because it took long
+        link.member, link.state = member, LinkState.UP
+        self._on_up(link.key, member)

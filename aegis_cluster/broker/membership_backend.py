@@ -19,7 +19,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from aegis_cluster.errors import Refused
-from aegis_cluster.ids import METADATA_GROUP, METADATA_VOTERS, GroupId, Member
+from aegis_cluster.ids import METADATA_GROUP, METADATA_VOTERS, GroupId, LogIndex, Member
 from aegis_cluster.raft.quorum import quorum_size
 
 if TYPE_CHECKING:
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from aegis_cluster.wire.descriptions import NodeInfo
 
 EVERY_MS: Final = 250
+LOOK_EVERY_MS: Final = 1_000
+"""At the partitions of which nothing is known to be wrong."""
 UNREGISTERED_MS: Final = 10_000
 """After so long without being registered a node says so."""
 
@@ -91,6 +93,10 @@ class MembershipBackend:
     def __init__(self, shard: Shard) -> None:
         self._shard = shard
         self._due_ms = shard.now_ms
+        self._look_at_ms = shard.now_ms
+        self._seen_index = LogIndex(0)
+        self._moving: set[GroupId] = set()
+        """Partitions on their way to other members."""
         self._started_ms = shard.now_ms
         self._said: dict[GroupId, str] = {}
 
@@ -100,22 +106,29 @@ class MembershipBackend:
         if shard.now_ms < self._due_ms:
             return
         self._due_ms = shard.now_ms + EVERY_MS
-        for partition in shard.manager.partitions.values():
-            if partition.serving:
-                self._mend(partition)
-        self._say()
+        partitions = shard.manager.partitions
+        if shard.now_ms < self._look_at_ms and shard.table.index == self._seen_index:
+            looked_at = [partitions[group] for group in sorted(self._moving & partitions.keys())]
+        else:
+            self._look_at_ms, self._seen_index = shard.now_ms + LOOK_EVERY_MS, shard.table.index
+            looked_at = list(partitions.values())
+            self._say()
+        self._moving = {one.group for one in looked_at if one.serving and self._mend(one)}
 
-    def _mend(self, partition: Partition) -> None:
+    def _mend(self, partition: Partition) -> bool:
+        """Take the next step, if there is one now; whether there is one to take or to wait for."""
         replica = partition.replica
-        now = replica.membership
+        now, wanted = replica.membership, wanted_members(partition, self._shard.table)
+        if not now.learners and set(now.voters) == set(wanted):
+            return False
         following = next_step(
             now,
-            wanted_members(partition, self._shard.table),
+            wanted,
             gone=[member for member in now.voters if self._is_replaced(member)],
             caught_up=[member for member in now.learners if replica.is_caught_up(member)],
         )
         if following is None:
-            return
+            return True
         with suppress(Refused):  # not yet: an earlier change, or a learner, is not finished
             partition.change_membership(following)
             log.info(
@@ -124,6 +137,7 @@ class MembershipBackend:
                 _names(following.voters),
                 _names(following.learners),
             )
+        return True
 
     def _is_replaced(self, member: Member) -> bool:
         """The node is registered with another directory: this member will hardly come back."""
@@ -148,35 +162,17 @@ class MembershipBackend:
         self._said = problems
 
     def _problems(self) -> dict[GroupId, tuple[str, str]]:
+        links = self._shard.links
+        answering = {key.node: links.incarnations(key.node) for key in links.ups()}
         found = {
             group: (partition.name.topic, why)
             for group, partition in self._shard.manager.partitions.items()
-            if (why := self._why_stuck(partition)) is not None
+            if (why := _why_stuck(partition, answering)) is not None
         }
         unregistered = self._why_unregistered()
         if unregistered is not None:
             found.setdefault(METADATA_GROUP, ("__cluster", unregistered))
         return found | self._lost_with_our_disk()
-
-    def _why_stuck(self, partition: Partition) -> str | None:
-        """No majority of the voters' disks is left."""
-        voters = partition.replica.membership.voters
-        if partition.replica.leader is not None or partition.is_alone:
-            return None
-        gone = [voter for voter in voters if self._is_wiped(voter)]
-        if len(voters) - len(gone) >= quorum_size(len(voters)):
-            return None
-        return (
-            f"{partition.name} has no leader and cannot get one: {len(gone)} of its {len(voters)}"
-            f" voters came back with empty data directories (nodes {_names(gone)}), and without a"
-            " majority nobody can know what was acknowledged. Nothing is changed, and what this"
-            " node holds is kept. Stop those nodes and give them their old data directories back."
-        )
-
-    def _is_wiped(self, voter: Member) -> bool:
-        """Somebody else answers where this voter was."""
-        now = self._shard.links.incarnations(voter.node)
-        return bool(now) and voter.incarnation not in now
 
     def _why_unregistered(self) -> str | None:
         shard = self._shard
@@ -207,6 +203,26 @@ class MembershipBackend:
             and placed.replicas[0].node == me.node
             and placed.replicas[0] != me
         }
+
+
+def _why_stuck(partition: Partition, answering: Mapping[NodeId, set[str]]) -> str | None:
+    """No majority of the voters' disks is left. answering: incarnations of each node's shards."""
+    if partition.replica.leader is not None:
+        return None
+    voters = partition.replica.membership.voters
+    gone = [
+        one
+        for one in voters
+        if one.node in answering and one.incarnation not in answering[one.node]
+    ]
+    if len(voters) - len(gone) >= quorum_size(len(voters)) or partition.is_alone:
+        return None
+    return (
+        f"{partition.name} has no leader and cannot get one: {len(gone)} of its {len(voters)}"
+        f" voters came back with empty data directories (nodes {_names(gone)}), and without a"
+        " majority nobody can know what was acknowledged. Nothing is changed, and what this"
+        " node holds is kept. Stop those nodes and give them their old data directories back."
+    )
 
 
 def _names(members: Collection[Member]) -> str:

@@ -69,6 +69,8 @@ class PeerDisks:
         self._tell_at_ms = shard.now_ms
         self._look_at_ms = shard.now_ms
         self._told_full = False
+        self._holds_back = False
+        """Some follower is sent nothing, because its disk is full."""
         self._slow_since_ms: int | None = None
 
     # ---- what is said
@@ -129,9 +131,12 @@ class PeerDisks:
         if now_ms < self._look_at_ms:
             return
         self._look_at_ms = now_ms + LOOK_EVERY_MS
-        for partition in self._shard.manager.partitions.values():
-            if partition.leads and not partition.is_internal:
-                self._hold(partition)
+        is_full = any(state.full for state in self._valid().values())
+        if is_full or self._holds_back:
+            for partition in self._shard.manager.partitions.values():
+                if partition.leads and not partition.is_internal:
+                    self._hold(partition)
+        self._holds_back = is_full
         self._look_at_own_disk()
 
     def _hold(self, partition: Partition) -> None:

@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     Answer = Callable[[list[Any], list[Part]], None]
 
 EVERY_MS: Final = 200
+LOOK_EVERY_MS: Final = 1_000
+"""At the replicas that were whole when last looked at."""
 CALL_MS: Final = 5_000
 
 log = logging.getLogger(__name__)
@@ -111,13 +113,26 @@ class Repairs:
         self._shard = shard
         self._repairs: dict[GroupId, Repair] = {}
         self._due_ms = shard.now_ms
+        self._look_at_ms = shard.now_ms
+        self._damaged: list[GroupId] = []
 
     def tick(self) -> None:
         """Let damaged leaders hand over, and damaged replicas be rebuilt."""
-        if self._shard.now_ms < self._due_ms:
+        now_ms, partitions = self._shard.now_ms, self._shard.manager.partitions
+        if now_ms < self._due_ms:
             return
-        self._due_ms = self._shard.now_ms + EVERY_MS
-        for group, partition in list(self._shard.manager.partitions.items()):
+        self._due_ms = now_ms + EVERY_MS
+        if now_ms >= self._look_at_ms:
+            self._look_at_ms = now_ms + LOOK_EVERY_MS
+            self._damaged = [
+                group
+                for group, one in partitions.items()
+                if one.damage is not None or one.replica.damaged
+            ]
+        for group in self._damaged:
+            partition = partitions.get(group)
+            if partition is None:
+                continue
             if partition.replica.damaged:
                 self._move_on(group, partition)
             elif partition.damage is not None:

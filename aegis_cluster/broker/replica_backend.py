@@ -125,7 +125,7 @@ class ReplicaBackend:
         for entry in entries:
             partition = manager.start(entry)
             if self.prefers_us(partition):
-                partition.replica.campaign()
+                manager.campaigns.want(partition)
             manager.due(partition)
         # The table may have moved on meanwhile: deleted some of them, or not known them as open.
         self._to_remove = deque(self._gone())

@@ -11,6 +11,7 @@ import logging
 import random
 from typing import TYPE_CHECKING, Final
 
+from aegis_cluster.broker.campaigns import Campaigns
 from aegis_cluster.broker.folds import PartitionState
 from aegis_cluster.broker.groups.group_stm import GroupFold
 from aegis_cluster.broker.metadata_stm import MetadataFold
@@ -43,6 +44,9 @@ if TYPE_CHECKING:
 
 UNKNOWN: Final = Member(NodeId(0), "unknown")
 """Stands for the voters of a group whose manifest cannot be read: damaged, and never alone."""
+
+LOOK_AT_ALL_TICKS: Final = 20
+"""Whatever wakes a replica also makes it due; should that ever be missed, it costs a second."""
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +82,10 @@ class ReplicaManager:
         self.snapshots = SnapshotMaker(store, read_later)
         self._in_memory = in_memory
         self._due: dict[GroupId, Partition] = {}
+        self._awake: dict[GroupId, Partition] = {}
+        """Those that time passes for; of thousands of idle ones it need not even be asked."""
+        self._ticks = 0
+        self.campaigns = Campaigns(me.node)
         self._round_number = 1
         self._waiting: dict[GroupId, Partition] = {}
         self._round_members: dict[int, list[Partition]] = {}
@@ -169,6 +177,7 @@ class ReplicaManager:
         partition = self.partitions.pop(group)
         partition.close()
         self._due.pop(group, None)
+        self._awake.pop(group, None)
         self._waiting.pop(group, None)
         self._store.remove_group(group)
         self._on_advance(partition)  # who waits for its data waits in vain
@@ -226,7 +235,7 @@ class ReplicaManager:
         )
         partition.on_advance = self._on_advance
         self.partitions[group] = partition
-        self._due[group] = partition
+        self._due[group] = self._awake[group] = partition
         return partition
 
     # ---- moving on
@@ -245,12 +254,26 @@ class ReplicaManager:
 
     def tick(self) -> None:
         """One Raft tick for every replica that is not quiet."""
-        for partition in self.partitions.values():
-            replica = partition.replica
-            if not replica.quiet:
-                partition.tick()
-                if replica.has_effects:
-                    self._due[partition.group] = partition
+        self._ticks += 1
+        if self._ticks % LOOK_AT_ALL_TICKS == 0:
+            self._awake = dict(self.partitions)
+        quiet, waiting = [], []
+        for group, partition in self._awake.items():
+            if partition.replica.quiet:
+                quiet.append(group)
+            elif partition.replica.lacks_leader:
+                waiting.append(partition)
+            else:
+                self._tick(partition)
+        for group in quiet:
+            del self._awake[group]
+        for partition in self.campaigns.those_to_tick(waiting):
+            self._tick(partition)
+
+    def _tick(self, partition: Partition) -> None:
+        partition.tick()
+        if partition.replica.has_effects:
+            self._due[partition.group] = partition
 
     def turn(self) -> None:
         """Step what is due, and what that makes due."""
@@ -260,6 +283,8 @@ class ReplicaManager:
                 # A step of `__cluster/0` may have removed those of a deleted topic.
                 if self.partitions.get(partition.group) is partition:
                     partition.step()
+                    if not partition.replica.quiet:
+                        self._awake[partition.group] = partition
 
     # ---- rounds of writes
 

@@ -299,6 +299,9 @@ class Shard:
     def metadata_changed(self) -> None:
         """The committed table has moved on."""
         self.backend.reconcile()
+        known = self.links.keys()
+        for key in known:
+            self.ensure_link(key)  # its address may be another one now
         self.requests.metadata_changed()
         self.groups.metadata_changed()
 
@@ -311,7 +314,8 @@ class Shard:
         self, partition: Partition, recipient: Member, message: RaftMessage, frames: bytes | None
     ) -> None:
         key = self.addresses.key_of(self.table, recipient.node, partition.group)
-        self.ensure_link(key)
+        if key not in self.links:
+            self.ensure_link(key)
         fields = message_to_fields(message)
         self.links.queue_raft(key, recipient, group=partition.group, fields=fields, frames=frames)
 
@@ -326,7 +330,7 @@ class Shard:
         for partition in self._shared_with(key, member):
             partition.replica.link_up(member)
             if partition.replica.leader is None and self.backend.prefers_us(partition):
-                partition.replica.campaign()
+                self.manager.campaigns.want(partition)
             self.manager.due(partition)
 
     def _link_lost(self, key: PeerKey, member: Member) -> None:

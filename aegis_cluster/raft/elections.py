@@ -38,6 +38,13 @@ class ElectionChapter(ChangeChapter):
 
     # -- campaigning ------------------------------------------------------------------------------
 
+    @property
+    def lacks_leader(self) -> bool:
+        """Nobody leads, as far as this replica knows, or the link to the leader is lost."""
+        if self.role is Role.LEADER:
+            return False
+        return self.leader is None or self.leader in self._links_lost
+
     def campaign(self) -> None:
         """Ask for pre-votes now; does nothing on a leader or where it must not be asked."""
         if self.role is not Role.LEADER and self._may_campaign():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, cast
 
 from aegis_cluster.ids import GroupId
@@ -19,6 +20,7 @@ class FakePartition:
     def __init__(self, group: int, step: Callable[[], object]) -> None:
         self.group = GroupId(group)
         self.step = step
+        self.replica = SimpleNamespace(quiet=True)
 
 
 def test_a_replica_that_was_removed_in_a_turn_is_not_stepped_in_it() -> None:
