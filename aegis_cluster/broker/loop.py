@@ -127,6 +127,12 @@ class ShardLoop:
         self._checkpoint()
 
     def _drain(self, listener: Listener) -> None:
+        """Take what waits, but for bounds that leave others their turn.
+
+        Peers have no bound in time. Each sends one message a turn, with all that its turn produced;
+        taking less than has come makes a backlog of answers to questions that were given up, and
+        no election ever ends.
+        """
         size = 0
         until_ms = monotonic_ms() + SHARD_DRAIN_MS
         for _ in range(SHARD_DRAIN_MESSAGES):
@@ -139,7 +145,9 @@ class ShardLoop:
             else:
                 self.shard.client_request(listener, origin, message)
             size += sum(map(len, message))
-            if size >= SHARD_DRAIN_BYTES or monotonic_ms() >= until_ms:
+            if size >= SHARD_DRAIN_BYTES:
+                return
+            if listener is not Listener.PEERS and monotonic_ms() >= until_ms:
                 return
 
     def _hear_supervisor(self, supervisor: SupervisorLine) -> None:
