@@ -40,6 +40,12 @@ class Campaigns:
         else:
             self._wanted[partition.group] = partition
 
+    def want_soon(self, partition: Partition) -> None:
+        """Let it campaign at the next tick, or a later one; the other voters then know as well
+        that there is no leader.
+        """
+        self._wanted[partition.group] = partition
+
     def those_to_tick(self, waiting: Sequence[Partition]) -> Iterator[Partition]:
         """Begin the campaigns that are wanted, and give out those whose turn it is.
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from aegis_cluster.broker.links import Call
 from aegis_cluster.errors import AegisError
-from aegis_cluster.ids import METADATA_GROUP, GroupId, LogIndex
+from aegis_cluster.ids import METADATA_GROUP, GroupId, LogIndex, Member
 from aegis_cluster.storage.manifest import ManifestEntry
 from aegis_cluster.wire.descriptions import node_to_fields
 from aegis_cluster.wire.protocol import Api, Reply
@@ -78,6 +78,14 @@ class ReplicaBackend:
         """Whether placement wants this node to lead the partition."""
         found = self._shard.table.partition_of(partition.group)
         return found is not None and found[1].replicas[0] == self._shard.context.me
+
+    def succeeds(self, partition: Partition, lost: Member) -> bool:
+        """Whether this node is the first to ask for votes where a leader is lost. If all did, they
+        would split the votes of hundreds of partitions.
+        """
+        found = self._shard.table.partition_of(partition.group)
+        others = [member for member in found[1].replicas if member != lost] if found else []
+        return others[:1] == [self._shard.context.me]
 
     def _belongs_here(self, group: GroupId) -> bool:
         context = self._shard.context

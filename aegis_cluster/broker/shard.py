@@ -336,6 +336,8 @@ class Shard:
     def _link_lost(self, key: PeerKey, member: Member) -> None:
         log.info("Lost the link to node %s, shard %s.", key.node, key.shard)
         for partition in self._shared_with(key, member):
+            if partition.replica.leader == member and self.backend.succeeds(partition, member):
+                self.manager.campaigns.want_soon(partition)
             partition.replica.link_lost(member)
             self.manager.due(partition)
 
