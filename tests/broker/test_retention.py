@@ -107,7 +107,7 @@ def test_a_partition_that_is_hardly_written_to_drops_what_is_old_too() -> None:
         assert client.stored(group, batch(b"%d" % number, producer=(7, 0, number))) == number
         times.append(cluster.now_ms)
         cluster.now_ms += 5_000
-        cluster.tick(3)
+        cluster.tick(6)
         (start,) = starts(cluster, group)
         if start:
             assert times[start - 1] < cluster.now_ms - 60_000, "what goes is older"
