@@ -1,6 +1,7 @@
 """What many partitions cost, and whether a busy neighbour alone makes anybody elect.
 
-Partitions are created, left alone, restarted, and lose a node. Both scenarios run once, on nodes of their own, and only when named: they take minutes.
+Partitions are created, left alone, restarted, and lose a node. Both scenarios run once, on nodes of
+their own, and only when named: they take minutes.
 
 The rule it protects: states are believed only as the nodes tell them: a partition is ready when a
 leader that serves says that all of its replicas hold what is committed.
