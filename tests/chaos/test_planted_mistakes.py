@@ -62,7 +62,7 @@ MISTAKES: Final[list[tuple[Mistake, Faults, int]]] = [
     (planted.unknown_is_reported_as_refused, OLD_LEADER, 10),
     (planted.acknowledged_before_the_commit, OLD_LEADER, 0),
     (planted.readers_see_what_is_not_committed, None, 0),
-    (planted.failed_recovery_leaves_a_marker, None, 12),
+    (planted.failed_recovery_leaves_a_marker, FAILED_SYNC, 5),
     (planted.older_terms_are_committed_by_counting, OLD_LEADER, 1),
     (planted.pre_votes_raise_terms, OLD_LEADER, 0),
     (planted.members_change_before_the_noop, MOVES, 1),
