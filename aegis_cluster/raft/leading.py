@@ -493,7 +493,7 @@ class LeaderChapter(FollowerChapter):
         progress.commit_known = max(progress.commit_known, reply.commit_index)
         progress.is_quiet = reply.quiet
         if reply.quiet and self._may_be_quiet():
-            self.quiet = all(each.is_quiet for each in self.progress.values())
+            self.quiet = all(each.is_quiet for each in self._linked())
         if reply.read_round > progress.read_round:
             progress.read_round = reply.read_round
             self._read_round_heard()
@@ -504,16 +504,27 @@ class LeaderChapter(FollowerChapter):
     # -- quiet ------------------------------------------------------------------------------------
 
     def _may_be_quiet(self) -> bool:
-        """Whether everybody has everything and knows it, and nothing happened for a while."""
+        """Whether all that can be reached have everything and know it, and nothing happened for a
+        while. Who cannot be reached is heard of through its link. While a node is down, thousands of
+        groups would else talk on; but without a majority this leader must find out that it is none.
+        """
         last_index = self.log.last_index
         return (
             0 < self.config.silence_ticks <= self._now - self._active_at
             and self.commit_index == self.durable_index == last_index
+            and self._links_to_majority()
             and all(
-                progress.matched == progress.commit_known == last_index and not progress.link_lost
-                for progress in self.progress.values()
+                progress.matched == progress.commit_known == last_index
+                for progress in self._linked()
             )
         )
+
+    def _linked(self) -> list[Progress]:
+        return [progress for progress in self.progress.values() if not progress.link_lost]
+
+    def _links_to_majority(self) -> bool:
+        linked = sum(not progress.link_lost for progress in self._voter_progress)
+        return linked + self._is_voter >= self._quorum
 
     def _wake(self) -> None:
         """Something happened: count time again, with the patience of a new beginning."""
