@@ -505,8 +505,8 @@ class LeaderChapter(FollowerChapter):
 
     def _may_be_quiet(self) -> bool:
         """Whether all that can be reached have everything and know it, and nothing happened for a
-        while. Who cannot be reached is heard of through its link. While a node is down, thousands of
-        groups would else talk on; but without a majority this leader must find out that it is none.
+        while. Who cannot be reached is heard of through its link: while a node is down, thousands
+        of groups would talk on. But without a majority this leader must find out that it is none.
         """
         last_index = self.log.last_index
         return (
