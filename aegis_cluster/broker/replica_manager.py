@@ -206,11 +206,7 @@ class ReplicaManager:
             previous_term=log_.begin.term,
         )
         replica = Replica(
-            RaftConfig(
-                may_lose_tail=self._in_memory and not name.topic.startswith("__"),
-                # Followers of the cluster's own logs act on what is committed; others only keep it.
-                tells_commit_soon=name.topic.startswith("__"),
-            ),
+            RaftConfig(may_lose_tail=self._in_memory and not name.topic.startswith("__")),
             self._me,
             term=hard_state.term,
             vote=hard_state.vote,

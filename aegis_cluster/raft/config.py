@@ -31,8 +31,7 @@ class RaftConfig:
     resend_ticks: int = 2 * limits.RAFT_HEARTBEAT_TICKS + 1
     """A follower that owes an answer for so long is asked again."""
     quiet_ticks: int = 3 * limits.RAFT_ELECTION_TICKS_MIN
-    """An idle group falls silent after so long; 0 = never. One that need not tell commits soon
-    does so after a fifth of it: writes to hundreds of partitions in turn would keep all talking."""
+    """An idle group falls silent after so long; 0 = never."""
     append_bytes_max: int = limits.RAFT_APPEND_BYTES_MAX
     """Bytes in one append; a single larger entry still goes, alone."""
     probe_bytes_max: int = 64 * limits.KIB
@@ -45,21 +44,11 @@ class RaftConfig:
     """Proposals beyond this are refused (`Throttled`): memory is bounded without a quorum."""
     promotion_lag_entries_max: int = limits.RAFT_IN_FLIGHT_APPENDS_MAX
     """A learner at most so far behind the commit index may be made a voter."""
-    tells_commit_soon: bool = True
-    """Followers hear of a commit within a tick; False: with the next append, or the heartbeat after
-    it, which spares a busy group most of its heartbeats. Theirs is no acknowledgement anyway."""
     may_lose_tail: bool = False
     """What was acknowledged may be gone after a power cut (`durability = "memory"`), so a later
     leader may contradict what was committed here: then this replica is damaged, not the leader."""
     noop_bytes: int = 48
     """Size of a leader's no-op frame."""
-
-    @property
-    def silence_ticks(self) -> int:
-        """`quiet_ticks`, as it holds for this group."""
-        if self.tells_commit_soon or not self.quiet_ticks:
-            return self.quiet_ticks
-        return max(self.quiet_ticks // 5, 2 * self.heartbeat_ticks)
 
     def __post_init__(self) -> None:
         invariant(self.heartbeat_ticks >= 1, "heartbeats take time")

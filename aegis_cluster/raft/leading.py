@@ -410,7 +410,7 @@ class LeaderChapter(FollowerChapter):
         self._heartbeat_elapsed += 1
         if self._heartbeat_elapsed >= self.config.heartbeat_ticks:
             self._beat()
-        elif self._commit_told < self.commit_index and self.config.tells_commit_soon:
+        elif self._commit_told < self.commit_index:
             self._tell_commit()
 
     def _check_quorum(self) -> bool:
@@ -425,28 +425,12 @@ class LeaderChapter(FollowerChapter):
         self._heartbeat_elapsed = 0
         is_quiet = self._may_be_quiet()
         for progress in self.progress.values():
-            if not self._is_spared(progress):
-                self._say_heartbeat(progress, is_quiet=is_quiet)
-            progress.appended = False
+            self._say_heartbeat(progress, is_quiet=is_quiet)
             if self._is_stalled(progress):
                 self._ask_again(progress)
         self._commit_told = self.commit_index
         if is_quiet and not self.progress:
             self.quiet = True
-
-    def _is_spared(self, progress: Progress) -> bool:
-        """Whether an append has just said what a heartbeat would: this leader leads. Not twice in a
-        row without another append, and not while a read waits for answers to heartbeats."""
-        return (
-            progress.appended
-            and not self.config.tells_commit_soon
-            and progress.state is Following.REPLICATE
-            and not self._awaits_heartbeats()
-        )
-
-    def _awaits_heartbeats(self) -> bool:
-        """The chapter on reads knows it."""
-        return False
 
     def _tell_commit(self) -> None:
         """Between heartbeats: nothing else went out that would have told it."""
@@ -510,7 +494,7 @@ class LeaderChapter(FollowerChapter):
         """
         last_index = self.log.last_index
         return (
-            0 < self.config.silence_ticks <= self._now - self._active_at
+            0 < self.config.quiet_ticks <= self._now - self._active_at
             and self.commit_index == self.durable_index == last_index
             and self._links_to_majority()
             and all(

@@ -35,7 +35,6 @@ class Progress:
     """One member as its leader sees it; always `matched < next_index`."""
 
     __slots__ = (
-        "appended",
         "commit_known",
         "heard_at",
         "held",
@@ -67,8 +66,6 @@ class Progress:
         """Tick of the last append sent or answered; tells when to ask again."""
         self.heard_at = now
         """Tick of the last message from this member in this term (check-quorum)."""
-        self.appended = False
-        """An append went out in the pipeline since the last heartbeat."""
         self.probed_at = -1
         """Tick in which a refusal last ended REPLICATE."""
         self.commit_known: LogIndex = NO_INDEX
@@ -108,7 +105,6 @@ class Progress:
             self.waiting = True
             return
         invariant(last_index >= self.next_index - 1, "appends follow each other", last=last_index)
-        self.appended = True
         self.in_flight.append(last_index)
         self.next_index = LogIndex(last_index + 1)
 

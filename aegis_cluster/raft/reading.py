@@ -75,9 +75,6 @@ class ReadChapter(LeaderChapter):
     def _newest_read_round(self) -> int:
         return self._read_round
 
-    def _awaits_heartbeats(self) -> bool:
-        return bool(self._read_rounds)
-
     def _read_round_heard(self) -> None:
         """Serve every round that a majority of voters has answered."""
         if not self._read_rounds:
