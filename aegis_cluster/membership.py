@@ -215,7 +215,7 @@ class Membership:
                 if self._fenced:
                     await self._join_anew()
                 elif self._news is not None:
-                    await self._reconcile(self._news.places)
+                    await self._reconcile(self._news)
                     self._joined.set()
             except AegisError:
                 # The cluster does not answer at the moment; the same again, soon.
@@ -231,15 +231,15 @@ class Membership:
         await self._on_revoked(lost)
         self._session.join()
 
-    async def _reconcile(self, wanted: frozenset[TopicPartition]) -> None:
-        gone = self.places - wanted
+    async def _reconcile(self, news: Assigned) -> None:
+        gone, new = self.places - news.places, news.places - self.places
+        # What is about to be read counts as read: else it could be given to another meanwhile.
+        self._session.reads(self.places | new, news.version)
         if gone:
             await self._give_up(gone)
-            self._session.reads(self.places)
-        new = wanted - self.places
+            self._session.reads(self.places | new, news.version)
         if new:
             await self._take(new)
-            self._session.reads(self.places)
 
     async def _give_up(self, gone: frozenset[TopicPartition]) -> None:
         self._reading.stop(gone)
@@ -325,6 +325,8 @@ class Membership:
                     number=number,
                 )
             except MemberFenced as error:
+                if "partition" in error.details:
+                    raise  # a member still, that has committed what it no longer holds
                 if not error.details.get("stale"):
                     self._lost(news.session)
                     raise

@@ -74,6 +74,7 @@ def scenario(seed: int, faults: Mapping[str, int], *, nodes: int | None = None) 
         plan.network = NetworkFaults()
         for machine in plan.machines:  # the power goes between a write and its sync
             machine.sync_us = 20_000
+        plan.heal_us = 60 * SECOND  # such disks need long for what waits on them
     if faults is LEASE:
         plan.lease_us = 300 * MS
     if faults is FALLING_LEADERS:

@@ -18,7 +18,7 @@ from aegis_cluster.cli.connection import (
     timeout_option,
 )
 from aegis_cluster.cli.tables import topic_table
-from aegis_cluster.errors import TopicNotFound
+from aegis_cluster.errors import NotReady
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -93,10 +93,13 @@ def describe(name: str, bootstrap: str | None, timeout_ms: int, as_json: bool) -
     Example:
       aegis topic describe flights
     """
+    # A status may come from a node that has just started; only an answer that is up to date may say
+    # that there is no such topic.
+    _with_engine(bootstrap, timeout_ms, lambda engine: engine.describe_topic(name))
     view = cluster_status(cluster_address(bootstrap), timeout_ms / 1000)
     found = next((topic for topic in view["topics"] if topic["name"] == name), None)
     if found is None:
-        raise TopicNotFound(f"there is no topic {name}", topic=name)
+        raise NotReady(f"The nodes have not told yet where {name} is; try again in a moment.")
     if as_json:
         click.echo(json.dumps(found))
     else:

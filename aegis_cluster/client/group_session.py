@@ -70,6 +70,7 @@ class GroupSession:
         self._session = ""
         self._owned: frozenset[TopicPartition] = frozenset()
         self._version = 0
+        self._heard = 0
         self._changed: asyncio.Event | None = None
         self._running: asyncio.Future[None] | None = None
 
@@ -77,13 +78,16 @@ class GroupSession:
         """Begin, or begin anew after `MemberFenced`, as a process that reads nothing yet."""
         if self._running is not None:
             self._running.cancel()
-        self._session, self._version = uuid.uuid4().hex, 0
+        self._session, self._version, self._heard = uuid.uuid4().hex, 0, 0
         self._owned = frozenset()
         self._running = self._background.spawn(self._run())
 
-    def reads(self, places: frozenset[TopicPartition]) -> None:
-        """What the member reads from now on; the coordinator hears of it at once."""
-        self._owned = places
+    def reads(self, places: frozenset[TopicPartition], version: int) -> None:
+        """What the member reads, or is about to read, by this version of the coordinator's word.
+
+        The coordinator hears of it at once. What is left out is given up.
+        """
+        self._owned, self._version = places, version
         self._background.call(self._wake)
 
     async def leave(self) -> None:
@@ -111,6 +115,8 @@ class GroupSession:
                 return
             if reply is not None:
                 self._take(reply)
+            if self._heard != self._version:
+                await self._until_followed(self._changed)
 
     async def _ask_unless_changed(self, changed: asyncio.Event) -> Reply | AegisError | None:
         """The answer to one heartbeat; None when it was given up, or nobody answered."""
@@ -129,6 +135,15 @@ class GroupSession:
             for task in (ask, wait):
                 task.cancel()
             await asyncio.gather(ask, wait, return_exceptions=True)
+
+    async def _until_followed(self, changed: asyncio.Event) -> None:
+        """News is answered at once until the member follows it, so there is no use in asking on;
+        but a member that takes its time says that it lives."""
+        try:
+            async with asyncio.timeout(self.config.session_timeout_ms / 3_000):
+                await changed.wait()
+        except TimeoutError:
+            return
 
     async def _beat(self) -> Reply:
         config, cluster = self.config, self._background.cluster
@@ -150,9 +165,9 @@ class GroupSession:
 
     def _take(self, reply: Reply) -> None:
         version = take_int(reply.fields, 1, "version")
-        if version == self._version:
+        if version == self._heard:
             return
-        self._version = version
+        self._heard = version
         places = places_from(take_map(reply.fields, 2, "assigned"))
         epoch = take_int(reply.fields, 0, "epoch")
         self._tell(Assigned(self._session, epoch, version, places))

@@ -153,7 +153,7 @@ def error_from_reply(code: int, fields: Sequence[Any]) -> AegisError:
     A code that this process does not know becomes the root of its branch; outside every branch
     nothing is known about the outcome, so that is what it says.
     """
-    if type(code) is not int:
+    if not isinstance(code, int) or isinstance(code, bool):
         raise PeerViolation("a code is a number", have=repr(code)[:80])
     message, details = _message_and_details(fields)
     kind = ERROR_OF_CODE.get(code)
