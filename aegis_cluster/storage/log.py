@@ -776,10 +776,14 @@ class PartitionLog:
                 self._handles.touch(segment)
 
     def forget(self) -> None:
-        """The group is removed: give back memory and handles."""
+        """The group is removed: give back memory and handles.
+
+        At once, and not when somebody lets go of this object: an open file keeps its room on disk.
+        """
         self._cache.cut(self._tail, LogIndex(0))
         for segment in self._segments:
             self._handles.forget(segment)
+            segment.let_go()
 
 
 def _run_start(run: tuple[LogIndex, Term]) -> LogIndex:

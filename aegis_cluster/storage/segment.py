@@ -257,6 +257,12 @@ class Segment:
         self._file = None
         self._index = None
 
+    def let_go(self) -> None:
+        """Give up handle and index for good: the group is removed. Readers that hold the handle go
+        on reading."""
+        self._file = None
+        self._index = None
+
     def remove(self) -> None:
         """Unlink both files; readers that hold the handle go on reading."""
         for path in (self.path, self.index_path):

@@ -291,6 +291,16 @@ def test_sealed_segments_give_their_handles_back() -> None:
     assert sum(1 for segment in log.segments if segment.handle is not None) <= 2
 
 
+def test_a_removed_group_keeps_no_file_open() -> None:
+    """A file that is open keeps its room on a disk that is full, however often it was deleted."""
+    _, store, log = a_log(NO_CACHE)
+    store.append(GROUP, mixed_frames(60))
+    commit_round(store)
+    assert any(segment.handle is not None for segment in log.segments)
+    store.remove_group(GROUP)
+    assert all(segment.handle is None for segment in log.segments)
+
+
 def test_a_range_goes_over_the_borders_of_segments() -> None:
     _, store, log = a_log(NO_CACHE)
     frames = mixed_frames(60)
