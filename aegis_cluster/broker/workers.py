@@ -57,6 +57,7 @@ class Workers:
             except queue.Empty:
                 return
             done(result)
+            del done, result  # see `_run`
 
     def close(self) -> None:
         """Let the threads finish what is queued, then end."""
@@ -69,13 +70,18 @@ class Workers:
 
     def _run(self, jobs: queue.SimpleQueue[tuple[Job, Done] | None]) -> None:
         while (item := jobs.get()) is not None:
-            job, done = item
-            try:
-                result = job()
-            except Exception as error:  # noqa: BLE001 - the owner decides, nothing is swallowed
-                result = error
-            self._results.put((done, result))
+            self._do(*item)
+            # A job holds the files that it worked on, and a file that is open keeps its room on
+            # disk when it is deleted: nothing may remember it until the next one comes.
+            del item
             self._wake()
+
+    def _do(self, job: Job, done: Done) -> None:
+        try:
+            result = job()
+        except Exception as error:  # noqa: BLE001 - the owner decides, nothing is swallowed
+            result = error
+        self._results.put((done, result))
 
     def _wake(self) -> None:
         try:
