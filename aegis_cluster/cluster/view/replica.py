@@ -188,7 +188,7 @@ class ViewReplica(SyncObj):  # type: ignore[misc]  # the library ships no types
         try:
             self.doTick(0.0)
         except Exception as error:  # noqa: BLE001 - whatever the library meets; see `failures`
-            self.library_raised(error)
+            self.pysyncobj_raised(error)
         self._compare_cut()
 
     def propose(self, command: Sequence[Any], answer: Answer) -> None:
@@ -278,7 +278,7 @@ class ViewReplica(SyncObj):  # type: ignore[misc]  # the library ships no types
             self._snapshot_bytes = len(data) + (0 if is_first else self._snapshot_bytes)
         return self._snapshot_bytes <= limits.VIEW_SNAPSHOT_BYTES_MAX
 
-    def library_raised(self, error: Exception) -> None:
+    def pysyncobj_raised(self, error: Exception) -> None:
         """Count it; whoever drives us gives up on this object after some in a row."""
         self.failures += 1
         self.failure = f"{type(error).__name__}: {error}"

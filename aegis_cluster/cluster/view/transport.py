@@ -88,7 +88,7 @@ class Receiver(Protocol):
     def bears(self, frame: Frame, *, from_voter: bool) -> bool:
         """Whether the message of a frame may be handed to the library."""
 
-    def library_raised(self, error: Exception) -> None:
+    def pysyncobj_raised(self, error: Exception) -> None:
         """Handing over a message went wrong inside the library."""
 
 
@@ -265,7 +265,7 @@ class ZmqTransport(Transport):  # type: ignore[misc]  # the library ships no typ
         try:
             self._hear(link, frame)
         except Exception as error:  # noqa: BLE001 - the library's, on what a peer sent
-            self._receiver.library_raised(error)
+            self._receiver.pysyncobj_raised(error)
 
     def _link_of(self, frame: Frame, socket: zmq.Socket[bytes], origin: list[bytes]) -> _Link:
         """The link that a frame came on; PeerViolation unless it is its sender's own."""

@@ -109,7 +109,7 @@ class View:
                 self._write_clock(replica, now)
                 self._announce(replica, now)
             except Exception as error:  # noqa: BLE001 - the library's; counted like its others
-                replica.library_raised(error)
+                replica.pysyncobj_raised(error)
             if replica.failures == failures:
                 replica.failures = 0
             self._judge(replica, now)
