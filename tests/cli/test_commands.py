@@ -197,7 +197,7 @@ class TestTopics:
 
     def test_describe(
         self,
-        engine: FakeEngine,
+        flights: FakeEngine,
         monkeypatch: pytest.MonkeyPatch,
         capsys: pytest.CaptureFixture[str],
     ) -> None:
@@ -208,6 +208,7 @@ class TestTopics:
             return status("flights", "orders")
 
         monkeypatch.setattr(topic_commands, "cluster_status", probe)
+        flights.topics |= {"orders": [[], []], "new": [[]]}
         where = ["--bootstrap", "tcp://127.0.0.1:7101"]
         assert run(["topic", "describe", "orders", "--json", "--timeout", "2s", *where]) == 0
         assert json.loads(capsys.readouterr().out) == status("orders")["topics"][0]
@@ -215,6 +216,9 @@ class TestTopics:
         assert run(["topic", "describe", "orders", *where]) == 0
         assert "2 of 3" in capsys.readouterr().out
         assert run(["topic", "describe", "none", *where]) == 1
+        assert "no topic none" in capsys.readouterr().err
+        assert run(["topic", "describe", "new", *where]) == 1
+        assert "not told yet where new is" in capsys.readouterr().err
 
 
 class TestStatus:
