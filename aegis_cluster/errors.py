@@ -97,6 +97,14 @@ class WrongExpectedVersion(Refused):
     """The stream is not at the version that the append was conditional on."""
 
 
+class FeedFenced(Refused):
+    """Another connector has taken the change feed over: what an older one sends is refused."""
+
+
+class StalePosition(Refused):
+    """A change feed has this position of its source already."""
+
+
 class LeaseHeld(Refused):
     """Another holder has the lease now; `details` tell which, and for how long at least."""
 

@@ -43,6 +43,10 @@ PRODUCER_WINDOW_BATCHES: Final = 16
 PRODUCERS_PER_PARTITION_MAX: Final = 10_000
 PRODUCER_ID_BLOCK: Final = 1_000
 
+# Change feeds
+FEED_MARK_BYTES_MAX: Final = 16 * KIB
+"""What a source may want to find again beside its position; it stands in every frame's note."""
+
 # Consumer groups
 INTERNAL_PARTITIONS: Final = 8
 """Of each internal topic but `__cluster`; never changed."""
@@ -225,6 +229,7 @@ for _client, _all, _own, _all_own in (
     invariant(_own <= _client, "a client's own share is a part of what it may have")
     invariant(50 * _own <= _all_own, "many clients find their own share")
 invariant(UNMARKED_BYTES_MAX * CONNECTIONS_MAX <= 512 * MIB, "what is not counted is small")
+invariant(FEED_MARK_BYTES_MAX + KIB < ANNOTATION_BYTES_MAX, "a feed's position fits a frame")
 invariant(FRAME_BYTES_MAX < JOURNAL_BYTES, "the largest frame fits the journal")
 invariant(FRAME_BYTES_MAX < SEGMENT_BYTES_MAX, "the largest frame fits a segment")
 invariant(

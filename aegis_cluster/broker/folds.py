@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from aegis_cluster.broker.feed_stm import FeedTable
 from aegis_cluster.broker.producer_stm import ProducerTable
 from aegis_cluster.errors import CorruptLog, PeerViolation
 from aegis_cluster.ids import RecordOffset
@@ -25,6 +26,7 @@ SNAPSHOT_VERSION: Final = 2
 """1 held the whole state in one body."""
 PRODUCERS: Final = "producers"
 FOLD: Final = "fold"
+FEED: Final = "feed"
 
 
 class FoldLoader(Protocol):
@@ -51,14 +53,24 @@ class Fold(Protocol):
 
 
 class PartitionState:
-    """Everything folded over one partition: its producers, and its kind's own fold, if any."""
+    """Everything folded over one partition: its producers, the position of its source where it is
+    a change feed, and its kind's own fold, if any."""
 
     def __init__(self, fold: Fold | None = None) -> None:
         self.producers = ProducerTable()
+        self.feed = FeedTable()
         self.fold = fold
 
-    def apply(self, header: FrameHeader, batch: BatchHeader, payload: memoryview) -> None:
+    def apply(
+        self,
+        header: FrameHeader,
+        batch: BatchHeader,
+        payload: memoryview,
+        annotation: memoryview | bytes = b"",
+    ) -> None:
         """Fold one committed DATA frame."""
+        if annotation:
+            self.feed.apply(annotation, header.index)
         self.producers.apply(
             batch,
             index=header.index,
@@ -71,6 +83,7 @@ class PartitionState:
     def leadership_lost(self) -> None:
         """Drop what was decided ahead of the commit."""
         self.producers.drop_overlay()
+        self.feed.drop_ahead()
         if self.fold is not None:
             self.fold.leadership_lost()
 
@@ -78,7 +91,7 @@ class PartitionState:
         """The state as it is at the call; each piece is encoded when it is asked for."""
         producers = self.producers.slices()
         fold = self.fold.slices() if self.fold is not None else iter(())
-        return _encoded(producers, fold)
+        return _encoded(producers, self.feed.slices(), fold)
 
     def to_body(self) -> list[bytes]:
         """All of it at once, for a comparison."""
@@ -97,8 +110,10 @@ class PartitionState:
             self.fold.load_body(fold)
 
 
-def _encoded(producers: Iterator[list[Any]], fold: Iterator[list[Any]]) -> Iterator[bytes]:
-    for kind, pieces in ((PRODUCERS, producers), (FOLD, fold)):
+def _encoded(
+    producers: Iterator[list[Any]], feed: Iterator[list[Any]], fold: Iterator[list[Any]]
+) -> Iterator[bytes]:
+    for kind, pieces in ((PRODUCERS, producers), (FEED, feed), (FOLD, fold)):
         for piece in pieces:
             yield pack_body([SNAPSHOT_VERSION, kind, piece])
 
@@ -109,6 +124,7 @@ class StateLoader:
     def __init__(self, state: PartitionState) -> None:
         self._state = state
         self._producers = ProducerTable()
+        self._feed = FeedTable()
         self._fold = state.fold.loader() if state.fold is not None else None
 
     def add(self, data: bytes) -> None:
@@ -118,6 +134,8 @@ class StateLoader:
             _check_version(version, at_most=SNAPSHOT_VERSION)
             if kind == PRODUCERS:
                 self._producers.add(piece)
+            elif kind == FEED:
+                self._feed.add(piece)
             elif kind == FOLD and self._fold is not None:
                 self._fold.add(piece)
             else:
@@ -128,6 +146,7 @@ class StateLoader:
     def finish(self) -> None:
         """All slices are in: from now on the state is this one."""
         self._state.producers.take_over(self._producers)
+        self._state.feed.take_over(self._feed)
         if self._fold is not None:
             self._fold.finish()
 

@@ -48,6 +48,7 @@ from aegis_cluster.wire.frame import (
     decode_header,
     encode_data_frame,
     encode_frame,
+    frame_annotation,
     frame_payload,
     iter_frames,
 )
@@ -68,6 +69,8 @@ if TYPE_CHECKING:
 SNAPSHOT_FRAMES: Final = 100_000
 SNAPSHOT_BYTES: Final = 64 * MIB
 APPLY_READ_BYTES: Final = 1 * MIB
+_NEED_ROOM: Final = frozenset({FrameKind.DATA, FrameKind.POSITION})
+"""What users have written; it waits while the disk is full."""
 SNAPSHOT_TICKS: Final = 100
 """A snapshot that brought its receiver no further for so long is offered again."""
 
@@ -326,7 +329,7 @@ class Partition:
         """Users' batches are let go by while the disk is full; their leader sends them again."""
         if self.is_internal or not self._store.disk_full:
             return False
-        return any(entry.kind == FrameKind.DATA for entry in request.entries)
+        return any(entry.kind in _NEED_ROOM for entry in request.entries)
 
     def tick(self) -> None:
         """One tick of the shard's clock."""
@@ -337,25 +340,18 @@ class Partition:
             self._look_after_snapshots()
         self.replica.tick()
 
-    def append(self, batch: bytes, header: BatchHeader) -> Placed:
+    def append(self, batch: bytes, header: BatchHeader, annotation: bytes = b"") -> Placed:
         """Put a checked client batch into the log, ahead of its commit.
 
-        Raises `NotLeader` (certainly not done).
+        annotation: for the fold, in the same frame. Raises `NotLeader`, `DiskFull` (certainly not
+        done).
         """
-        if not self.serving:
-            raise self.unable()
-        if self._store.disk_full and not self.is_internal:
-            raise DiskFull(
-                f"The disk of the node that leads {self.name} is full; nothing was written. It"
-                " goes on by itself when there is room."
-            )
-        try:
-            entry = self.replica.propose(FrameKind.DATA, FRAME_HEADER_BYTES + len(batch))
-        except NotLeader:
-            raise self.not_leader() from None  # leadership is being handed over
+        self._check_room()
+        size = FRAME_HEADER_BYTES + len(annotation) + len(batch)
+        entry = self._propose(FrameKind.DATA, size)
         placed = Placed(entry.index, self._next_offset, self.now())
         self._proposals[entry.index, entry.term] = _Proposal(
-            batch, placed.base_offset, placed.time_ms, b""
+            batch, placed.base_offset, placed.time_ms, annotation
         )
         self._next_offset = RecordOffset(placed.base_offset + header.last_offset_delta + 1)
         self.state.producers.appended(
@@ -363,6 +359,29 @@ class Partition:
         )
         self._rounds.due(self)
         return placed
+
+    def append_position(self, payload: bytes) -> LogIndex:
+        """Put a frame without a record into a feed's log. Raises as `append` does."""
+        self._check_room()
+        entry = self._propose(FrameKind.POSITION, FRAME_HEADER_BYTES + len(payload))
+        self._proposals[entry.index, entry.term] = payload
+        self._rounds.due(self)
+        return entry.index
+
+    def _check_room(self) -> None:
+        if not self.serving:
+            raise self.unable()
+        if self._store.disk_full and not self.is_internal:
+            raise DiskFull(
+                f"The disk of the node that leads {self.name} is full; nothing was written. It"
+                " goes on by itself when there is room."
+            )
+
+    def _propose(self, kind: FrameKind, size: int) -> Entry:
+        try:
+            return self.replica.propose(kind, size)
+        except NotLeader:
+            raise self.not_leader() from None  # leadership is being handed over
 
     def wait_for(self, index: LogIndex, waiter: Waiter) -> None:
         """Tell `waiter` when `index` is committed and applied here, or can no longer be known."""
@@ -759,12 +778,14 @@ class Partition:
         header = decode_header(frame)
         self._time_ms = max(self._time_ms, header.time_ms)
         self._bytes_since_snapshot += header.size
+        if header.kind is FrameKind.POSITION and header.index > self._folded:
+            self.state.feed.apply(frame_payload(frame, header), header.index)
         if header.kind is not FrameKind.DATA:
             return
         payload = frame_payload(frame, header)
         batch = batch_header(payload)
         if header.index > self._folded:
-            self.state.apply(header, batch, payload)
+            self.state.apply(header, batch, payload, frame_annotation(frame, header))
         self.high_watermark = RecordOffset(batch.base_offset + batch.last_offset_delta + 1)
 
     @property

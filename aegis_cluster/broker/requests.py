@@ -11,12 +11,13 @@ import logging
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
-from aegis_cluster.broker import fetch, produce, status
+from aegis_cluster.broker import feeds, fetch, produce, status
 from aegis_cluster.broker.groups.frontend import GROUP_APIS
 from aegis_cluster.cluster import controller
 from aegis_cluster.errors import (
     AegisError,
     Corruption,
+    InvalidTopic,
     NotLeader,
     NotReady,
     PeerViolation,
@@ -192,7 +193,7 @@ class RequestApi:
             self._hello(exchange)
             return
         client = self._shard.clients.known(exchange.listener, exchange.origin)
-        if api not in (Api.PRODUCE, Api.FETCH):  # these have credits of their own
+        if api not in (Api.PRODUCE, Api.FETCH, Api.FEED_APPEND):  # these have credits of their own
             self._take_question(exchange, client)
         match api:
             case Api.PRODUCE:
@@ -219,6 +220,8 @@ class RequestApi:
                 self._ask_supervisor(exchange, api)
             case Api.INTERNAL_TOPIC:
                 self._internal_topic(exchange)
+            case api if api in feeds.FEED_APIS:
+                self._feed(api, exchange, client)
             case api if api in GROUP_APIS:
                 self._groups(api, exchange)
             case _:
@@ -272,10 +275,27 @@ class RequestApi:
         produce.produce(call, batches, partitions, self._max_message_bytes, acks)
 
     def _max_message_bytes(self, group: GroupId) -> int:
+        """Of a topic that takes batches of any client."""
+        settings = self._settings_of(group)
+        if settings.kind == feeds.FEED_KIND:
+            raise InvalidTopic("This topic is a change feed; only its connector writes to it.")
+        return settings.max_message_bytes
+
+    def _settings_of(self, group: GroupId) -> TopicSettings:
         found = self._shard.table.partition_of(group)
         if found is None:
             raise NotLeader("No topic (any more) has this partition; ask for metadata.")
-        return found[0].settings.max_message_bytes
+        return found[0].settings
+
+    def _feed(self, api: Api, exchange: _Exchange, client: Client) -> None:
+        if api is Api.FEED_APPEND:
+            size = sum(len(part) for part in exchange.request.parts)
+            clients = self._shard.clients
+            clients.take(client, size)
+            exchange.on_answer = lambda: clients.give_back(client, size)
+        answer = feeds.Answer(exchange.reply, exchange.refuse)
+        partitions = self._shard.manager.partitions
+        feeds.handle(api, exchange.request, answer, partitions, self._settings_of)
 
     def _fetch(self, exchange: _Exchange, client: Client) -> None:
         wait_ms, items = fetch.parse(exchange.request)

@@ -47,6 +47,8 @@ class Code(IntEnum):
     WRONG_EXPECTED_VERSION = 134
     MEMBER_IN_USE = 135
     GROUP_NOT_EMPTY = 136
+    FEED_FENCED = 137
+    STALE_POSITION = 138
     OFFSET_OUT_OF_RANGE = 140
     NOT_LEADER = 150
     NOT_ENOUGH_REPLICAS = 151
@@ -93,6 +95,8 @@ ERROR_OF_CODE: Final[dict[int, type[AegisError]]] = {
     Code.WRONG_EXPECTED_VERSION: errors.WrongExpectedVersion,
     Code.MEMBER_IN_USE: errors.MemberInUse,
     Code.GROUP_NOT_EMPTY: errors.GroupNotEmpty,
+    Code.FEED_FENCED: errors.FeedFenced,
+    Code.STALE_POSITION: errors.StalePosition,
     Code.OFFSET_OUT_OF_RANGE: errors.OffsetOutOfRange,
     Code.NOT_LEADER: errors.NotLeader,
     Code.NOT_ENOUGH_REPLICAS: errors.NotEnoughReplicas,

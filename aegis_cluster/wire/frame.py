@@ -61,6 +61,8 @@ class FrameKind(IntEnum):
     NOOP = 2
     MEMBERSHIP = 3
     LOG_START = 4
+    POSITION = 5
+    """Moves a feed's fence or position without a record."""
 
 
 _KINDS: Final = {kind.value: kind for kind in FrameKind}

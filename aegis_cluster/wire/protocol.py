@@ -73,6 +73,10 @@ class Api(IntEnum):
     CLUSTER_VIEW = 40
     LEASE = 41
 
+    FEED_FENCE = 60
+    FEED_APPEND = 61
+    FEED_READ = 62
+
 
 class Acks(IntEnum):
     """When a batch is acknowledged; numbers keep their meaning for ever."""

@@ -71,6 +71,8 @@ def test_codes_are_for_ever() -> None:
         "WRONG_EXPECTED_VERSION": 134,
         "MEMBER_IN_USE": 135,
         "GROUP_NOT_EMPTY": 136,
+        "FEED_FENCED": 137,
+        "STALE_POSITION": 138,
         "OFFSET_OUT_OF_RANGE": 140,
         "NOT_LEADER": 150,
         "NOT_ENOUGH_REPLICAS": 151,

@@ -116,7 +116,7 @@ def test_any_bytes_are_a_frame_or_corrupt(data: bytes) -> None:
     [
         (8, b"\x02"),  # version
         (9, b"\x00"),  # kind
-        (9, b"\x05"),
+        (9, b"\x63"),
         (12, b"\x01"),  # reserved
         (0, (FRAME_HEADER_BYTES - 1).to_bytes(4, "little")),  # size
         (0, (limits.FRAME_BYTES_MAX + 1).to_bytes(4, "little")),

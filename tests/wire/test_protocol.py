@@ -202,6 +202,7 @@ def test_api_numbers_are_for_ever() -> None:
     first = {name: number for number, name in enumerate(names.split())}
     later = {name: 30 + number for number, name in enumerate(groups.split())}
     later |= {"CLUSTER_VIEW": 40, "LEASE": 41}
+    later |= {"FEED_FENCE": 60, "FEED_APPEND": 61, "FEED_READ": 62}
     assert {api.name: api.value for api in Api} == first | later
 
 
