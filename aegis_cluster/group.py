@@ -166,7 +166,9 @@ def _state(members: int, *, settled: bool) -> str:
 
 def _resolved(to: Offset, place: TopicPartition, offsets: FoundOffsets) -> int:
     at = to.resolve(
-        log_start=offsets.log_start, high_watermark=offsets.high_watermark, at_time=offsets.at_time
+        log_start=offsets.log_start,
+        high_watermark=offsets.last_stable_offset,
+        at_time=offsets.at_time,
     )
     if offsets.log_start <= at <= offsets.high_watermark:
         return at

@@ -1,12 +1,14 @@
 """Reading what is there, up to the end of this moment, and no further.
 
-The rule it protects: every message that was acknowledged before the call is among those that the
-partitions hold below their high watermarks (read index), so it is found unless it is left out by
-count or time.
+The rule it protects: every message that was acknowledged, or whose transaction was committed,
+before the call is among those that the partitions hold below their last stable offsets (read
+index), so it is found unless it is left out by count or time, or held back by a transaction that is
+still open.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import chain
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
@@ -46,16 +48,30 @@ async def last_messages(
 ) -> AsyncIterator[ReceivedMessage]:
     """The newest `count` of a topic by their timestamps, oldest first.
 
-    Reads `count` messages of each partition at most: the newest of all are among those, as far as
-    timestamps rise within partitions.
+    Reads little more than `count` messages of each partition: the newest of all are among those, as
+    far as timestamps rise within partitions. Offsets that hold no message (of markers, or aborted)
+    make it look further back.
     """
     info = await cluster.topic(topic, deadline)
     offsets = await list_offsets(cluster, topic, deadline)
-    ranges = {
-        partition: (max(found.log_start, found.high_watermark - count), found.high_watermark)
-        for partition, found in offsets.items()
-    }
-    messages = [message async for message in _read(cluster, info, ranges, deadline)]
+    messages: list[ReceivedMessage] = []
+    back = dict.fromkeys(offsets, count)
+    while back:
+        ranges = {}
+        for partition, width in back.items():
+            found = offsets[partition]
+            ranges[partition] = (
+                max(found.log_start, found.last_stable_offset - width),
+                found.last_stable_offset,
+            )
+        got = [message async for message in _read(cluster, info, ranges, deadline)]
+        sizes = Counter(message.partition for message in got)
+        back = {
+            partition: 2 * back[partition]
+            for partition, (first, _) in ranges.items()
+            if sizes[partition] < count and first > offsets[partition].log_start
+        }
+        messages += [message for message in got if message.partition not in back]
     messages.sort(key=attrgetter("timestamp", "partition", "offset"))
     for message in messages[-count:]:
         yield message
@@ -68,7 +84,7 @@ async def messages_after(
     info = await cluster.topic(topic, deadline)
     offsets = await list_offsets(cluster, topic, deadline, time_ms=time_ms)
     ranges = {
-        partition: (found.at_time, found.high_watermark)
+        partition: (found.at_time, found.last_stable_offset)
         for partition, found in offsets.items()
         if found.at_time is not None
     }

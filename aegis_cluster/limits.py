@@ -47,6 +47,11 @@ PRODUCER_ID_BLOCK: Final = 1_000
 FEED_MARK_BYTES_MAX: Final = 16 * KIB
 """What a source may want to find again beside its position; it stands in every frame's note."""
 
+# Transactions
+OPEN_TRANSACTIONS_PER_PARTITION_MAX: Final = 1_000
+ABORTED_PER_FETCH_MAX: Final = 1_000
+"""Aborted ranges that the answer to one fetch tells of, for each partition."""
+
 # Consumer groups
 INTERNAL_PARTITIONS: Final = 8
 """Of each internal topic but `__cluster`; never changed."""
@@ -184,6 +189,10 @@ PUBLISH_ROWS_MAX: Final = 4_000
 PUBLISH_CHUNK_ROWS: Final = 2_000
 """Rows of one `publish_many`; the next ones are read meanwhile."""
 
+invariant(
+    2 * OPEN_TRANSACTIONS_PER_PARTITION_MAX <= PRODUCERS_PER_PARTITION_MAX,
+    "a producer with an open transaction is never forgotten",
+)
 invariant(MESSAGE_BYTES_DEFAULT <= MESSAGE_BYTES_MAX, "the default message fits the largest")
 invariant(MESSAGE_BYTES_MAX < BATCH_BYTES_MAX < FRAME_BYTES_MAX, "message < batch < frame")
 invariant(FRAME_BYTES_MAX <= FETCH_BYTES_MAX, "a fetch can carry the largest frame")

@@ -285,7 +285,10 @@ class Membership:
         offsets = await list_offsets(self._cluster, place.topic, deadline, time_ms=start.time_ms)
         one = offsets[place.partition]
         return start.resolve(
-            log_start=one.log_start, high_watermark=one.high_watermark, at_time=one.at_time
+            log_start=one.log_start,
+            # A transaction that is open is read whole or not at all.
+            high_watermark=one.last_stable_offset,
+            at_time=one.at_time,
         )
 
     # ---- committing

@@ -16,6 +16,7 @@ from aegis_cluster.limits import (
     SESSION_TIMEOUT_MS_MIN,
 )
 from aegis_cluster.message import Offset
+from aegis_cluster.wire.protocol import Isolation
 
 
 class DeliveryMode(Enum):
@@ -53,7 +54,9 @@ class SubscribeConfig:
     group_id: share the partitions with all members of this group, and keep positions there.
     start: where, in every partition; with a group: where that has no position yet.
     delivery_mode, ack_mode (None: AUTO where `auto_commit = true`, else MANUAL): see there.
-    isolation: `"read_committed"` or `"read_uncommitted"`; equal until there are transactions.
+    isolation: `"read_committed"`: of a transaction either everything, once it is committed, or
+    nothing; an open one holds back what comes after its start in the same partition.
+    `"read_uncommitted"`: everything at once, aborted messages included.
     max_poll_records: of one `poll`; None: as configured (500).
     session_timeout ("30s"): a member that is silent for so long is dead; None: as configured.
     member_id: a name that outlives the process: a restart within the session time-out moves
@@ -108,6 +111,12 @@ class SubscribeConfig:
                 " a group_id.",
                 key="delivery_mode",
             )
+
+    @property
+    def sees(self) -> Isolation:
+        """The isolation, as it is asked of a leader."""
+        committed = self.isolation == "read_committed"
+        return Isolation.COMMITTED if committed else Isolation.UNCOMMITTED
 
     def session_timeout_ms(self, default_ms: int) -> int:
         """In milliseconds. Raises `ConfigError`."""

@@ -33,6 +33,7 @@ from aegis_cluster.membership import Membership
 from aegis_cluster.message import EPOCH, Offset, ReceivedMessage, from_record, to_ms
 from aegis_cluster.subscribe_config import AckMode, DeliveryMode, SubscribeConfig
 from aegis_cluster.wire.payload import decode_key, decode_payload
+from aegis_cluster.wire.protocol import Isolation
 from aegis_cluster.wire.records import RecordColumns
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from aegis_cluster.client.offsets import FoundOffsets
     from aegis_cluster.engine import StreamingEngine
     from aegis_cluster.filters import EventFilter
     from aegis_cluster.wire.descriptions import TopicInfo
@@ -329,7 +331,7 @@ class Subscriber:
                 raise Misuse(f"{place} is not read here; see `assignment`.")
             target = offset.resolve(
                 log_start=found.log_start,
-                high_watermark=found.high_watermark,
+                high_watermark=self._end_of(found),
                 at_time=found.at_time,
             )
         else:
@@ -651,7 +653,7 @@ class Subscriber:
             (info, await self._positions_of(info, self._config.start, deadline))
             for info in infos.values()
         ]
-        fetcher = Fetcher(cluster, required=self._names)
+        fetcher = Fetcher(cluster, required=self._names, isolation=self._config.sees)
         for info, positions in starts:
             fetcher.add(info, positions, skip_before_ms=self._config.start.time_ms)
         self._fetcher = fetcher
@@ -666,7 +668,7 @@ class Subscriber:
         config, defaults = self._config, self._engine.settings.consumer
         ack_mode = config.ack_mode or (AckMode.AUTO if defaults.auto_commit else AckMode.MANUAL)
         self._acks_by_asking = ack_mode is AckMode.AUTO
-        self._fetcher = Fetcher(self._engine.cluster, required=())
+        self._fetcher = Fetcher(self._engine.cluster, required=(), isolation=config.sees)
         self._membership = membership = Membership(
             cluster=self._engine.cluster,
             background=self._engine.background(),
@@ -710,11 +712,17 @@ class Subscriber:
         return {
             partition: start.resolve(
                 log_start=offsets.log_start,
-                high_watermark=offsets.high_watermark,
+                high_watermark=self._end_of(offsets),
                 at_time=offsets.at_time,
             )
             for partition, offsets in found.items()
         }
+
+    def _end_of(self, offsets: FoundOffsets) -> int:
+        """Where "from now on" begins: at a transaction's start, or only its rest would be seen."""
+        if self._config.sees is Isolation.UNCOMMITTED:
+            return offsets.high_watermark
+        return offsets.last_stable_offset
 
     async def _discover(self, fetcher: Fetcher) -> None:
         """Look for new topics and partitions again and again; what is new is read from its

@@ -1,8 +1,13 @@
 """The fetch request: whole stored frames below the high watermark, or a wait for them.
 
-request fields:  [wait_ms, [[group, offset, bytes_max], ...]]
-reply fields:    [[code, high_watermark, log_start, bytes] or [code, message, details], ...]
-                 and one raw part per entry, in the same order; empty where there is nothing new
+request fields:  [wait_ms, [[group, offset, bytes_max], ...], isolation]; see `Isolation`, which is
+                 COMMITTED where it is left out
+reply fields:    [[code, high_watermark, log_start, last_stable, aborted, aborted_to] or
+                 [code, message, details], ...] and one raw part per entry, in the same order; empty
+                 where there is nothing new
+
+aborted: [[producer, first, last], ...], whose records a reader of committed ones leaves out. It is
+complete up to offset `aborted_to`: what the part holds from there on has to be fetched again.
 
 A fetch needs no quorum: what is committed stays committed. One question does: whether an offset
 above our high watermark exists. A leader that others have replaced without its knowing would deny
@@ -30,7 +35,7 @@ from aegis_cluster.limits import (
     FRAME_BYTES_MAX,
     REQUEST_PARTS_MAX,
 )
-from aegis_cluster.wire.protocol import Part, Request, take_int, take_list
+from aegis_cluster.wire.protocol import Isolation, Part, Request, take_int, take_list
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -60,6 +65,8 @@ class FetchCall:
     deadline_ms: int
     strict: bool
     reply: Callable[[list[list[Any]], list[Part]], None]
+    committed: bool = True
+    """Only what is committed, as far as transactions go."""
     done: bool = False
     number: int = 0
     asked: set[GroupId] = field(default_factory=set)
@@ -92,6 +99,17 @@ class _Found(NamedTuple):
     first: LogIndex = LogIndex(0)
     last: LogIndex = LogIndex(0)
     bytes_max: int = 0
+
+
+def parse_isolation(request: Request) -> Isolation:
+    """What the reader wants to see. Raises `PeerViolation`."""
+    if len(request.fields) < 3:
+        return Isolation.COMMITTED
+    number = take_int(request.fields, 2, "isolation")
+    try:
+        return Isolation(number)
+    except ValueError:
+        raise PeerViolation("A fetch asks for unknown isolation.", have=number) from None
 
 
 def parse(request: Request) -> tuple[int, list[FetchItem]]:
@@ -226,20 +244,28 @@ class Fetches:
                 raise partition.unable()
             if not self._makes_sure(call, item, partition):
                 partition.check_fetch(item.offset)
-            return self._find(partition, item, bytes_max)
+            return self._find(partition, item, bytes_max, committed=call.committed)
         except AegisError as error:
             return _Found(refusal(error), b"")
 
-    def _find(self, partition: Partition, item: FetchItem, bytes_max: int) -> _Found:
-        fields = [0, partition.high_watermark, partition.log_start_offset]
-        if item.offset >= partition.high_watermark or bytes_max == 0:
-            return _Found(fields, b"")
+    def _find(
+        self, partition: Partition, item: FetchItem, bytes_max: int, *, committed: bool
+    ) -> _Found:
+        end = partition.readable_end(committed=committed)
+        fields: list[Any] = [0, partition.high_watermark, partition.log_start_offset, end]
+        if item.offset >= end or bytes_max == 0:
+            return _Found([*fields, [], end], b"")
+        if committed:
+            fields += partition.state.producers.aborted_from(item.offset, end)
+        last = partition.applied
         try:
             first = partition.log.index_of_offset(item.offset)
+            if end < partition.high_watermark:
+                last = LogIndex(partition.log.index_of_offset(end) - 1)
         except Corruption as error:
             raise _damaged(partition, error) from error
-        hot = partition.log.read_cached(first, partition.applied, bytes_max)
-        return _Found(fields, hot.data if hot else None, first, partition.applied, bytes_max)
+        hot = partition.log.read_cached(first, last, bytes_max)
+        return _Found(fields, hot.data if hot else None, first, last, bytes_max)
 
     def _makes_sure(self, call: FetchCall, item: FetchItem, partition: Partition) -> bool:
         """Whether a leader has to find out if it still leads before it denies an offset."""

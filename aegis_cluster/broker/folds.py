@@ -15,6 +15,8 @@ from aegis_cluster.broker.producer_stm import ProducerTable
 from aegis_cluster.errors import CorruptLog, PeerViolation
 from aegis_cluster.ids import RecordOffset
 from aegis_cluster.storage.checked_file import pack_body, unpack_body
+from aegis_cluster.wire.layout import CONTROL_BIT
+from aegis_cluster.wire.markers import Marker, decode_marker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,9 +24,10 @@ if TYPE_CHECKING:
     from aegis_cluster.wire.batch import BatchHeader
     from aegis_cluster.wire.frame import FrameHeader
 
-SNAPSHOT_VERSION: Final = 2
-"""1 held the whole state in one body."""
+SNAPSHOT_VERSION: Final = 3
+"""1 held the whole state in one body; 2 knew no transactions."""
 PRODUCERS: Final = "producers"
+ABORTED: Final = "aborted"
 FOLD: Final = "fold"
 FEED: Final = "feed"
 
@@ -41,6 +44,9 @@ class Fold(Protocol):
     """What a kind of partition adds to its producer table."""
 
     def apply(self, header: FrameHeader, batch: BatchHeader, payload: memoryview) -> None: ...
+
+    def transaction_ended(self, header: FrameHeader, marker: Marker) -> None:
+        """A transaction that this log takes part in is committed or aborted."""
 
     def leadership_lost(self) -> None: ...
 
@@ -71,6 +77,9 @@ class PartitionState:
         """Fold one committed DATA frame."""
         if annotation:
             self.feed.apply(annotation, header.index)
+        if batch.attributes & CONTROL_BIT:
+            self._end_transaction(header, batch, payload)
+            return
         self.producers.apply(
             batch,
             index=header.index,
@@ -79,6 +88,15 @@ class PartitionState:
         )
         if self.fold is not None:
             self.fold.apply(header, batch, payload)
+
+    def _end_transaction(
+        self, header: FrameHeader, batch: BatchHeader, payload: memoryview
+    ) -> None:
+        marker = decode_marker(payload)
+        offset = RecordOffset(batch.base_offset)
+        self.producers.end_transaction(marker, index=header.index, offset=offset)
+        if self.fold is not None:
+            self.fold.transaction_ended(header, marker)
 
     def leadership_lost(self) -> None:
         """Drop what was decided ahead of the commit."""
@@ -89,9 +107,11 @@ class PartitionState:
 
     def slices(self) -> Iterator[bytes]:
         """The state as it is at the call; each piece is encoded when it is asked for."""
-        producers = self.producers.slices()
+        producers, aborted = self.producers.slices(), self.producers.aborted_slices()
         fold = self.fold.slices() if self.fold is not None else iter(())
-        return _encoded(producers, self.feed.slices(), fold)
+        return _encoded(
+            (PRODUCERS, producers), (ABORTED, aborted), (FEED, self.feed.slices()), (FOLD, fold)
+        )
 
     def to_body(self) -> list[bytes]:
         """All of it at once, for a comparison."""
@@ -110,10 +130,8 @@ class PartitionState:
             self.fold.load_body(fold)
 
 
-def _encoded(
-    producers: Iterator[list[Any]], feed: Iterator[list[Any]], fold: Iterator[list[Any]]
-) -> Iterator[bytes]:
-    for kind, pieces in ((PRODUCERS, producers), (FEED, feed), (FOLD, fold)):
+def _encoded(*parts: tuple[str, Iterator[list[Any]]]) -> Iterator[bytes]:
+    for kind, pieces in parts:
         for piece in pieces:
             yield pack_body([SNAPSHOT_VERSION, kind, piece])
 
@@ -136,6 +154,8 @@ class StateLoader:
                 self._producers.add(piece)
             elif kind == FEED:
                 self._feed.add(piece)
+            elif kind == ABORTED:
+                self._producers.add_aborted(piece)
             elif kind == FOLD and self._fold is not None:
                 self._fold.add(piece)
             else:

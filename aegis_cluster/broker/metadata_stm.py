@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from aegis_cluster.ids import LogIndex
     from aegis_cluster.wire.batch import BatchHeader
     from aegis_cluster.wire.frame import FrameHeader
+    from aegis_cluster.wire.markers import Marker
 
 
 class MetadataFold:
@@ -44,6 +45,9 @@ class MetadataFold:
         apply_commands(self.table, header.index, payload)
         if self._ahead is not None and self._ahead.index < header.index:
             self._ahead = None
+
+    def transaction_ended(self, header: FrameHeader, marker: Marker) -> None:
+        """No transaction has a part in the cluster's metadata."""
 
     def leadership_lost(self) -> None:
         self._ahead = None

@@ -37,7 +37,7 @@ from aegis_cluster.limits import MIB, RAFT_APPEND_BYTES_MAX
 from aegis_cluster.raft import AppendRequest, Entry, InstallSnapshot, Role, TimeoutNow
 from aegis_cluster.raft.codec import membership_from_fields, membership_to_fields
 from aegis_cluster.raft.progress import Following
-from aegis_cluster.storage.checked_file import pack_body
+from aegis_cluster.storage.checked_file import pack_body, unpack_body
 from aegis_cluster.storage.snapshot import decode_slice
 from aegis_cluster.storage.types import HardState, ReadResult
 from aegis_cluster.wire.batch import BatchHeader, batch_header
@@ -212,6 +212,16 @@ class Partition:
     @property
     def log_start_offset(self) -> RecordOffset:
         return self.log.log_start_offset
+
+    @property
+    def last_stable_offset(self) -> RecordOffset:
+        """First offset that is not decided yet: readers of committed records stop below it."""
+        stable = self.state.producers.last_stable_offset(self.high_watermark)
+        return max(stable, self.log_start_offset)
+
+    def readable_end(self, *, committed: bool) -> RecordOffset:
+        """How far a reader may see. Every read of clients asks here, and nowhere else (B10)."""
+        return self.last_stable_offset if committed else self.high_watermark
 
     def not_leader(self) -> NotLeader:
         leader = self.replica.leader
@@ -781,6 +791,9 @@ class Partition:
         if header.kind is FrameKind.POSITION and header.index > self._folded:
             self.state.feed.apply(frame_payload(frame, header), header.index)
         if header.kind is not FrameKind.DATA:
+            if header.kind is FrameKind.LOG_START and header.index > self._folded:
+                start = RecordOffset(unpack_body(bytes(frame_payload(frame, header))))
+                self.state.producers.forget_below(start)
             return
         payload = frame_payload(frame, header)
         batch = batch_header(payload)

@@ -43,6 +43,7 @@ from aegis_cluster.wire.descriptions import (
 from aegis_cluster.wire.protocol import (
     Api,
     Hello,
+    Isolation,
     Part,
     Request,
     check_protocol,
@@ -299,6 +300,7 @@ class RequestApi:
 
     def _fetch(self, exchange: _Exchange, client: Client) -> None:
         wait_ms, items = fetch.parse(exchange.request)
+        committed = fetch.parse_isolation(exchange.request) is Isolation.COMMITTED
         clients = self._shard.clients
         clients.take_fetch(client, len(items))
 
@@ -307,7 +309,9 @@ class RequestApi:
             exchange.reply([results], parts)
 
         deadline_ms = self._shard.now_ms + wait_ms
-        call = fetch.FetchCall(client, items, deadline_ms, strict=True, reply=reply)
+        call = fetch.FetchCall(
+            client, items, deadline_ms, strict=True, reply=reply, committed=committed
+        )
         self._shard.fetches.start(call, self._shard.now_ms)
 
     def _list_offsets(self, exchange: _Exchange) -> None:
@@ -581,8 +585,9 @@ class _OffsetsWaiter:
         self._call.settle(self._slot, [*self._result(), found if is_committed else None])
 
     def _result(self) -> list[Any]:
-        end = self._partition.high_watermark
-        return [0, self._partition.log_start_offset, end, end]
+        partition = self._partition
+        stable = partition.readable_end(committed=True)
+        return [0, partition.log_start_offset, partition.high_watermark, stable]
 
     def lost(self, error: AegisError) -> None:
         self._call.settle(self._slot, produce.refusal(error))

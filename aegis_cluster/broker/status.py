@@ -45,6 +45,7 @@ def _replica_status(partition: Partition) -> dict[str, Any]:
         "applied": partition.applied,
         "log_start": partition.log_start_offset,
         "high_watermark": partition.high_watermark,
+        "last_stable": partition.last_stable_offset,
         "voters": [member.node for member in replica.membership.voters],
         "incarnations": [member.incarnation for member in replica.membership.voters],
         "in_sync": _in_sync(partition),

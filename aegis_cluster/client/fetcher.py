@@ -5,8 +5,10 @@ idle partitions of one leader go into one long poll, so a quiet topic costs one 
 leader, and a busy one is fetched ahead while the reader works. A held partition drops what was
 fetched ahead and fetches it again later, so that it takes no room from the others.
 
-The rule it protects: within a partition, offsets come in order, without gap or repeat, over any
-number of leader changes: the next fetch starts where the last whole batch ended.
+The rules it protects: within a partition, offsets come in order, without gap or repeat, over any
+number of leader changes: the next fetch starts where the last whole batch ended. Markers of
+transactions are never handed out, and aborted records only to those who asked for them: with every
+answer the leader tells which ranges were aborted.
 """
 
 from __future__ import annotations
@@ -33,8 +35,8 @@ from aegis_cluster.wire.batch import decode_columns
 from aegis_cluster.wire.codes import error_from_reply
 from aegis_cluster.wire.compression import CODEC_NONE
 from aegis_cluster.wire.frame import FrameKind, frame_payload, iter_frames
-from aegis_cluster.wire.layout import batch_header
-from aegis_cluster.wire.protocol import Api, Reply, take_int, take_list, take_part
+from aegis_cluster.wire.layout import CONTROL_BIT, TRANSACTIONAL_BIT, batch_header
+from aegis_cluster.wire.protocol import Api, Isolation, Reply, take_int, take_list, take_part
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from aegis_cluster.client.metadata import ShardAddress
     from aegis_cluster.ids import GroupId
     from aegis_cluster.wire.descriptions import TopicInfo
+    from aegis_cluster.wire.layout import BatchHeader
     from aegis_cluster.wire.records import RecordColumns
 
 WAIT_MS: Final = 1_000
@@ -60,11 +63,15 @@ RETRY_S_MAX: Final = 0.5
 
 @dataclass(slots=True, eq=False)
 class _Chunk:
-    """Frames of one partition, not decoded yet; position: the offset behind them."""
+    """Frames of one partition, not decoded yet; position: the offset behind them.
+
+    aborted: [producer, first, last]: records of that producer in there never happened.
+    """
 
     place: TopicPartition
     frames: bytes
     position: int
+    aborted: Sequence[Sequence[int]] = ()
     decoded: int = 0
     """Bytes of the frames whose records have been handed out."""
 
@@ -95,10 +102,18 @@ class Fetcher:
     """Reads some partitions of some topics; belongs to one event loop.
 
     required: topics whose readers are told `TopicNotFound` when they are deleted; others leave.
+    isolation: what is seen of transactions.
     """
 
-    def __init__(self, cluster: ClusterClient, *, required: Iterable[str]) -> None:
+    def __init__(
+        self,
+        cluster: ClusterClient,
+        *,
+        required: Iterable[str],
+        isolation: Isolation = Isolation.COMMITTED,
+    ) -> None:
         self._cluster = cluster
+        self._isolation = isolation
         self._required = frozenset(required)
         self._cursors: dict[TopicPartition, _Cursor] = {}
         self._chunks: deque[_Chunk] = deque()
@@ -254,13 +269,15 @@ class Fetcher:
         for position, header in iter_frames(frames, chunk.decoded):
             if header.kind is FrameKind.DATA:
                 payload = frame_payload(frames, header, position)
-                found = decode_columns(payload)
-                batch = _from(found, cursor)
-                if len(batch):
-                    batches.append(batch)
+                described = batch_header(payload)
                 budget -= header.size
-                if batch_header(payload).codec != CODEC_NONE:
-                    budget -= sum(len(value or b"") for value in found.values)
+                if not _is_hidden(described, chunk.aborted):
+                    found = decode_columns(payload)
+                    batch = _from(found, cursor)
+                    if len(batch):
+                        batches.append(batch)
+                    if described.codec != CODEC_NONE:
+                        budget -= sum(len(value or b"") for value in found.values)
             chunk.decoded = position + header.size
             if budget <= 0:
                 return
@@ -323,7 +340,8 @@ class Fetcher:
             link = self._cluster.link(address.endpoint)
             await link.ready(loop.time() + RETRY_S_MAX)
             deadline = loop.time() + WAIT_MS / 1000 + ANSWER_S
-            reply = await link.request(Api.FETCH, [WAIT_MS, items], deadline=deadline)
+            fields = [WAIT_MS, items, self._isolation]
+            reply = await link.request(Api.FETCH, fields, deadline=deadline)
             self._take_reply(cursors, reply)
         except AegisError as error:
             for cursor in cursors:
@@ -343,21 +361,28 @@ class Fetcher:
             result = take_list(results, slot, "result")
             if take_int(result, 0, "code") == 0:
                 cursor.failures = 0
-                self._take_frames(cursor, bytes(take_part(reply.parts, slot, "frames")))
+                frames = bytes(take_part(reply.parts, slot, "frames"))
+                self._take_frames(cursor, frames, *_aborted(result))
             else:
                 self._refused(cursor, result)
 
     def _is_current(self, cursor: _Cursor) -> bool:
         return self._cursors.get(cursor.place) is cursor
 
-    def _take_frames(self, cursor: _Cursor, frames: bytes) -> None:
+    def _take_frames(
+        self, cursor: _Cursor, frames: bytes, aborted: list[list[int]], known_to: int | None
+    ) -> None:
+        """known_to: `aborted` is complete up to there; None: it is for all of the frames."""
         if not frames:
             return
         for position, header in iter_frames(frames):
             if header.kind is FrameKind.DATA:
                 batch = batch_header(frame_payload(frames, header, position))
+                if known_to is not None and batch.base_offset >= known_to:
+                    frames = frames[:position]
+                    break
                 cursor.fetch_offset = batch.base_offset + batch.last_offset_delta + 1
-        self._chunks.append(_Chunk(cursor.place, frames, cursor.fetch_offset))
+        self._chunks.append(_Chunk(cursor.place, frames, cursor.fetch_offset, aborted))
         self._buffered += len(frames)
         self._news.set()
 
@@ -429,6 +454,28 @@ class Fetcher:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._fail(OutcomeUnknown(f"The reader broke down: {error!r}."))
+
+
+def _aborted(result: Sequence[Any]) -> tuple[list[list[int]], int | None]:
+    """The aborted ranges of one partition's answer, and up to where they are all there are."""
+    if len(result) < 6:
+        return [], None
+    rows = take_list(result, 4, "aborted")
+    ranges = []
+    for place in range(len(rows)):
+        row = take_list(rows, place, "range")
+        ranges.append([take_int(row, at, "producer, first, last") for at in range(3)])
+    return ranges, take_int(result, 5, "aborted_to")
+
+
+def _is_hidden(batch: BatchHeader, aborted: Sequence[Sequence[int]]) -> bool:
+    """A marker, or records of a transaction that was aborted."""
+    if not batch.attributes & (CONTROL_BIT | TRANSACTIONAL_BIT):
+        return False
+    return bool(batch.attributes & CONTROL_BIT) or any(
+        producer == batch.producer_id and first <= batch.base_offset <= last
+        for producer, first, last in aborted
+    )
 
 
 def _from(batch: RecordColumns, cursor: _Cursor) -> RecordColumns:

@@ -31,6 +31,7 @@ from aegis_cluster.wire.layout import (
     BATCH_UNCOVERED_BYTES,
     CODEC_MASK,
     MAGIC,
+    TRANSACTIONAL_BIT,
     BatchHeader,
     Bytes,
     batch_header,
@@ -107,10 +108,12 @@ def _check_claims(header: BatchHeader) -> None:
         raise InvalidBatch(
             "a client's batch has no gaps", have=header.last_offset_delta, want=header.count - 1
         )
-    # Append time and control records are the leader's to write; transactions come with the
-    # coordinator that can end them.
-    if header.attributes & ~CODEC_MASK or header.codec not in CODEC_NUMBERS:
+    # Append time and control records are the leader's to write.
+    allowed = CODEC_MASK | TRANSACTIONAL_BIT
+    if header.attributes & ~allowed or header.codec not in CODEC_NUMBERS:
         raise InvalidBatch("a batch's attributes", have=header.attributes)
+    if header.is_transactional and header.producer_id < 0:
+        raise InvalidBatch("a transaction's batch needs a producer id", have=header.producer_id)
     if header.producer_id < 0:
         plain = (header.producer_id, header.producer_epoch, header.base_sequence) == (-1, -1, -1)
     else:
@@ -221,14 +224,20 @@ class BatchBuilder:
         return self._writer.size()
 
     def build(
-        self, producer_id: int = -1, producer_epoch: int = -1, base_sequence: int = -1
+        self,
+        producer_id: int = -1,
+        producer_epoch: int = -1,
+        base_sequence: int = -1,
+        *,
+        attributes: int = 0,
     ) -> bytes:
-        """The finished batch; the builder is used up."""
+        """The finished batch; the builder is used up. attributes: bits beside the codec's."""
         return _finish(
             self._writer.build(),
             self.count,
             self._compression,
             (producer_id, producer_epoch, base_sequence),
+            attributes,
         )
 
 
@@ -256,15 +265,20 @@ def encode_batch(
     base_sequence: int = -1,
     compression: str = "none",
     codec: RecordCodec | None = None,
+    attributes: int = 0,
 ) -> bytes:
     """One batch of `(timestamp_ms, key, value, headers)` tuples."""
     builder = BatchBuilder(compression=compression, codec=codec)
     builder.extend(records)
-    return builder.build(producer_id, producer_epoch, base_sequence)
+    return builder.build(producer_id, producer_epoch, base_sequence, attributes=attributes)
 
 
 def _finish(
-    built: bytearray, count: int, compression: int, producer: tuple[int, int, int]
+    built: bytearray,
+    count: int,
+    compression: int,
+    producer: tuple[int, int, int],
+    attributes: int,
 ) -> bytes:
     """Compress if that helps, and write the header that we vouch for."""
     if not count:
@@ -279,7 +293,7 @@ def _finish(
                 at_most=limits.BATCH_BYTES_MAX,
             )
         times = batch_header(built)
-        fields = (compression, count - 1, times.first_timestamp, times.max_timestamp)
+        fields = (compression | attributes, count - 1, times.first_timestamp, times.max_timestamp)
         covered = _COVERED.pack(*fields, *producer, count) + body
     return _UNCOVERED.pack(0, length, -1, MAGIC, crc32c(covered)) + covered
 

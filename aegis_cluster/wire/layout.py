@@ -70,6 +70,11 @@ class BatchHeader(NamedTuple):
         return self.attributes & CODEC_MASK
 
     @property
+    def is_transactional(self) -> bool:
+        """Part of a transaction: seen by readers once that is committed (KIP-98)."""
+        return bool(self.attributes & TRANSACTIONAL_BIT)
+
+    @property
     def is_control(self) -> bool:
         """A transaction marker, not records of users."""
         return bool(self.attributes & CONTROL_BIT)

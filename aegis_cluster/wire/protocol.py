@@ -89,6 +89,15 @@ class Acks(IntEnum):
     """Once it is synced on a majority: it is committed."""
 
 
+class Isolation(IntEnum):
+    """What a reader sees of transactions; numbers keep their meaning for ever, and are Kafka's."""
+
+    UNCOMMITTED = 0
+    """Everything below the high watermark, aborted records included."""
+    COMMITTED = 1
+    """Only what is committed, and so nothing beyond the start of an open transaction."""
+
+
 API_VERSIONS: Final[dict[int, tuple[int, int]]] = {api.value: (1, 1) for api in Api}
 """Lowest and highest version of every api that this process speaks."""
 API_VERSION: Final = 1

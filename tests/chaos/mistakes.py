@@ -395,9 +395,11 @@ def acknowledged_before_the_commit(patch: pytest.MonkeyPatch) -> None:
 def readers_see_what_is_not_committed(patch: pytest.MonkeyPatch) -> None:
     """A12, Redpanda #3003"""
 
-    def look(self: Fetches, partition: Partition, item: Any, bytes_max: int) -> Any:
+    def look(
+        self: Fetches, partition: Partition, item: Any, bytes_max: int, *, committed: bool
+    ) -> Any:
         partition.high_watermark = partition.log.end_offset
-        return right(self, partition, item, bytes_max)
+        return right(self, partition, item, bytes_max, committed=committed)
 
     right = Fetches._find
     patch.setattr(Fetches, "_find", look)

@@ -190,7 +190,7 @@ class FakeNode:
 
     async def fetch(self, request: Request) -> tuple[list[Any], list[Part]]:
         """Waits, as a leader does, though only for as long as a test has patience."""
-        wait_ms, items = request.fields
+        wait_ms, items = request.fields[:2]
         if not any(offset < self.end(group) for group, offset, _ in items):
             await asyncio.sleep(min(wait_ms, 20) / 1000)
         parts: list[Part] = []

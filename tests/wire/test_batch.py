@@ -80,7 +80,7 @@ def test_a_good_batch_is_accepted_whatever_buffer_it_lies_in() -> None:
         (with_field(BATCH, 23, ">i", -1), "no gaps"),
         (with_field(BATCH, 21, ">h", 0x05), "attributes"),  # a codec that does not exist
         (with_field(BATCH, 21, ">h", 0x08), "attributes"),  # append time
-        (with_field(BATCH, 21, ">h", 0x10), "attributes"),  # transactional
+        (with_field(with_field(BATCH, 21, ">h", 0x10), 43, ">qhi", -1, -1, -1), "transaction"),
         (with_field(BATCH, 21, ">h", 0x20), "attributes"),  # control
         (with_field(BATCH, 21, ">h", 0x40), "attributes"),
         (with_field(BATCH, 21, ">h", -1), "attributes"),

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from aegis_cluster.broker.groups.commands import GroupCommand
     from aegis_cluster.wire.batch import BatchHeader
     from aegis_cluster.wire.frame import FrameHeader
+    from aegis_cluster.wire.markers import Marker
 
 
 class _Ahead(NamedTuple):
@@ -69,6 +70,9 @@ class GroupFold:
         done = [name for name, ahead in self._ahead.items() if ahead.index <= header.index]
         for name in done:
             del self._ahead[name]
+
+    def transaction_ended(self, header: FrameHeader, marker: Marker) -> None:
+        """Positions of a transaction become the group's, or are forgotten."""
 
     def leadership_lost(self) -> None:
         self._ahead.clear()
