@@ -49,6 +49,9 @@ FALLING_LEADERS: Final = {"cut_leader": 3, "power": 1, "step_down": 2}
 LEASE: Final = {"cut_leader": 1, "pause": 1}
 """A lease goes round while links and processes stand still; several believe that they hold it."""
 
+RETENTION: Final = {"cut_node": 1, "kill": 1, "step_down": 2}
+"""Old records go while replicas lag behind what is dropped, and leaders change."""
+
 QUIET: Final[dict[str, int]] = {}
 """Nothing happens for so long that groups fall quiet; then a node dies, perhaps a leader."""
 
@@ -75,6 +78,8 @@ def scenario(seed: int, faults: Mapping[str, int], *, nodes: int | None = None) 
         for machine in plan.machines:  # the power goes between a write and its sync
             machine.sync_us = 20_000
         plan.heal_us = 60 * SECOND  # such disks need long for what waits on them
+    if faults is RETENTION:
+        plan.retention_ms, plan.write_every_us, plan.value_bytes_max = 1_000, 20 * MS, 400
     if faults is LEASE:
         plan.lease_us = 300 * MS
     if faults is FALLING_LEADERS:

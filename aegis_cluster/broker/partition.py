@@ -717,6 +717,8 @@ class Partition:
     def _send_append(self, to: Member, message: AppendRequest) -> None:
         """Fill in the frames that the request names, from memory or, later, from disk."""
         first, last = LogIndex(message.prev_index + 1), message.last_index
+        if first < self.log.first_index:
+            return  # cut to a snapshot since the core named them; it asks again
         found = self.log.read_cached(first, last, RAFT_APPEND_BYTES_MAX)
         if found is not None:
             self._send(self, to, message._replace(last_index=found.last), found.data)

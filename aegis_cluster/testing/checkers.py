@@ -62,8 +62,9 @@ def lost_write(history: History) -> Iterator[str]:
     """What was acknowledged is there in the end; so is what anybody has read."""
     for partition in history.final:
         there = dict(history.final[partition])
+        start = history.starts.get(partition, 0)
         for other, offset, value, who in _observed(history):
-            if other == partition and there.get(offset) != value:
+            if other == partition and offset >= start and there.get(offset) != value:
                 yield f"{value!r} at {partition}@{offset}, known from {who}, is not there any more"
 
 
@@ -126,11 +127,14 @@ def torn_batch(history: History) -> Iterator[str]:
 
 
 def poll_skip(history: History) -> Iterator[str]:
-    """A reader gets every offset, one after the other."""
+    """A reader gets every offset, one after the other; or is told where the log begins now."""
     last: dict[tuple[int, int], int] = {}
+    onward = {(one.reader, one.partition, one.offset): one.start for one in history.gone}
     for read in history.reads:
         key = (read.reader, read.partition)
         wanted = last.get(key, -1) + 1
+        while read.offset > wanted and (*key, wanted) in onward:
+            wanted = onward[*key, wanted]
         if read.offset != wanted:
             yield f"reader {read.reader} got {read.partition}@{read.offset}, not @{wanted}"
         last[key] = read.offset
@@ -139,13 +143,17 @@ def poll_skip(history: History) -> Iterator[str]:
 def denied_read(history: History) -> Iterator[str]:
     """Nobody is told that a place which exists does not."""
     yield from history.denied
+    for one in history.gone:
+        if not history.expires or one.start <= one.offset:
+            yield f"reader {one.reader} was sent from {one.partition}@{one.offset} to @{one.start}"
 
 
 def hole(history: History) -> Iterator[str]:
     """Offsets are dense."""
     for partition, records in history.final.items():
+        start = history.starts.get(partition, 0)
         for (before, _), (after, _) in pairwise(records):
-            if after != before + 1:
+            if after != before + 1 and before >= start:
                 yield f"partition {partition} goes from offset {before} to {after}"
 
 
@@ -167,6 +175,17 @@ def stale_read(history: History) -> Iterator[str]:
             yield _stale(mark, known)
 
 
+def start_goes_back(history: History) -> Iterator[str]:
+    """The log start that was asked for is never below one that was known before the question."""
+    asked = [mark for mark in history.watermarks if mark.linearizable and history.expires]
+    for mark in asked:
+        before = [
+            m.start for m in asked if m.partition == mark.partition and m.at_us < mark.invoked_us
+        ]
+        if mark.start < max(before, default=0):
+            yield f"partition {mark.partition} begins at {mark.start}, and began at {max(before)}"
+
+
 def _stale(mark: Watermark, known: int) -> str:
     return (
         f"partition {mark.partition} was said to end at {mark.offset} when asked at"
@@ -186,6 +205,7 @@ CHECKS: Final[tuple[Callable[[History], Iterator[str]], ...]] = (
     denied_read,
     hole,
     stale_read,
+    start_goes_back,
 )
 
 

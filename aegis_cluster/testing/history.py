@@ -52,6 +52,18 @@ class Watermark:
     invoked_us: int
     at_us: int
     linearizable: bool
+    start: int = 0
+    """The log start that was named beside it."""
+
+
+@dataclass(slots=True, frozen=True)
+class Gone:
+    """A reader was told that its offset lies before the log's start."""
+
+    reader: int
+    partition: int
+    offset: int
+    start: int
 
 
 @dataclass(slots=True)
@@ -65,5 +77,10 @@ class History:
     """Producer -> token of the lease under which it writes; others have none."""
     denied: list[str] = field(default_factory=list)
     """Reads of an existing place that were answered as if there were no such place."""
+    expires: bool = False
+    """Whether old records may go: the topic keeps them for a time, or so many bytes of them."""
+    gone: list[Gone] = field(default_factory=list)
+    starts: dict[int, int] = field(default_factory=dict)
+    """Partition -> the log start that was named last; nothing before it needs to be there."""
     final: dict[int, list[tuple[int, bytes]]] = field(default_factory=dict)
     """Partition -> (offset, value) of everything, read after all was healed."""

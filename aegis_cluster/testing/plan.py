@@ -94,10 +94,17 @@ class Plan:
     machines: list[MachineTraits] = field(default_factory=list)
     limits: StoreLimits = SMALL_STORE
     raft: RaftConfig = field(default_factory=RaftConfig)
+    retention_ms: int | None = None
+    retention_bytes: int | None = None
     lease_us: int = 0
     """A lease goes to another client every so often; 0: there is none."""
     snapshot_frames: int = 100_000
     """A snapshot of the folded state is due after so many frames."""
+
+    @property
+    def expires(self) -> bool:
+        """Records go after a time, or when there are too many."""
+        return self.retention_ms is not None or self.retention_bytes is not None
 
     @property
     def damages_disks(self) -> bool:
@@ -154,6 +161,18 @@ def draw_plan(rng: random.Random) -> Plan:
         plan.lease_us = rng.choice((300, 1_000)) * MS
     plan.settle()
     return plan
+
+
+def draw_retention(plan: Plan, rng: random.Random) -> None:
+    """Let some runs' topics lose what is old or too much.
+
+    From a generator of its own, so that the plans of all other runs stay what they are.
+    """
+    kind = rng.choice(("all", "all", "all", "time", "bytes"))
+    if kind == "time":
+        plan.retention_ms = rng.choice((300, 2_000))
+    elif kind == "bytes":
+        plan.retention_bytes = rng.choice((1_000, 10_000))
 
 
 def _draw_network(rng: random.Random) -> NetworkFaults:

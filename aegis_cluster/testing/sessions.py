@@ -24,7 +24,7 @@ from aegis_cluster.errors import (
     OutOfOrderSequence,
     Unavailable,
 )
-from aegis_cluster.testing.history import Outcome, Read, Watermark, Write
+from aegis_cluster.testing.history import Gone, Outcome, Read, Watermark, Write
 from aegis_cluster.testing.network import Port
 from aegis_cluster.testing.scheduler import MS, SECOND
 from aegis_cluster.wire.batch import BatchBuilder, decode_batch
@@ -290,8 +290,18 @@ class Session:
 class Admin(Session):
     """Creates the topic and learns its groups."""
 
-    def __init__(self, *, partitions: int, replicas: int, topic: Topic, **rest: Any) -> None:
+    def __init__(
+        self,
+        *,
+        partitions: int,
+        replicas: int,
+        retention: tuple[int | None, int | None],
+        topic: Topic,
+        **rest: Any,
+    ) -> None:
+        """retention: milliseconds and bytes; None: without a bound."""
         super().__init__(topic=topic, **rest)
+        self._retention = retention
         self.done = False
         self._found = topic
         self._partitions = partitions
@@ -299,7 +309,7 @@ class Admin(Session):
         self._later(100 * MS, self._create)
 
     def _create(self) -> None:
-        settings = ["topic", None, None, "delete", "none", 1_000_000]
+        settings = ["topic", *self._retention, "delete", "none", 1_000_000]
         fields = [self._topic.name, self._partitions, self._replicas, settings, "token"]
         self._ask(self._any_node(), Api.CREATE_TOPIC, fields, self._created)
 
@@ -470,12 +480,21 @@ class Reader(Session):
                 return
             result = error_from_reply(code, rest)
         if isinstance(result, OffsetOutOfRange):
-            self._history.denied.append(
-                f"reader {self.number}, partition {partition}: {result} ({self._leader(partition)}"
-                f" at {self._scheduler.now_us} us)"
-            )
+            self._out_of_range(partition, result)
         self._note(partition, result)
         self._later(RETRY_US, self._fetch, partition)
+
+    def _out_of_range(self, partition: int, error: OffsetOutOfRange) -> None:
+        """Go on where the log begins now, as a client with `start=Offset.EARLIEST` does."""
+        offset, start = self.positions[partition], int(error.details["log_start"])
+        if start > offset:
+            self._history.gone.append(Gone(self.number, partition, offset, start))
+            self.positions[partition] = start
+        else:
+            self._history.denied.append(
+                f"reader {self.number}, partition {partition}: {error} ({self._leader(partition)}"
+                f" at {self._scheduler.now_us} us)"
+            )
 
     def _take(self, partition: int, high: int, frames: Part, asked_us: int) -> None:
         now_us = self._scheduler.now_us
@@ -524,7 +543,13 @@ class Asker(Session):
             code, *rest = result.fields[0][0]
             if code == 0:
                 mark = Watermark(
-                    self.number, partition, rest[1], asked_us, self._scheduler.now_us, True
+                    self.number,
+                    partition,
+                    rest[1],
+                    asked_us,
+                    self._scheduler.now_us,
+                    linearizable=True,
+                    start=rest[0],
                 )
                 self._history.watermarks.append(mark)
                 self.ends[partition] = rest[1]

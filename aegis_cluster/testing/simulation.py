@@ -11,6 +11,7 @@ and `Report.trace` is a hash of all that was delivered.
 from __future__ import annotations
 
 import random
+from collections import defaultdict
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
@@ -26,7 +27,7 @@ from aegis_cluster.testing.lease import Holder, LeaseService
 from aegis_cluster.testing.network import Network
 from aegis_cluster.testing.node import SimulatedNode, founders_of
 from aegis_cluster.testing.operations import Operations
-from aegis_cluster.testing.plan import Plan, draw_plan
+from aegis_cluster.testing.plan import Plan, draw_plan, draw_retention
 from aegis_cluster.testing.scheduler import MS, SECOND, Runaway, Scheduler
 from aegis_cluster.testing.sessions import Admin, Asker, Producer, Reader, Topic
 from aegis_cluster.testing.watch import ReplicaWatch, check_folds, whole_logs
@@ -78,11 +79,14 @@ class Simulation:
     def __init__(self, seed: int, plan: Plan | None = None) -> None:
         self.seed = seed
         self.rng = random.Random(seed)
-        self.plan = draw_plan(self.rng) if plan is None else plan
+        if plan is None:
+            plan = draw_plan(self.rng)
+            draw_retention(plan, random.Random(f"retention {seed}"))
+        self.plan = plan
         self.scheduler = Scheduler()
         self.network = Network(self.scheduler, self._generator())
-        self.watch = ReplicaWatch()
-        self.history = History()
+        self.watch = ReplicaWatch(plan.retention_ms)
+        self.history = History(expires=plan.expires)
         self.topic = Topic("numbers")
         self.report = Report(seed)
         self.nodes = self._make_nodes()
@@ -189,7 +193,12 @@ class Simulation:
             node.restart_after_us = lambda: 50 * MS
             node.start()
         plan = self.plan
-        admin = Admin(partitions=plan.partitions, replicas=min(3, plan.nodes), **self._session())
+        admin = Admin(
+            partitions=plan.partitions,
+            replicas=min(3, plan.nodes),
+            retention=(plan.retention_ms, plan.retention_bytes),
+            **self._session(),
+        )
         done = self.scheduler.run(self.scheduler.now_us + BOOTSTRAP_US, lambda: admin.done)
         admin.close()
         if not done:
@@ -334,11 +343,22 @@ class Simulation:
             places = [r.positions for r in readers]
             self._stuck(f"readers stand at {places}, not at the ends {asker.ends}")
             return
+        if self.plan.expires:
+            self.history.starts = self._log_starts()
         self.history.final = {p: [] for p in everything}
         for read in self.history.reads:
             if read.reader == reader.number:
                 self.history.final[read.partition].append((read.offset, read.value))
         self._compare_replicas(deadline_us)
+
+    def _log_starts(self) -> dict[int, int]:
+        """The highest log start of each partition that anybody was told of."""
+        starts: defaultdict[int, int] = defaultdict(int)
+        told = [(one.partition, one.start) for one in self.history.gone]
+        told += [(mark.partition, mark.start) for mark in self.history.watermarks]
+        for partition, start in told:
+            starts[partition] = max(starts[partition], start)
+        return starts
 
     def _compare_replicas(self, deadline_us: int) -> None:
         if not self._wait(deadline_us, self.operations.is_whole):

@@ -8,13 +8,14 @@ The rule it protects: it only reads, through the same logs that serve clients.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import defaultdict, deque
 from typing import TYPE_CHECKING
 
 from aegis_cluster.errors import AegisError
 from aegis_cluster.ids import GroupId, LogIndex
 from aegis_cluster.storage.log import read_log_start
-from aegis_cluster.wire.frame import FrameKind, iter_frames
+from aegis_cluster.wire.frame import FrameKind, frame_payload, iter_frames
+from aegis_cluster.wire.layout import batch_header
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -30,7 +31,8 @@ READ_BYTES = 1 << 20
 class _Group:
     """What one group is known to have committed: frames one after the other, and where each is."""
 
-    def __init__(self) -> None:
+    def __init__(self, retention_ms: int | None) -> None:
+        self.retention_ms = retention_ms
         self.data = bytearray()
         self.starts: list[int] = [0, 0]
         """Position of frame i at place i; the last one is the end."""
@@ -40,6 +42,10 @@ class _Group:
         """Terms in which somebody voted for itself; asked for membership only."""
         self.log_start = 0
         """The highest that a committed LOG_START frame has decided."""
+        self.young: deque[tuple[int, int]] = deque()
+        """(last offset, append time) of the frames that hold records and stay."""
+        self.too_young: list[str] = []
+        """Frames that a LOG_START frame let go before their time."""
 
     @property
     def last(self) -> int:
@@ -52,19 +58,32 @@ class _Group:
         for position, header in iter_frames(frames):
             self.starts.append(self.starts[-1] + header.size)
             self.terms.append(header.term)
-            if header.kind is FrameKind.LOG_START:
+            if header.kind is FrameKind.DATA:
+                batch = batch_header(frame_payload(frames, header, position))
+                last = batch.base_offset + batch.last_offset_delta
+                self.young.append((last, header.time_ms))
+            elif header.kind is FrameKind.LOG_START:
                 frame = frames[position : position + header.size]
                 self.log_start = max(self.log_start, read_log_start(frame))
+                self._let_go(header.time_ms)
         self.data += frames
+
+    def _let_go(self, now_ms: int) -> None:
+        """Retention goes by append time: nothing goes that was appended within it."""
+        while self.young and self.young[0][0] < self.log_start:
+            offset, time_ms = self.young.popleft()
+            if self.retention_ms is not None and time_ms >= now_ms - self.retention_ms:
+                self.too_young.append(f"offset {offset} went after {now_ms - time_ms} ms")
 
 
 class ReplicaWatch:
     """`violations` grows by a sentence for each promise that was seen broken."""
 
-    def __init__(self) -> None:
+    def __init__(self, retention_ms: int | None = None) -> None:
+        """retention_ms: for how long the topic keeps its records, if that is bounded."""
         self.violations: list[str] = []
         self.elections = 0
-        self._groups: defaultdict[GroupId, _Group] = defaultdict(_Group)
+        self._groups: defaultdict[GroupId, _Group] = defaultdict(lambda: _Group(retention_ms))
         self._promises: dict[tuple[Member, GroupId], tuple[int, int, object]] = {}
         """(member, group) -> the start in which it was seen, term, vote."""
         self._kept: dict[tuple[Member, GroupId], tuple[int, int]] = {}
@@ -158,6 +177,8 @@ class ReplicaWatch:
         start, decided = partition.log_start_offset, self._groups[group].log_start
         if start > decided and not partition.is_internal:
             self._violated(group, f"node {node.number} begins at offset {start}, not {decided}")
+        if self._groups[group].too_young and not partition.is_internal:
+            self._violated(group, self._groups[group].too_young.pop())
 
     def _check_leader(self, node: SimulatedNode, group: GroupId, partition: Partition) -> None:
         known = self._groups[group]

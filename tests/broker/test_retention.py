@@ -6,6 +6,8 @@ import random
 from typing import TYPE_CHECKING
 
 from aegis_cluster.errors import OffsetOutOfRange
+from aegis_cluster.ids import LogIndex, Term
+from aegis_cluster.raft.messages import AppendRequest, Envelope
 from aegis_cluster.wire.batch import encode_batch
 from aegis_cluster.wire.codes import error_from_reply
 from aegis_cluster.wire.descriptions import TopicSettings
@@ -68,6 +70,29 @@ def test_by_bytes_whole_segments_go_on_every_replica() -> None:
     host.start()
     cluster.until(lambda: holds_there(host, cluster, group), "a new member gets the rest", 2_000)
     assert host.partition(group).log_start_offset == start
+
+
+def test_frames_that_went_since_they_were_named_are_not_sent() -> None:
+    """The core names frames in one step and the log may be cut before the next one sends them."""
+    cluster = Cluster()
+    group = cluster.topic(settings=TopicSettings(retention_bytes=1_000)).partitions[0].group
+    fill(cluster, group, 60)
+    cluster.until(lambda: starts(cluster, group) not in ({0}, set()), "the start moves")
+    leader = cluster.elect(group)
+    replica = leader.partition(group).replica
+    to = next(member for member in replica.membership.voters if member != replica.me)
+    message = AppendRequest(
+        term=replica.term,
+        prev_index=LogIndex(0),
+        prev_term=Term(0),
+        commit_index=replica.commit_index,
+        acknowledged=LogIndex(0),
+        last_index=LogIndex(1),
+    )
+    leader.partition(group)._send_all((Envelope(to, message),))
+    client = Client(cluster, leader)
+    client.stored(group, batch(VALUE))
+    cluster.until(lambda: all(holds_all(h, cluster, group) for h in cluster.alive), "all go on")
 
 
 def holds_there(host: Host, cluster: Cluster, group: int) -> bool:

@@ -14,6 +14,7 @@ from aegis_cluster.broker.fetch import Fetches
 from aegis_cluster.broker.membership_backend import MembershipBackend
 from aegis_cluster.broker.partition import Partition
 from aegis_cluster.broker.producer_stm import ProducerTable
+from aegis_cluster.broker.retention import Retention
 from aegis_cluster.client.partition_queue import PartitionQueue
 from aegis_cluster.errors import AegisError, NotLeader
 from aegis_cluster.ids import LogIndex
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from aegis_cluster.ids import GroupId, Member
     from aegis_cluster.raft import Entry, Message, VoteRequest
     from aegis_cluster.storage.rounds import Round
+    from aegis_cluster.wire.descriptions import TopicSettings
 
 # ---- what is promised before it is durable
 
@@ -300,6 +302,21 @@ def a_follower_moves_its_log_start(patch: pytest.MonkeyPatch) -> None:
             self.drop_before(self.log.segments[1].base_index)
 
     patch.setattr(Partition, "tick", tick)
+
+
+def records_go_before_their_time(patch: pytest.MonkeyPatch) -> None:
+    """A segment is too old by its own beginning, not by that of the one behind it."""
+    right = Retention._wanted_start
+
+    def wanted_start(self: Retention, partition: Partition, settings: TopicSettings) -> int:
+        segments = partition.log.segments
+        limit = partition.now() - (settings.retention_ms or 0)
+        for segment in segments[:-1]:
+            if segment.first_append_ms() >= limit and segment.base_index <= partition.applied:
+                return segment.header.before.offset
+        return right(self, partition, settings)
+
+    patch.setattr(Retention, "_wanted_start", wanted_start)
 
 
 # ---- the shell around it

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from aegis_cluster.testing.checkers import check_history, check_logs
-from aegis_cluster.testing.history import History, Outcome, Read, Watermark, Write
+from aegis_cluster.testing.history import Gone, History, Outcome, Read, Watermark, Write
 
 
 def good() -> History:
@@ -111,6 +111,46 @@ def test_a_place_that_is_denied() -> None:
     history = good()
     history.denied.append("no such offset")
     assert names(history) == {"denied_read"}
+
+
+def expiring() -> History:
+    """As `good`, in a topic whose first three records have gone; the reader was told so."""
+    history = good()
+    history.expires = True
+    history.gone = [Gone(9, 0, 2, 3)]
+    history.reads.append(Read(9, 0, 3, b"d", 110))
+    history.watermarks.append(Watermark(8, 0, 4, 105, 107, linearizable=True, start=3))
+    history.starts = {0: 3}
+    history.final = {0: [(3, b"d")]}
+    return history
+
+
+def test_what_was_kept_long_enough_may_go() -> None:
+    assert check_history(expiring()) == []
+
+
+def test_what_is_gone_where_everything_is_kept() -> None:
+    history = expiring()
+    history.expires = False
+    assert names(history) == {"denied_read"}
+
+
+def test_lost_behind_the_log_start() -> None:
+    history = expiring()
+    history.starts = {0: 2}
+    assert names(history) == {"lost_write"}
+
+
+def test_a_reader_that_is_sent_on_too_far() -> None:
+    history = expiring()
+    history.gone.clear()
+    assert names(history) == {"poll_skip"}
+
+
+def test_a_log_start_that_goes_back() -> None:
+    history = expiring()
+    history.watermarks.append(Watermark(8, 0, 4, 111, 112, linearizable=True, start=1))
+    assert names(history) == {"start_goes_back"}
 
 
 def test_holes() -> None:
