@@ -94,7 +94,26 @@ class GroupNotEmpty(Refused):
 
 
 class WrongExpectedVersion(Refused):
-    """The stream is not at the version that the append was conditional on."""
+    """The stream is not at the version that the append was conditional on.
+
+    `stream`, `expected` (a number or an `ExpectedVersion`) and `actual` (-1: no such stream).
+    """
+
+    @property
+    def stream(self) -> str:
+        return str(self.details.get("stream", ""))
+
+    @property
+    def expected(self) -> int:
+        return int(self.details.get("expected", -1))
+
+    @property
+    def actual(self) -> int:
+        return int(self.details.get("actual", -1))
+
+
+class StreamDeleted(Refused):
+    """The stream of events was deleted for ever: nothing is appended to it any more."""
 
 
 class FeedFenced(Refused):

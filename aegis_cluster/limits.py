@@ -65,6 +65,21 @@ SESSION_TIMEOUT_MS_MAX: Final = 3_600_000
 REBALANCE_TIMEOUT_MS: Final = 5 * 60_000
 """A member that does not give up what it was told to for so long is taken out of its group."""
 
+# The event store
+STREAM_NAME_CHARS_MAX: Final = 255
+EVENTS_PER_APPEND_MAX: Final = 3_000
+"""Their ids stand in the annotation of one frame."""
+STREAMS_PER_APPEND_MAX: Final = 100
+STREAMS_PER_PARTITION_MAX: Final = 2_000_000
+"""Names, and how far each is, are kept in memory by every replica."""
+EVENT_IDS_REMEMBERED: Final = 65_536
+"""Of each partition: a repeat of one of the newest events is known as such, whatever was expected
+of its stream."""
+EVENT_READ_BYTES_MAX: Final = 4 * MIB
+"""Frames of one stream in one answer; the client asks for the rest."""
+EVENT_READS_WAITING_MAX: Final = 1_000
+"""Of one shard, for its index to have what they ask for."""
+
 # A shard
 CONNECTIONS_MAX: Final = 10_000
 """Clients that one shard remembers; the longest idle ones have to greet again."""
@@ -239,6 +254,9 @@ for _client, _all, _own, _all_own in (
     invariant(50 * _own <= _all_own, "many clients find their own share")
 invariant(UNMARKED_BYTES_MAX * CONNECTIONS_MAX <= 512 * MIB, "what is not counted is small")
 invariant(FEED_MARK_BYTES_MAX + KIB < ANNOTATION_BYTES_MAX, "a feed's position fits a frame")
+invariant(
+    16 * EVENTS_PER_APPEND_MAX < ANNOTATION_BYTES_MAX, "an append's event ids fit an annotation"
+)
 invariant(FRAME_BYTES_MAX < JOURNAL_BYTES, "the largest frame fits the journal")
 invariant(FRAME_BYTES_MAX < SEGMENT_BYTES_MAX, "the largest frame fits a segment")
 invariant(

@@ -59,6 +59,7 @@ CORES = (
     "cluster/view/leases.py",
     "cluster/view/table.py",
     "broker/*_stm.py",
+    "broker/events/event_stm.py",
     "broker/groups/assignor.py",
     "broker/groups/commands.py",
     "broker/groups/coordinator.py",

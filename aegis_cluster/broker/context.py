@@ -19,6 +19,7 @@ class ShardContext:
 
     peers: addresses from the node's file, node n at position n - 1.
     in_memory: `durability = "memory"`: users' writes count once they are written, synced or not.
+    event_index: file of the index of streams; None: it is kept in memory (simulations).
     """
 
     cluster_id: str
@@ -31,6 +32,7 @@ class ShardContext:
     founders: tuple[Member, ...]
     peers: tuple[NodeAddress, ...]
     in_memory: bool = False
+    event_index: str | None = None
 
     @property
     def hello(self) -> Hello:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from aegis_cluster.broker.events.event_stm import EventFold
 from aegis_cluster.broker.feed_stm import FeedTable
 from aegis_cluster.broker.producer_stm import ProducerTable
 from aegis_cluster.errors import CorruptLog, PeerViolation
@@ -30,6 +31,7 @@ PRODUCERS: Final = "producers"
 ABORTED: Final = "aborted"
 FOLD: Final = "fold"
 FEED: Final = "feed"
+EVENTS: Final = "events"
 
 
 class FoldLoader(Protocol):
@@ -59,11 +61,16 @@ class Fold(Protocol):
 
 
 class PartitionState:
-    """Everything folded over one partition: its producers, the position of its source where it is
-    a change feed, and its kind's own fold, if any."""
+    """Everything folded over one partition: its producers, its streams of events, the position of
+    its source where it is a change feed, and its kind's own fold, if any.
+
+    A partition's kind is not known before the cluster's metadata is; so every one can hold streams
+    or a position, and only those whose frames name some do.
+    """
 
     def __init__(self, fold: Fold | None = None) -> None:
         self.producers = ProducerTable()
+        self.events = EventFold()
         self.feed = FeedTable()
         self.fold = fold
 
@@ -77,6 +84,7 @@ class PartitionState:
         """Fold one committed DATA frame."""
         if annotation:
             self.feed.apply(annotation, header.index)
+            self.events.apply(header, batch, annotation)
         if batch.attributes & CONTROL_BIT:
             self._end_transaction(header, batch, payload)
             return
@@ -101,6 +109,7 @@ class PartitionState:
     def leadership_lost(self) -> None:
         """Drop what was decided ahead of the commit."""
         self.producers.drop_overlay()
+        self.events.leadership_lost()
         self.feed.drop_ahead()
         if self.fold is not None:
             self.fold.leadership_lost()
@@ -108,9 +117,10 @@ class PartitionState:
     def slices(self) -> Iterator[bytes]:
         """The state as it is at the call; each piece is encoded when it is asked for."""
         producers, aborted = self.producers.slices(), self.producers.aborted_slices()
+        events, feed = self.events.slices(), self.feed.slices()
         fold = self.fold.slices() if self.fold is not None else iter(())
         return _encoded(
-            (PRODUCERS, producers), (ABORTED, aborted), (FEED, self.feed.slices()), (FOLD, fold)
+            (PRODUCERS, producers), (ABORTED, aborted), (EVENTS, events), (FEED, feed), (FOLD, fold)
         )
 
     def to_body(self) -> list[bytes]:
@@ -143,6 +153,7 @@ class StateLoader:
         self._state = state
         self._producers = ProducerTable()
         self._feed = FeedTable()
+        self._events = state.events.loader()
         self._fold = state.fold.loader() if state.fold is not None else None
 
     def add(self, data: bytes) -> None:
@@ -156,6 +167,8 @@ class StateLoader:
                 self._feed.add(piece)
             elif kind == ABORTED:
                 self._producers.add_aborted(piece)
+            elif kind == EVENTS:
+                self._events.add(piece)
             elif kind == FOLD and self._fold is not None:
                 self._fold.add(piece)
             else:
@@ -166,6 +179,7 @@ class StateLoader:
     def finish(self) -> None:
         """All slices are in: from now on the state is this one."""
         self._state.producers.take_over(self._producers)
+        self._events.finish()
         self._state.feed.take_over(self._feed)
         if self._fold is not None:
             self._fold.finish()

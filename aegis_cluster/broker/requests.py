@@ -12,6 +12,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
 from aegis_cluster.broker import feeds, fetch, produce, status
+from aegis_cluster.broker.events.frontend import KIND as EVENTSTORE
 from aegis_cluster.broker.groups.frontend import GROUP_APIS
 from aegis_cluster.cluster import controller
 from aegis_cluster.errors import (
@@ -79,7 +80,7 @@ QUESTION_GROWTH: Final = 8
 log = logging.getLogger(__name__)
 
 
-class _Exchange:
+class Exchange:
     """One request of one client, and the way back."""
 
     def __init__(
@@ -123,8 +124,8 @@ class RequestApi:
     def __init__(self, shard: Shard, transport: Transport) -> None:
         self._shard = shard
         self._transport = transport
-        self._awaiting_metadata: list[tuple[int, LogIndex, _Exchange]] = []
-        self._stepping_down: list[tuple[int, _Exchange]] = []
+        self._awaiting_metadata: list[tuple[int, LogIndex, Exchange]] = []
+        self._stepping_down: list[tuple[int, Exchange]] = []
         self._look_ups: deque[_OffsetsWaiter] = deque()
 
     # ---- inputs
@@ -136,7 +137,7 @@ class RequestApi:
         except PeerViolation as error:
             self._violated(listener, origin, error)
             return
-        exchange = _Exchange(listener, origin, request, self._transport, size=len(message[0]))
+        exchange = Exchange(listener, origin, request, self._transport, size=len(message[0]))
         try:
             self._dispatch(exchange)
         except PeerViolation as error:
@@ -188,13 +189,14 @@ class RequestApi:
         self._shard.clients.distrust(listener, origin)
         self._shard.complaints.say("A client broke the protocol: %s", error)
 
-    def _dispatch(self, exchange: _Exchange) -> None:
+    def _dispatch(self, exchange: Exchange) -> None:
         api = check_version(exchange.request)
         if api is Api.HELLO:
             self._hello(exchange)
             return
         client = self._shard.clients.known(exchange.listener, exchange.origin)
-        if api not in (Api.PRODUCE, Api.FETCH, Api.FEED_APPEND):  # these have credits of their own
+        if api not in (Api.PRODUCE, Api.FETCH, Api.FEED_APPEND, Api.EVENT_APPEND):
+            # These have credits of their own.
             self._take_question(exchange, client)
         match api:
             case Api.PRODUCE:
@@ -223,12 +225,14 @@ class RequestApi:
                 self._internal_topic(exchange)
             case api if api in feeds.FEED_APIS:
                 self._feed(api, exchange, client)
+            case Api.EVENT_APPEND | Api.EVENT_READ:
+                self._shard.events.handle(api, exchange, client)
             case api if api in GROUP_APIS:
                 self._groups(api, exchange)
             case _:
                 raise PeerViolation(f"Api {api.name} is not for clients.")
 
-    def _take_question(self, exchange: _Exchange, client: Client) -> None:
+    def _take_question(self, exchange: Exchange, client: Client) -> None:
         """Count in what is neither produce nor fetch, until its answer. Raises `Throttled`."""
         clients = self._shard.clients
         clients.check_room(client)
@@ -236,7 +240,7 @@ class RequestApi:
         clients.take_question(client, size)
         exchange.on_answer = lambda: clients.give_back_question(client, size)
 
-    def _groups(self, api: Api, exchange: _Exchange) -> None:
+    def _groups(self, api: Api, exchange: Exchange) -> None:
         self._shard.groups.handle(
             api,
             exchange.request.fields,
@@ -245,7 +249,7 @@ class RequestApi:
             ms_left=exchange.request.ms_left,
         )
 
-    def _hello(self, exchange: _Exchange) -> None:
+    def _hello(self, exchange: Exchange) -> None:
         hello = Hello.from_fields(exchange.request.fields)
         check_protocol(hello)
         context = self._shard.context
@@ -259,7 +263,7 @@ class RequestApi:
 
     # ---- data
 
-    def _produce(self, exchange: _Exchange, client: Client) -> None:
+    def _produce(self, exchange: Exchange, client: Client) -> None:
         batches = produce.parse(exchange.request)
         acks = produce.parse_acks(exchange.request)
         size = sum(len(part) for part in exchange.request.parts)
@@ -280,6 +284,11 @@ class RequestApi:
         settings = self._settings_of(group)
         if settings.kind == feeds.FEED_KIND:
             raise InvalidTopic("This topic is a change feed; only its connector writes to it.")
+        if settings.kind == EVENTSTORE:
+            raise InvalidTopic(
+                "This topic is an event store: append to its streams with"
+                " aegis_cluster.event.EventStore instead of publishing."
+            )
         return settings.max_message_bytes
 
     def _settings_of(self, group: GroupId) -> TopicSettings:
@@ -288,7 +297,7 @@ class RequestApi:
             raise NotLeader("No topic (any more) has this partition; ask for metadata.")
         return found[0].settings
 
-    def _feed(self, api: Api, exchange: _Exchange, client: Client) -> None:
+    def _feed(self, api: Api, exchange: Exchange, client: Client) -> None:
         if api is Api.FEED_APPEND:
             size = sum(len(part) for part in exchange.request.parts)
             clients = self._shard.clients
@@ -298,7 +307,7 @@ class RequestApi:
         partitions = self._shard.manager.partitions
         feeds.handle(api, exchange.request, answer, partitions, self._settings_of)
 
-    def _fetch(self, exchange: _Exchange, client: Client) -> None:
+    def _fetch(self, exchange: Exchange, client: Client) -> None:
         wait_ms, items = fetch.parse(exchange.request)
         committed = fetch.parse_isolation(exchange.request) is Isolation.COMMITTED
         clients = self._shard.clients
@@ -314,7 +323,7 @@ class RequestApi:
         )
         self._shard.fetches.start(call, self._shard.now_ms)
 
-    def _list_offsets(self, exchange: _Exchange) -> None:
+    def _list_offsets(self, exchange: Exchange) -> None:
         """[[group, ...]] -> [[code, log_start, high_watermark, last_stable] or error, ...].
 
         A time in milliseconds may follow the groups; each answer then also has the offset of the
@@ -327,10 +336,10 @@ class RequestApi:
         time_ms = take_int(fields, 1, "time_ms") if timed else None
         _OffsetsCall(groups, self._shard, exchange, time_ms)
 
-    def _deadline_ms(self, exchange: _Exchange) -> int:
+    def _deadline_ms(self, exchange: Exchange) -> int:
         return self._shard.now_ms + min(exchange.request.ms_left, REQUEST_WAIT_MS_MAX)
 
-    def _init_producer(self, exchange: _Exchange) -> None:
+    def _init_producer(self, exchange: Exchange) -> None:
         def done(result: ProducerId | AegisError) -> None:
             if isinstance(result, AegisError):
                 exchange.refuse(result)
@@ -342,7 +351,7 @@ class RequestApi:
 
     # ---- metadata and topics
 
-    def _metadata(self, exchange: _Exchange) -> None:
+    def _metadata(self, exchange: Exchange) -> None:
         """[least index, topic names or None, whether stale is fine] -> see `_reply_metadata`."""
         wanted = LogIndex(take_int(exchange.request.fields, 0, "least_index"))
         fields = exchange.request.fields
@@ -355,7 +364,7 @@ class RequestApi:
         deadline_ms = self._deadline_ms(exchange)
         self._awaiting_metadata.append((deadline_ms, wanted, exchange))
 
-    def _reply_metadata(self, exchange: _Exchange) -> None:
+    def _reply_metadata(self, exchange: Exchange) -> None:
         """[cluster id, index, controller node, [node, ...], [[topic, [leader, ...]], ...]].
 
         Leaders are node ids, 0 where this shard does not know.
@@ -388,7 +397,7 @@ class RequestApi:
         leader = partition.replica.leader if partition else None
         return leader.node if leader else 0
 
-    def _create_topic(self, exchange: _Exchange) -> None:
+    def _create_topic(self, exchange: Exchange) -> None:
         """[name, partitions, replicas, settings, token] -> [index].
 
         The token is the caller's: a repeat of a call that was already carried out is recognised by
@@ -416,7 +425,7 @@ class RequestApi:
 
         self._frontend().submit(decide, self._command_answer(exchange))
 
-    def _alter_topic(self, exchange: _Exchange) -> None:
+    def _alter_topic(self, exchange: Exchange) -> None:
         """[name, partitions or None, {setting: value, ...}] -> [index]."""
         fields = exchange.request.fields
         name = take_str(fields, 0, "name")
@@ -430,14 +439,14 @@ class RequestApi:
             self._command_answer(exchange),
         )
 
-    def _delete_topic(self, exchange: _Exchange) -> None:
+    def _delete_topic(self, exchange: Exchange) -> None:
         """[name] -> [index]."""
         name = take_str(exchange.request.fields, 0, "name")
         self._frontend().submit(
             lambda table: controller.delete_topic(table, name), self._command_answer(exchange)
         )
 
-    def _internal_topic(self, exchange: _Exchange) -> None:
+    def _internal_topic(self, exchange: Exchange) -> None:
         """[name] -> [index]: have one of the cluster's own topics made, unless it is there."""
         name = take_str(exchange.request.fields, 0, "name")
         founders = len(self._shard.context.founders)
@@ -453,7 +462,7 @@ class RequestApi:
         return frontend
 
     def _command_answer(
-        self, exchange: _Exchange
+        self, exchange: Exchange
     ) -> Callable[[Command | AegisError | None, LogIndex], None]:
         def answer(result: Command | AegisError | None, index: LogIndex) -> None:
             if isinstance(result, AegisError):
@@ -465,7 +474,7 @@ class RequestApi:
 
     # ---- what the supervisor knows
 
-    def _ask_supervisor(self, exchange: _Exchange, api: Api) -> None:
+    def _ask_supervisor(self, exchange: Exchange, api: Api) -> None:
         """Pass on a question about the cluster view or a lease (`node.view_host` answers it)."""
         supervisor = self._shard.supervisor
         if supervisor is None:
@@ -488,7 +497,7 @@ class RequestApi:
 
     # ---- stepping aside
 
-    def _step_down(self, exchange: _Exchange) -> None:
+    def _step_down(self, exchange: Exchange) -> None:
         """Hand every leadership to another replica; answers [how many are left] when done."""
         deadline_ms = self._shard.now_ms + min(exchange.request.ms_left, STEP_DOWN_MS)
         self._stepping_down.append((deadline_ms, exchange))
@@ -522,7 +531,7 @@ class _OffsetsCall:
     """Offsets of several partitions, each as of a moment after the request came (read index)."""
 
     def __init__(
-        self, groups: list[GroupId], shard: Shard, exchange: _Exchange, time_ms: int | None
+        self, groups: list[GroupId], shard: Shard, exchange: Exchange, time_ms: int | None
     ) -> None:
         self._exchange = exchange
         self._results: list[list[Any]] = [[] for _ in groups]

@@ -18,6 +18,7 @@ from aegis_cluster.broker.clients import Clients
 from aegis_cluster.broker.complaints import Complaints
 from aegis_cluster.broker.controller_frontend import ControllerFrontend
 from aegis_cluster.broker.disk_space import DiskSpace
+from aegis_cluster.broker.events.frontend import EventFrontend
 from aegis_cluster.broker.fetch import Fetches
 from aegis_cluster.broker.freshness import Freshness
 from aegis_cluster.broker.groups.frontend import GroupFrontend
@@ -133,6 +134,7 @@ class Shard:
         self.freshness = Freshness(self)
         self.producer_ids = ProducerIds(self)
         self.groups = GroupFrontend(self, wall_ms)
+        self.events = EventFrontend(self, context.event_index)
         self.requests = RequestApi(self, transport)
         self.peer_api = PeerApi(self, transport)
         for key in self.addresses.seeds():
@@ -259,6 +261,7 @@ class Shard:
         self.complaints.tick()
         self.producer_ids.tick()
         self.groups.tick()
+        self.events.tick()
         self.backend.tick()
         self.balancer.tick()
         self.snapshot_server.tick()

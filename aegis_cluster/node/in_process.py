@@ -165,6 +165,7 @@ class InProcessNode:
         """Everything that the shard owns is made, used and closed here."""
         sockets: Sockets | None = None
         store: ShardStore | None = None
+        loop: ShardLoop | None = None
         try:
             sockets = Sockets(
                 {
@@ -194,6 +195,8 @@ class InProcessNode:
         finally:
             if self._workers is not None:
                 self._workers.close()
+            if loop is not None:
+                loop.shard.events.close()
             if sockets is not None:
                 sockets.close()
             if store is not None:

@@ -64,6 +64,7 @@ def context_of(
         founders=tuple(founder.member for founder in identity.founders or ()),
         peers=config.peers,
         in_memory=config.durability == "memory",
+        event_index=str(config.data / "index" / f"streams-{shard}.sqlite"),
     )
 
 

@@ -49,6 +49,7 @@ class Code(IntEnum):
     GROUP_NOT_EMPTY = 136
     FEED_FENCED = 137
     STALE_POSITION = 138
+    STREAM_DELETED = 139
     OFFSET_OUT_OF_RANGE = 140
     NOT_LEADER = 150
     NOT_ENOUGH_REPLICAS = 151
@@ -97,6 +98,7 @@ ERROR_OF_CODE: Final[dict[int, type[AegisError]]] = {
     Code.GROUP_NOT_EMPTY: errors.GroupNotEmpty,
     Code.FEED_FENCED: errors.FeedFenced,
     Code.STALE_POSITION: errors.StalePosition,
+    Code.STREAM_DELETED: errors.StreamDeleted,
     Code.OFFSET_OUT_OF_RANGE: errors.OffsetOutOfRange,
     Code.NOT_LEADER: errors.NotLeader,
     Code.NOT_ENOUGH_REPLICAS: errors.NotEnoughReplicas,

@@ -77,6 +77,9 @@ class Api(IntEnum):
     FEED_APPEND = 61
     FEED_READ = 62
 
+    EVENT_APPEND = 70
+    EVENT_READ = 71
+
 
 class Acks(IntEnum):
     """When a batch is acknowledged; numbers keep their meaning for ever."""

@@ -77,6 +77,8 @@ SHAPES: dict[Api, list[Any]] = {
     Api.GROUP_DESCRIBE: ["g"],
     Api.GROUP_LIST: [0],
     Api.GROUP_DELETE: ["g"],
+    Api.EVENT_APPEND: [[[1, [["s", -2, bytes(16), None]]]]],
+    Api.EVENT_READ: [1, "s", None, 10, False, 1_000],
     Api.RAFT: [[[1, -1, [1, 1, 0]], [1, 0, [2, 1, 0, 0, 0, [[1, 1, 0, 10]]]]]],
 }
 

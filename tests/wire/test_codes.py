@@ -73,6 +73,7 @@ def test_codes_are_for_ever() -> None:
         "GROUP_NOT_EMPTY": 136,
         "FEED_FENCED": 137,
         "STALE_POSITION": 138,
+        "STREAM_DELETED": 139,
         "OFFSET_OUT_OF_RANGE": 140,
         "NOT_LEADER": 150,
         "NOT_ENOUGH_REPLICAS": 151,

@@ -203,6 +203,7 @@ def test_api_numbers_are_for_ever() -> None:
     later = {name: 30 + number for number, name in enumerate(groups.split())}
     later |= {"CLUSTER_VIEW": 40, "LEASE": 41}
     later |= {"FEED_FENCE": 60, "FEED_APPEND": 61, "FEED_READ": 62}
+    later |= {"EVENT_APPEND": 70, "EVENT_READ": 71}
     assert {api.name: api.value for api in Api} == first | later
 
 

@@ -1,0 +1,77 @@
+"""The annotation of an event store's frame: whose events it holds, and their versions.
+
+The leader chooses versions and writes them beside the batch, never into it, so the broker does not
+look into a batch and whoever reads a frame knows the version of each of its records: the records of
+the first stream come first, then those of the second, and so on.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import msgpack
+
+from aegis_cluster.errors import CorruptRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from aegis_cluster.wire.layout import Bytes
+
+EVENT_ID_BYTES: Final = 16
+EVENTS_KEY: Final = "e"
+"""Of the annotation's map; other folds may use others."""
+
+ANY: Final = -2
+NO_STREAM: Final = -1
+EXISTS: Final = -4
+"""What an append may expect of a stream instead of a version; the numbers are for ever."""
+
+SYSTEM_PREFIX: Final = "$"
+"""Streams of such names are the store's own."""
+SETTINGS_PREFIX: Final = "$$"
+"""`$$account-1` holds what was decided about the stream `account-1`."""
+
+BEFORE: Final = "before"
+DELETED: Final = "deleted"
+TOMBSTONE: Final = "tombstone"
+MAX_COUNT: Final = "max_count"
+MAX_AGE_MS: Final = "max_age_ms"
+"""Names in the marks that an append to a `$$` stream carries."""
+
+
+class StreamEvents(NamedTuple):
+    """The events of one stream in one frame: versions `first`, `first` + 1, …
+
+    ids: `EVENT_ID_BYTES` for each event. marks: None but for a `$$` stream.
+    """
+
+    stream: str
+    first: int
+    ids: bytes
+    marks: dict[str, Any] | None = None
+
+    @property
+    def count(self) -> int:  # type: ignore[override]  # hides tuple.count, which nobody needs here
+        return len(self.ids) // EVENT_ID_BYTES
+
+    @property
+    def last(self) -> int:
+        return self.first + self.count - 1
+
+
+def encode_annotation(placed: Sequence[StreamEvents]) -> bytes:
+    """The annotation of a frame that holds these, in the order of its records."""
+    rows = [list(one) if one.marks else list(one[:3]) for one in placed]
+    return bytes(msgpack.packb({EVENTS_KEY: rows}))
+
+
+def decode_annotation(annotation: Bytes) -> list[StreamEvents]:
+    """Whose events a frame holds; none where it has no such annotation. Raises `CorruptRecord`."""
+    if not len(annotation):
+        return []
+    try:
+        rows = msgpack.unpackb(annotation).get(EVENTS_KEY, [])
+        return [StreamEvents(*row) for row in rows]
+    except (ValueError, TypeError, AttributeError, msgpack.exceptions.UnpackException) as error:
+        raise CorruptRecord(f"An event store's frame has no annotation of ours: {error}") from error
