@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from aegis_cluster import arguments
 from aegis_cluster.channel import Channel
 from aegis_cluster.client.background import Background
 from aegis_cluster.client.cluster import ClusterClient, addresses_of
 from aegis_cluster.client.offsets import list_offsets
 from aegis_cluster.config import StreamingConfig, load_streaming_config
 from aegis_cluster.errors import ConfigError, Misuse, TopicExists, TopicNotFound
+from aegis_cluster.filters import EventFilter
 from aegis_cluster.group import ConsumerGroup, list_groups
 from aegis_cluster.history import History, last_messages, messages_after
-from aegis_cluster.keys import configured_keys, load_client_keys
+from aegis_cluster.keys import ClientKeys, configured_keys, load_client_keys
 from aegis_cluster.message import PartitionOffsets, to_ms
 from aegis_cluster.producer import Producer, ProducerConfig
 from aegis_cluster.publishing import all_or_partly
@@ -37,9 +40,8 @@ if TYPE_CHECKING:
     from typing import Any, Self, Unpack
 
     from aegis_cluster.embedded import EmbeddedNode
-    from aegis_cluster.filters import EventFilter
     from aegis_cluster.group import GroupListing
-    from aegis_cluster.keys import ClientKeys, LinkKeys
+    from aegis_cluster.keys import LinkKeys
     from aegis_cluster.message import BatchReceipt, Message, Receipt
     from aegis_cluster.topics import TopicChanges
 
@@ -76,6 +78,14 @@ class StreamingEngine:
         config: StreamingConfig | None = None,
         keys: ClientKeys | None = None,
     ) -> None:
+        if config is not None:
+            hint = "give what load_streaming_config() returns"
+            arguments.instance(config, StreamingConfig, "config", hint)
+        if (
+            request_timeout is not None
+            and arguments.seconds(request_timeout, "request_timeout") <= 0
+        ):
+            raise Misuse(f"request_timeout is {request_timeout}; give more than no seconds.")
         self.settings = load_streaming_config() if config is None else config
         """The configured defaults."""
         configured_s = self.settings.request_timeout_ms / 1000
@@ -85,7 +95,7 @@ class StreamingEngine:
         self._durability = durability
         self._keys: LinkKeys | None = None
         if directory is None:
-            keys = keys or configured_keys(self.settings)
+            keys = _client_keys(keys) or configured_keys(self.settings)
             self._keys = None if keys is None else load_client_keys(keys)
         self._node: EmbeddedNode | None = None
         self._cluster: ClusterClient | None = None
@@ -120,6 +130,8 @@ class StreamingEngine:
             raise ConfigError(
                 f"durability = {durability!r}; allowed: 'fsync', 'memory'.", key="durability"
             )
+        if not isinstance(path, str | os.PathLike) or not str(path):
+            raise Misuse(f"path is {path!r}; give the directory to keep the log in.")
         return cls(
             directory=Path(path),
             durability=durability,
@@ -229,10 +241,10 @@ class StreamingEngine:
     ) -> None:
         """Create a topic. Raises `TopicExists` (unless `exist_ok`, which takes one as it is),
         `InvalidTopic`, `NotEnoughReplicas`, `ConfigError`, `RequestTimeout`, `OutcomeUnknown`."""
-        config = config or TopicConfig()
+        config = _topic_config(config)
         try:
             await self.cluster.create_topic(
-                name,
+                arguments.name(name),
                 partitions=config.partitions,
                 replicas=config.replication_factor,
                 settings=settings_to_fields(config.settings(self.settings)),
@@ -263,9 +275,9 @@ class StreamingEngine:
         that is not possible), `NotEnoughReplicas`, `ConfigError`, `OutcomeUnknown`; `Misuse`
         when nothing, or both ways, are given.
         """
-        wanted = wanted_changes(config, changes)
+        wanted = wanted_changes(None if config is None else _topic_config(config), changes)
         await self.cluster.alter_topic(
-            name,
+            arguments.name(name),
             partitions=wanted.partitions,
             changes=wanted.changed_settings(),
             deadline=self.deadline(timeout),
@@ -274,7 +286,7 @@ class StreamingEngine:
     async def delete_topic(self, name: str, *, timeout: float | None = None) -> None:
         """Delete a topic and all its messages. Raises `TopicNotFound`, `RequestTimeout`,
         `OutcomeUnknown`."""
-        await self.cluster.delete_topic(name, self.deadline(timeout))
+        await self.cluster.delete_topic(arguments.name(name), self.deadline(timeout))
 
     async def list_topics(self, *, timeout: float | None = None) -> list[str]:
         """Names of all topics, in order. Raises `Unavailable` when no node answers in time."""
@@ -283,7 +295,7 @@ class StreamingEngine:
 
     async def describe_topic(self, name: str, *, timeout: float | None = None) -> TopicDescription:
         """Its settings, and where its replicas are. Raises `TopicNotFound`, `Unavailable`."""
-        await self.cluster.refresh([name], self.deadline(timeout))
+        await self.cluster.refresh([arguments.name(name)], self.deadline(timeout))
         info = self.cluster.metadata.topic(name)
         nodes = self.cluster.metadata.nodes
         replicas = {
@@ -304,7 +316,7 @@ class StreamingEngine:
 
         Raises `TopicNotFound`; `RequestTimeout` when a partition has no leader that answers.
         """
-        found = await list_offsets(self.cluster, topic, self.deadline(timeout))
+        found = await list_offsets(self.cluster, arguments.name(topic), self.deadline(timeout))
         return {
             partition: PartitionOffsets(
                 offsets.log_start, offsets.high_watermark, offsets.last_stable_offset
@@ -353,6 +365,8 @@ class StreamingEngine:
         some have it: its `failed` and `unknown` are positions in `topics`.
         """
         deadline = self.deadline(timeout)
+        hint = "give a list of topics; publish() takes one"
+        topics = [arguments.name(topic) for topic in arguments.many(topics, "topics", hint)]
         producer = self._own_producer()
         calls = [producer.publish(topic, message, deadline) for topic in topics]
         return all_or_partly(await asyncio.gather(*calls, return_exceptions=True))
@@ -375,7 +389,8 @@ class StreamingEngine:
 
     def producer(self, config: ProducerConfig | None = None) -> Producer:
         """A producer of its own, with a buffer of its own. Raises `ConfigError`."""
-        config = config or ProducerConfig()
+        config = ProducerConfig() if config is None else config
+        arguments.instance(config, ProducerConfig, "config", "give a ProducerConfig(…)")
         options = config.options(self.settings)
         producer = Producer(self, options, config.timeout_s(self.request_timeout))
         self._producers.add(producer)
@@ -406,13 +421,13 @@ class StreamingEngine:
 
     def channel(self, topic: str) -> Channel:
         """The same calls, bound to one topic; nothing is asked until one is used."""
-        return Channel(self, topic)
+        return Channel(self, arguments.name(topic))
 
     # ---- groups
 
     def group(self, name: str) -> ConsumerGroup:
         """A consumer group, to look at and to move; nothing is asked until a call is made."""
-        return ConsumerGroup(self, name)
+        return ConsumerGroup(self, arguments.name(name, "group"))
 
     async def list_groups(self, *, timeout: float | None = None) -> list[GroupListing]:
         """All consumer groups, by name. Raises `RequestTimeout`."""
@@ -434,14 +449,17 @@ class StreamingEngine:
         their first message on. filter: hand out only what it matches. Starting raises
         `TopicNotFound` for a name that no topic has.
         """
-        names = [topics] if isinstance(topics, str) else list(dict.fromkeys(topics))
-        if not names:
-            raise Misuse("A subscription needs at least one topic or pattern.")
+        names = _names(topics)
+        config = SubscribeConfig() if config is None else config
+        arguments.instance(config, SubscribeConfig, "config", "give a SubscribeConfig(…)")
+        if filter is not None:
+            hint = "give an EventFilter(…), for example EventFilter(where=your_function)"
+            arguments.instance(filter, EventFilter, "filter", hint)
         return Subscriber(
             self,
             names,
-            config or SubscribeConfig(),
-            self.request_timeout if timeout is None else timeout,
+            config,
+            self.request_timeout if timeout is None else arguments.seconds(timeout),
             max_poll_records=self.settings.consumer.max_poll_records,
             event_filter=filter,
         )
@@ -452,8 +470,7 @@ class StreamingEngine:
         `await` it for a list, or step through it with `async for`. Raises `TopicNotFound`,
         `RequestTimeout`, `CorruptRecord`.
         """
-        if count < 1:
-            raise Misuse(f"history was asked for {count} messages; ask for at least 1.")
+        topic, count = arguments.name(topic), arguments.whole(count, "count", least=1)
         return History(lambda: last_messages(self.cluster, topic, count, self.deadline(timeout)))
 
     def history_after(
@@ -464,5 +481,27 @@ class StreamingEngine:
         `await` it for a list, or step through it with `async for`. Raises `TopicNotFound`,
         `RequestTimeout`, `CorruptRecord`; `Misuse` for a time without a zone.
         """
-        time_ms = max(0, to_ms(timestamp))
+        topic, time_ms = arguments.name(topic), max(0, to_ms(timestamp))
         return History(lambda: messages_after(self.cluster, topic, time_ms, self.deadline(timeout)))
+
+
+def _topic_config(config: TopicConfig | None) -> TopicConfig:
+    """The default for None. Raises `Misuse`."""
+    found = TopicConfig() if config is None else config
+    return arguments.instance(found, TopicConfig, "config", "give a TopicConfig(…)")
+
+
+def _client_keys(keys: ClientKeys | None) -> ClientKeys | None:
+    if keys is not None:
+        arguments.instance(keys, ClientKeys, "keys", "give ClientKeys(key=…, servers=…)")
+    return keys
+
+
+def _names(topics: str | Sequence[str]) -> list[str]:
+    """Names and patterns, each once. Raises `Misuse`."""
+    hint = "give a topic's name or a list of names"
+    asked = [topics] if isinstance(topics, str) else arguments.many(topics, "topics", hint)
+    names = list(dict.fromkeys(arguments.name(topic) for topic in asked))
+    if not names:
+        raise Misuse("A subscription needs at least one topic or pattern.")
+    return names

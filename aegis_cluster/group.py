@@ -8,17 +8,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from aegis_cluster import arguments
 from aegis_cluster.client import coordinator
 from aegis_cluster.client.offsets import list_offsets
 from aegis_cluster.errors import GroupNotEmpty, Misuse, OffsetOutOfRange
 from aegis_cluster.ids import NodeId, TopicPartition
+from aegis_cluster.message import Offset
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from aegis_cluster.client.offsets import FoundOffsets
     from aegis_cluster.engine import StreamingEngine
-    from aegis_cluster.message import Offset
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +123,11 @@ class ConsumerGroup:
         `TopicNotFound`, `OffsetOutOfRange` for an offset that a partition does not hold; nothing
         is changed then.
         """
+        hint = "give Offset.EARLIEST, Offset.LATEST, Offset.at(n) or Offset.at_time(t)"
+        arguments.instance(to, Offset, "to", hint)
+        if topics is not None and not isinstance(topics, str):
+            hint = "give a topic's name or a list of names"
+            topics = [arguments.name(one) for one in arguments.many(topics, "topics", hint)]
         cluster, deadline = self._engine.cluster, self._engine.deadline(timeout)
         found = await self.describe(timeout=timeout)
         if found.members:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import Enum
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, Protocol
 
+from aegis_cluster import arguments
+from aegis_cluster.arguments import is_unicode
 from aegis_cluster.errors import Misuse
 from aegis_cluster.wire.payload import decode_key, decode_payload, encode_key, encode_payload
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from aegis_cluster.client.producer import Row
     from aegis_cluster.wire.records import Record
 
@@ -152,6 +153,8 @@ class ReceivedMessage(Message):
         delay: not before so many seconds; other partitions go on meanwhile. Does nothing once
         the subscriber is closed. Raises `Misuse` for a message that no subscriber handed out.
         """
+        if delay is not None:
+            arguments.seconds(delay, "delay")
         if self._source is None:
             raise Misuse("This message came from no subscriber, so none can hand it out again.")
         self._source.hand_out_again(self, delay)
@@ -206,9 +209,7 @@ class Offset:
     @classmethod
     def at(cls, number: int) -> Offset:
         """This very offset, in every partition."""
-        if number < 0:
-            raise Misuse(f"Offsets start at 0; {number} is none.")
-        return cls(_Kind.AT, number)
+        return cls(_Kind.AT, arguments.whole(number, "offset", least=0))
 
     @classmethod
     def at_time(cls, time: datetime) -> Offset:
@@ -253,7 +254,11 @@ class PartitionOffsets:
 
 
 def to_row(message: Message, now_ms: int) -> Row:
-    """A message as a record. Raises `UnsupportedPayload` for what could not come back equal."""
+    """A message as a record. Raises `UnsupportedPayload` for what could not come back equal, and
+    `Misuse` for what is no message."""
+    if not isinstance(message, Message):
+        hint = "give a Message(payload=…); publish_many() takes bare payloads"
+        arguments.instance(message, Message, "message", hint)
     key, key_headers = encode_key(message.key)
     value, headers = encode_payload(message.payload)
     if key_headers:
@@ -266,12 +271,19 @@ def to_row(message: Message, now_ms: int) -> Row:
 
 def _headers(headers: Mapping[str, str | bytes]) -> list[tuple[str, bytes | None]]:
     rows: list[tuple[str, bytes | None]] = []
-    for name, content in headers.items():
-        if not isinstance(name, str) or name in RESERVED_HEADERS:
+    hint = "give a mapping of names to str or bytes"
+    for name, content in arguments.instance(headers, Mapping, "headers", hint).items():
+        if not isinstance(name, str) or name in RESERVED_HEADERS or not is_unicode(name):
             raise Misuse(f"{name!r} cannot be the name of a header.")
-        if not isinstance(content, str | bytes):
-            raise Misuse(f"Header {name!r} is {type(content).__name__}; use str or bytes.")
-        rows.append((name, content.encode() if isinstance(content, str) else content))
+        if isinstance(content, str) and is_unicode(content):
+            rows.append((name, content.encode()))
+        elif isinstance(content, bytes):
+            rows.append((name, content))
+        else:
+            raise Misuse(
+                f"Header {name!r} is {content!r:.60}; use bytes, or str that can be written as"
+                " UTF-8."
+            )
     return rows
 
 
@@ -307,6 +319,7 @@ def _text(content: bytes | None) -> str | bytes:
 
 def to_ms(time: datetime) -> int:
     """Milliseconds since 1970. Raises `Misuse` for a naive time: it names no moment."""
+    arguments.instance(time, datetime, "timestamp", "give an aware datetime, as datetime.now(UTC)")
     if time.tzinfo is None:
         raise Misuse("A timestamp needs a time zone; use datetime.now(UTC).")
     return (time - EPOCH) // timedelta(milliseconds=1)

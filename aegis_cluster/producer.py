@@ -15,6 +15,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from aegis_cluster import arguments
 from aegis_cluster.client.producer import Producer as Lanes
 from aegis_cluster.client.producer import ProducerOptions
 from aegis_cluster.config import StreamingConfig, parse_duration, parse_size
@@ -27,7 +28,7 @@ from aegis_cluster.errors import (
 from aegis_cluster.limits import BATCH_BYTES_MAX, MESSAGE_BYTES_MAX
 from aegis_cluster.message import BatchReceipt, Message, Receipt, from_ms, now_ms, to_row
 from aegis_cluster.publishing import Publication, partition_of
-from aegis_cluster.wire.compression import codec_number
+from aegis_cluster.wire.compression import CODEC_OF_NAME
 from aegis_cluster.wire.protocol import Acks
 
 if TYPE_CHECKING:
@@ -78,9 +79,13 @@ class ProducerConfig:
     def options(self, defaults: StreamingConfig) -> ProducerOptions:
         """As numbers. Raises `ConfigError`, naming the key, the value and what is allowed."""
         acks = defaults.producer.acks if self.acks is None else self.acks
-        if acks not in _ACKS:
-            allowed = ", ".join(map(repr, _ACKS))
-            raise ConfigError(f"acks = {acks!r}; allowed: {allowed}.", key="acks", value=acks)
+        arguments.choice(acks, tuple(_ACKS), "acks")
+        arguments.choice(self.compression, tuple(CODEC_OF_NAME), "compression")
+        if self.idempotent not in (None, True, False):
+            allowed = "True, False, or None where it goes by acks"
+            raise ConfigError(
+                f"idempotent = {self.idempotent!r}; allowed: {allowed}.", key="idempotent"
+            )
         if self.idempotent and acks != "quorum":
             raise ConfigError(
                 f"idempotent = True with acks = {acks!r}: a retry can be told from a new message"
@@ -94,8 +99,6 @@ class ProducerConfig:
                 " leave it out.",
                 key="transactional_id",
             )
-        if self.compression is not None:
-            codec_number(self.compression)
         linger_ms = _number(parse_duration, "linger", self.linger, (0, 60_000))
         batch = _number(parse_size, "batch_size", self.batch_size, (1, BATCH_BYTES_MAX))
         room = _number(parse_size, "buffer_size", self.buffer_size, (MESSAGE_BYTES_MAX, 2**42))
@@ -208,7 +211,8 @@ class Producer:
         """
         cluster = self._engine.cluster
         deadline = cluster.deadline(self._request_timeout if timeout is None else timeout)
-        lanes, info = self._lanes, cluster.metadata.topics.get(topic)
+        known = cluster.metadata.topics.get(topic) if type(topic) is str else None
+        lanes, info = self._lanes, known
         if lanes is None or info is None or not lanes.is_ready:
             lanes = await self._ready(deadline)
             info = await cluster.topic(topic, deadline)
@@ -230,6 +234,8 @@ class Producer:
         `OutcomeUnknown` when `timeout` (seconds; default: until every message's own deadline)
         passes first: what is still under way goes on.
         """
+        if timeout is not None:
+            timeout = max(0.0, arguments.seconds(timeout))
         lanes = self._lanes
         if lanes is None:
             return

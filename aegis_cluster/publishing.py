@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from aegis_cluster import arguments
 from aegis_cluster.client.producer import RECORD_OVERHEAD_BYTES, Columns
 from aegis_cluster.errors import AegisError, Misuse, OutcomeUnknown, PartlyPublished
 from aegis_cluster.message import BatchReceipt, Message, Receipt, now_ms, to_row
@@ -87,6 +88,10 @@ class Publication:
 
     async def add(self, messages: Iterable[Any], keys: Iterable[Any] | None) -> None:
         """Put all inputs into batches, which leave meanwhile."""
+        hint = "give a list, or anything else to step through; publish() takes one message"
+        messages = arguments.many(messages, "messages", hint)
+        if keys is not None:
+            keys = arguments.many(keys, "keys", "give a list with a key for each message")
         for start, chunk, names in _chunks(messages, keys):
             if not await self._add_columns(start, chunk, names):
                 await self._add_each(start, chunk, names)

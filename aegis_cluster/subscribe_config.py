@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from aegis_cluster import arguments
 from aegis_cluster.config import parse_duration
 from aegis_cluster.errors import ConfigError
 from aegis_cluster.limits import (
@@ -73,6 +74,18 @@ class SubscribeConfig:
     member_id: str | None = None
 
     def __post_init__(self) -> None:
+        arguments.setting(self.group_id, (str,), "group_id", "the group's name, as text")
+        arguments.setting(self.member_id, (str,), "member_id", "a name, as text")
+        arguments.setting(self.max_poll_records, (int,), "max_poll_records", "1 or more")
+        for key, value, kind in (
+            ("start", self.start, Offset),
+            ("delivery_mode", self.delivery_mode, DeliveryMode),
+            ("ack_mode", self.ack_mode or AckMode.MANUAL, AckMode),
+        ):
+            if not isinstance(value, kind):
+                raise ConfigError(
+                    f"{key} = {value!r}; allowed: {_allowed(kind)}.", key=key, value=value
+                )
         self._check_names()
         if self.delivery_mode is DeliveryMode.EXACTLY_ONCE:
             raise ConfigError(
@@ -133,3 +146,9 @@ class SubscribeConfig:
             f" from {SESSION_TIMEOUT_MS_MIN} ms to {SESSION_TIMEOUT_MS_MAX} ms.",
             key="session_timeout",
         )
+
+
+def _allowed(kind: type[Offset] | type[Enum]) -> str:
+    if issubclass(kind, Enum):
+        return ", ".join(f"{kind.__name__}.{one.name}" for one in kind)
+    return "Offset.EARLIEST, Offset.LATEST, Offset.at(n), Offset.at_time(t)"

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Final
 
+from aegis_cluster import arguments
 from aegis_cluster.client.fetcher import Fetcher
 from aegis_cluster.client.group_session import MemberConfig
 from aegis_cluster.client.offsets import list_offsets
@@ -221,9 +222,9 @@ class Subscriber:
         if self._closed:
             raise Misuse("This subscriber is closed; subscribe again.")
         limit = self._max_poll_records if max_records is None else max_records
-        if limit < 1:
-            raise Misuse(f"poll was asked for {limit} records; ask for at least 1.")
-        deadline = self._now() + (self._timeout if timeout is None else timeout)
+        arguments.whole(limit, "max_records", least=1)
+        wait_s = self._timeout if timeout is None else arguments.seconds(timeout)
+        deadline = self._now() + wait_s
         found: list[ReceivedMessage] = []
         while not self._closed:
             if self._membership is not None:
@@ -405,15 +406,18 @@ class Subscriber:
     def _places(self, partitions: Iterable[int | TopicPartition] | None) -> list[TopicPartition]:
         if partitions is None:
             return list(self._reader().positions)
-        places = [self._place(partition) for partition in partitions]
+        hint = "give a list of partitions"
+        listed = arguments.many(partitions, "partitions", hint)
+        places = [self._place(partition) for partition in listed]
         missing = [place for place in places if place not in self._reader().positions]
         if missing:
             raise Misuse(f"{missing[0]} is not read here; see `assignment`.")
         return places
 
     def _place(self, partition: int | TopicPartition) -> TopicPartition:
-        if not isinstance(partition, int):
-            return partition
+        if isinstance(partition, tuple):
+            return TopicPartition(*partition)
+        partition = arguments.whole(partition, "partition", least=0)
         if self._patterns or len(self._names) != 1:
             raise Misuse(
                 f"This subscription has several topics; name TopicPartition(topic, {partition})."

@@ -319,12 +319,15 @@ class StreamingEngine(_Blocking[engine.StreamingEngine]):
         cls,
         path: str | Path,
         *,
+        durability: str = "fsync",
         request_timeout: float | None = None,
         config: StreamingConfig | None = None,
     ) -> StreamingEngine:
         """As `aegis_cluster.StreamingEngine.open`."""
         return cls(
-            engine.StreamingEngine.open(path, request_timeout=request_timeout, config=config)
+            engine.StreamingEngine.open(
+                path, durability=durability, request_timeout=request_timeout, config=config
+            )
         )
 
     @classmethod

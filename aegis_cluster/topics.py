@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypedDict
 
+from aegis_cluster import arguments
 from aegis_cluster.config import StreamingConfig, parse_duration, parse_size
 from aegis_cluster.errors import ConfigError, Misuse
 from aegis_cluster.wire.descriptions import TopicSettings
@@ -34,6 +35,15 @@ class TopicConfig:
     max_message_size: str | int | None = None
     kind: str = TOPIC_KIND
 
+    def __post_init__(self) -> None:
+        for key in ("partitions", "replication_factor"):
+            value = getattr(self, key)
+            arguments.setting(value, (int,), key, "a whole number, 1 or more")
+            if value is not None and value < 1:
+                raise ConfigError(f"{key} = {value}; allowed: 1 or more.", key=key, value=value)
+        for key in ("cleanup", "compression", "kind"):
+            arguments.setting(getattr(self, key), (str,), key, "one of its words, as text")
+
     def settings(self, defaults: StreamingConfig | None = None) -> TopicSettings:
         """As numbers. Raises `ConfigError`, naming the value."""
         defaults = defaults or StreamingConfig()
@@ -41,8 +51,8 @@ class TopicConfig:
             kind=self.kind,
             retention_ms=self._retention_ms(defaults),
             retention_bytes=_limit(parse_size, "retention_bytes", self.retention_bytes),
-            cleanup=self.cleanup or "delete",
-            compression=self.compression or "none",
+            cleanup="delete" if self.cleanup is None else self.cleanup,
+            compression="none" if self.compression is None else self.compression,
             max_message_bytes=defaults.max_message_bytes
             if self.max_message_size is None
             else _parse(parse_size, "max_message_size", self.max_message_size),
@@ -112,10 +122,8 @@ def _limit(parse: Callable[[object], int], name: str, value: object) -> int | No
 def _parse(parse: Callable[[object], int], name: str, value: object) -> int:
     try:
         return parse(value)
-    except ValueError:
-        raise ConfigError(
-            f"{name} = {value!r} is not understood; write it like '7d' or '1MB'.", key=name
-        ) from None
+    except ValueError as error:
+        raise ConfigError(f"{name}: {error}.", key=name, value=value) from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "aegis_cluster"
 
-BELOW_ALL = {"errors", "ids", "limits", "config", "keys", "curve", "doorkeeper"}
+BELOW_ALL = {"errors", "arguments", "ids", "limits", "config", "keys", "curve", "doorkeeper"}
 MACHINE = {"wire", "raft", "storage", "cluster", "broker"}
 FRONT = {
     "engine", "message", "topics", "channel", "filters", "history", "producer", "publishing",
@@ -28,6 +28,7 @@ FRONT = {
 MAY_IMPORT: dict[str, set[str]] = {
     # Room: the other rooms it may import, besides those below all. Imports run one way.
     "errors": set(),
+    "arguments": set(),
     "ids": set(),
     "limits": set(),
     "config": set(),

@@ -64,7 +64,7 @@ class SupervisorLine:
         wait_ms = min(wait_ms, ANSWER_MS_MAX)
         (part,) = encode_request(api, fields, correlation=number, ms_left=wait_ms)
         if len(part) > VIEW_OP_BYTES_MAX:
-            raise PeerViolation("a question to the cluster view is too large", have=len(part))
+            raise PeerViolation("A question to the cluster view is too large.", have=len(part))
         try:
             self._line.send(part)
         except OSError as error:

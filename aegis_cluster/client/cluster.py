@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import zmq
 
+from aegis_cluster import arguments
 from aegis_cluster.client.link import Link, NotAccepted
 from aegis_cluster.client.metadata import NO_NODE, Metadata, Routes, TcpRoutes
+from aegis_cluster.config import PORT_MAX
 from aegis_cluster.errors import (
     AegisError,
     ConfigError,
@@ -107,7 +109,7 @@ class ClusterClient:
                 "This engine belongs to another event loop. Open one for each loop, or use"
                 " aegis_cluster.sync, whose engine may be called from any thread."
             )
-        return self._loop.time() + timeout
+        return self._loop.time() + arguments.seconds(timeout)
 
     def now(self) -> float:
         return self._loop.time()
@@ -166,8 +168,8 @@ class ClusterClient:
 
     async def topic(self, name: str, deadline: float) -> TopicInfo:
         """A topic's description, asked for when it is not known. Raises `TopicNotFound`."""
-        if name not in self.metadata.topics:
-            await self.refresh([name], deadline)
+        if type(name) is not str or name not in self.metadata.topics:
+            await self.refresh([arguments.name(name)], deadline)
         elif self._loop.time() >= self._renew_at:
             self._renew_aside()
         return self.metadata.topic(name)
@@ -354,10 +356,15 @@ def _understood(otherwise: type[AegisError]) -> Iterator[None]:
         raise otherwise(f"A node answered with something that is no answer: {error}.") from error
 
 
+def _is_address(text: str) -> bool:
+    return bool(_ADDRESS.fullmatch(text)) and int(text.rpartition(":")[2]) <= PORT_MAX
+
+
 def addresses_of(bootstrap: str) -> list[str]:
     """The addresses in a list with commas. Raises `ConfigError`."""
-    addresses = [address.strip() for address in bootstrap.split(",") if address.strip()]
-    if not addresses or not all(map(_ADDRESS.fullmatch, addresses)):
+    listed = bootstrap.split(",") if isinstance(bootstrap, str) else []
+    addresses = [address.strip() for address in listed if address.strip()]
+    if not addresses or not all(map(_is_address, addresses)):
         raise ConfigError(
             f"{bootstrap!r} is no list of addresses; write"
             " 'tcp://127.0.0.1:7101,tcp://127.0.0.1:7201'."

@@ -205,7 +205,7 @@ class Leases:
 
 def _held(name: str, reply: Reply) -> AegisError:
     if take_str(reply.fields, 0, "outcome") != "held":
-        return PeerViolation("an answer about a lease that we do not know")
+        return PeerViolation("An answer about a lease came that we do not know.")
     holder = take_str(reply.fields, 2, "holder")
     left_s = take_int(reply.fields, 3, "left_ms") / 1000
     return LeaseHeld(

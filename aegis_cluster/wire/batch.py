@@ -86,41 +86,65 @@ def check_client_batch(batch: Bytes) -> BatchHeader:
     """Everything that the broker trusts about a batch from a client (DESIGN §4), or a refusal."""
     size = len(batch)
     if size > limits.BATCH_BYTES_MAX:
-        raise MessageTooLarge("a batch is too large", have=size, at_most=limits.BATCH_BYTES_MAX)
+        raise MessageTooLarge(
+            f"A batch has {size} bytes; at most {limits.BATCH_BYTES_MAX} are possible.",
+            have=size,
+            at_most=limits.BATCH_BYTES_MAX,
+        )
     if size < BATCH_HEADER_BYTES:
-        raise InvalidBatch("too short for a batch", have=size, want=BATCH_HEADER_BYTES)
+        raise InvalidBatch(
+            f"{size} bytes are too short for a batch.", have=size, want=BATCH_HEADER_BYTES
+        )
     header = batch_header(batch)
     if header.magic != MAGIC:
-        raise InvalidBatch("not a record batch v2", have=header.magic, want=MAGIC)
+        raise InvalidBatch(
+            f"A batch is of version {header.magic}; only {MAGIC} is taken.",
+            have=header.magic,
+            want=MAGIC,
+        )
     if header.size != size:
-        raise InvalidBatch("a batch's length is not its own", have=header.size, want=size)
+        raise InvalidBatch(
+            f"A batch says that it has {header.size} bytes; it has {size}.",
+            have=header.size,
+            want=size,
+        )
     _check_claims(header)
     crc = crc32c(bytes(batch[BATCH_UNCOVERED_BYTES:]))
     if crc != header.crc:
-        raise InvalidBatch("a batch fails its checksum", have=crc, want=header.crc)
+        raise InvalidBatch(
+            "A batch fails its checksum: it was damaged on its way.", have=crc, want=header.crc
+        )
     return header
 
 
 def _check_claims(header: BatchHeader) -> None:
     if not 0 < header.count <= limits.BATCH_RECORDS_MAX:
-        raise InvalidBatch("a batch's record count", have=header.count)
+        raise InvalidBatch(
+            f"A batch has {header.count} records; 1 to {limits.BATCH_RECORDS_MAX} are possible.",
+            have=header.count,
+        )
     if header.last_offset_delta != header.count - 1:
         raise InvalidBatch(
-            "a client's batch has no gaps", have=header.last_offset_delta, want=header.count - 1
+            "A client's batch has gaps between its offsets.",
+            have=header.last_offset_delta,
+            want=header.count - 1,
         )
     # Append time and control records are the leader's to write.
     allowed = CODEC_MASK | TRANSACTIONAL_BIT
     if header.attributes & ~allowed or header.codec not in CODEC_NUMBERS:
-        raise InvalidBatch("a batch's attributes", have=header.attributes)
+        raise InvalidBatch(
+            f"A batch has the attributes {header.attributes:#x}, which a client may not set.",
+            have=header.attributes,
+        )
     if header.is_transactional and header.producer_id < 0:
-        raise InvalidBatch("a transaction's batch needs a producer id", have=header.producer_id)
+        raise InvalidBatch("A batch of a transaction needs a producer id.", have=header.producer_id)
     if header.producer_id < 0:
         plain = (header.producer_id, header.producer_epoch, header.base_sequence) == (-1, -1, -1)
     else:
         plain = header.producer_epoch >= 0 and header.base_sequence >= 0
     if not plain:
         raise InvalidBatch(
-            "a batch's producer id, epoch and sequence do not belong together",
+            "A batch's producer id, epoch and sequence do not belong together.",
             have=[header.producer_id, header.producer_epoch, header.base_sequence],
         )
 
@@ -247,10 +271,12 @@ def check_row(count: int, timestamp_ms: int, headers: Sequence[tuple[str, bytes 
         if len(headers) <= limits.RECORD_HEADERS_MAX:
             return
         raise MessageTooLarge(
-            "a record has too many headers", have=len(headers), at_most=limits.RECORD_HEADERS_MAX
+            f"A message has {len(headers)} headers; {limits.RECORD_HEADERS_MAX} are possible.",
+            have=len(headers),
+            at_most=limits.RECORD_HEADERS_MAX,
         )
     raise Misuse(
-        "a record's time is before 1970 or beyond reason, or the batch is full",
+        "A message's time is before 1970 or beyond reason, or its batch is full.",
         timestamp_ms=timestamp_ms,
         count=count,
         at_most=limits.BATCH_RECORDS_MAX,
@@ -282,7 +308,7 @@ def _finish(
 ) -> bytes:
     """Compress if that helps, and write the header that we vouch for."""
     if not count:
-        raise Misuse("a batch holds at least one record")
+        raise Misuse("A batch holds at least one record.")
     with memoryview(built) as view:
         compression, body = _compressed(compression, view[BATCH_HEADER_BYTES:])
         length = BATCH_HEADER_BYTES - BATCH_LENGTH_END + len(body)

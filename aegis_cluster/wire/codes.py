@@ -160,7 +160,7 @@ def error_from_reply(code: int, fields: Sequence[Any]) -> AegisError:
     nothing is known about the outcome, so that is what it says.
     """
     if not isinstance(code, int) or isinstance(code, bool):
-        raise PeerViolation("a code is a number", have=repr(code)[:80])
+        raise PeerViolation("An answer's code is a number; this one is none.", have=repr(code)[:80])
     message, details = _message_and_details(fields)
     kind = ERROR_OF_CODE.get(code)
     if kind is None:
@@ -178,7 +178,7 @@ def _branch_of(code: int) -> type[AegisError]:
 
 def _message_and_details(fields: Sequence[Any]) -> tuple[str, dict[str, Any]]:
     if len(fields) < 2 or type(fields[0]) is not str or type(fields[1]) is not dict:
-        raise PeerViolation("an error reply carries a message and a map of details")
+        raise PeerViolation("A refusal carries a sentence and a map of details; this one does not.")
     details = {name: value for name, value in fields[1].items() if type(name) is str}
     details.pop("message", None)  # the name of the error's own argument
     details.pop("self", None)

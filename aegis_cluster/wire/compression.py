@@ -47,7 +47,10 @@ def codec_number(name: str) -> int:
     """The number of a codec in the attributes of a batch."""
     number = CODEC_OF_NAME.get(name)
     if number is None:
-        raise ConfigError("unknown compression", have=name, want=sorted(CODEC_OF_NAME))
+        allowed = ", ".join(map(repr, CODEC_OF_NAME))
+        raise ConfigError(
+            f"compression = {name!r}; allowed: {allowed}.", have=name, want=sorted(CODEC_OF_NAME)
+        )
     return number
 
 

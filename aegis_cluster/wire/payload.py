@@ -52,7 +52,9 @@ def encode_payload(value: Payload) -> tuple[bytes | None, list[Header]]:
     try:
         text = _encode_json(value)
     except ValueError as cause:
-        raise UnsupportedPayload("NaN and infinities are not JSON") from cause
+        raise UnsupportedPayload(
+            "NaN and infinities are not JSON; publish text or None in their place."
+        ) from cause
     return _utf8(text, "payload"), [(PAYLOAD_HEADER, _JSON)]
 
 
@@ -105,7 +107,8 @@ def encode_key(key: str | bytes | None) -> tuple[bytes | None, list[Header]]:
         return _utf8(key, "key"), []
     if type(key) is bytes:
         return key, [(KEY_HEADER, _BYTES_KEY)]
-    raise UnsupportedPayload("a key is str, bytes or None", have=type(key).__name__)
+    have = type(key).__name__
+    raise UnsupportedPayload(f"A key is str, bytes or None; this one is {have}.", have=have)
 
 
 def decode_key(key: bytes | None, headers: Sequence[Header]) -> str | bytes | None:
@@ -127,7 +130,9 @@ def _utf8(text: str, what: str) -> bytes:
     try:
         return text.encode()
     except UnicodeEncodeError as cause:
-        raise UnsupportedPayload(f"a {what} holds half a surrogate pair") from cause
+        raise UnsupportedPayload(
+            f"A {what} holds half a surrogate pair, which UTF-8 cannot carry; publish bytes."
+        ) from cause
 
 
 def _decode_marked(value: bytes, marker: bytes | None) -> Payload:
@@ -178,12 +183,17 @@ def _refuse_unequal(value: Any) -> None:
             _refuse_items(container, nested)
             if len(nested) > limits.MESSAGE_BYTES_MAX:
                 raise MessageTooLarge(
-                    "a payload has too many parts", at_most=limits.MESSAGE_BYTES_MAX
+                    f"A payload has more than {limits.MESSAGE_BYTES_MAX} values in it; publish"
+                    " it in parts.",
+                    at_most=limits.MESSAGE_BYTES_MAX,
                 )
         if not nested:
             return
         level = nested
-    raise UnsupportedPayload("a payload is nested too deep", at_most=limits.PAYLOAD_DEPTH_MAX)
+    raise UnsupportedPayload(
+        f"A payload is nested deeper than {limits.PAYLOAD_DEPTH_MAX} levels, or contains itself.",
+        at_most=limits.PAYLOAD_DEPTH_MAX,
+    )
 
 
 def _refuse_items(container: Any, nested: list[Any]) -> None:
@@ -191,7 +201,10 @@ def _refuse_items(container: Any, nested: list[Any]) -> None:
     if type(container) is dict:
         for key in container:
             if type(key) is not str:
-                raise UnsupportedPayload("keys of a dict are str", have=type(key).__name__)
+                raise UnsupportedPayload(
+                    f"A payload has a dict with the key {key!r:.60}; JSON has text for keys only.",
+                    have=type(key).__name__,
+                )
         container = container.values()
     for item in container:
         kind = type(item)
@@ -201,8 +214,13 @@ def _refuse_items(container: Any, nested: list[Any]) -> None:
             nested.append(item)
         elif kind is not int:
             raise UnsupportedPayload(
-                "a payload is bytes, str, None or JSON-like; this would not come back equal",
+                f"A payload is bytes, str, None or JSON-like; {kind.__name__} would not come back"
+                " equal.",
                 have=kind.__name__,
             )
         elif item.bit_length() > INTEGER_BITS_MAX:
-            raise UnsupportedPayload("an integer is too large", have_bits=item.bit_length())
+            raise UnsupportedPayload(
+                f"A payload has an integer of {item.bit_length()} bits; {INTEGER_BITS_MAX} are"
+                " possible. Publish it as text.",
+                have_bits=item.bit_length(),
+            )

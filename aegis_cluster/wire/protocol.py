@@ -174,11 +174,16 @@ def check_version(request: Request) -> Api:
     """The api of a request that this process can serve, or the refusal to send back."""
     spoken = API_VERSIONS.get(request.api)
     if spoken is None:
-        raise UnsupportedVersion("unknown api", api=request.api)
+        raise UnsupportedVersion(
+            f"There is no api {request.api} here. Run the same version of aegis-cluster on both"
+            " sides.",
+            api=request.api,
+        )
     lowest, highest = spoken
     if not lowest <= request.version <= highest:
         raise UnsupportedVersion(
-            "unknown version of an api",
+            f"Api {Api(request.api).name} is spoken in versions {lowest} to {highest} here, and"
+            f" not in {request.version}. Run the same version of aegis-cluster on both sides.",
             api=request.api,
             have=request.version,
             lowest=lowest,
@@ -189,16 +194,28 @@ def check_version(request: Request) -> Api:
 
 def _decode_message(message: Sequence[Part], control_bytes_max: int) -> list[Any]:
     if not 1 <= len(message) <= limits.REQUEST_PARTS_MAX + 1:
-        raise PeerViolation("a message's parts", have=len(message))
+        raise PeerViolation(
+            f"A message has {len(message)} parts; {limits.REQUEST_PARTS_MAX + 1} are possible.",
+            have=len(message),
+        )
     size = sum(map(len, message))
     if size > limits.REQUEST_BYTES_MAX:
-        raise PeerViolation("a message is too large", have=size, at_most=limits.REQUEST_BYTES_MAX)
+        raise PeerViolation(
+            f"A message has {size} bytes; at most {limits.REQUEST_BYTES_MAX} are possible.",
+            have=size,
+            at_most=limits.REQUEST_BYTES_MAX,
+        )
     fields = decode_fields(message[0], control_bytes_max)
     if len(fields) < _FIXED_FIELDS:
-        raise PeerViolation("a message's first part is too short", have=len(fields))
+        raise PeerViolation(
+            f"A message begins with {_FIXED_FIELDS} fields; this one has {len(fields)}.",
+            have=len(fields),
+        )
     for number in fields[:_FIXED_FIELDS]:
         if type(number) is not int or not 0 <= number <= NUMBER_MAX:
-            raise PeerViolation("a message's api, version, correlation and 4th field are numbers")
+            raise PeerViolation(
+                "The first four fields of a message are numbers from 0 on; here they are not."
+            )
     return fields
 
 
@@ -223,15 +240,24 @@ def encode_fields(fields: Sequence[Any]) -> bytes:
 def decode_fields(part: Part, bytes_max: int = limits.CONTROL_PART_BYTES_MAX) -> list[Any]:
     """The list in one msgpack part: bounded in bytes, items and nesting, and of plain types."""
     if len(part) > bytes_max:
-        raise PeerViolation("a msgpack part is too large", have=len(part), at_most=bytes_max)
+        raise PeerViolation(
+            f"A msgpack part has {len(part)} bytes; at most {bytes_max} are possible.",
+            have=len(part),
+            at_most=bytes_max,
+        )
     try:
         fields = msgpack.unpackb(
             part, max_array_len=ARRAY_ITEMS_MAX, max_map_len=ARRAY_ITEMS_MAX, max_ext_len=0
         )
     except _DECODE_FAILURES as cause:
-        raise PeerViolation("a part is not msgpack as we speak it", cause=str(cause)) from cause
+        raise PeerViolation(
+            f"A part is not msgpack within our limits: {cause}.", cause=str(cause)
+        ) from cause
     if type(fields) is not list:
-        raise PeerViolation("a msgpack part is a list", have=type(fields).__name__)
+        raise PeerViolation(
+            f"A msgpack part is a list; this one is {type(fields).__name__}.",
+            have=type(fields).__name__,
+        )
     _check_nesting(fields)
     return fields
 
@@ -243,7 +269,10 @@ def _check_nesting(fields: list[Any]) -> None:
     while level:
         depth += 1
         if depth > FIELDS_DEPTH_MAX:
-            raise PeerViolation("fields are nested too deep", at_most=FIELDS_DEPTH_MAX)
+            raise PeerViolation(
+                f"Fields are nested deeper than {FIELDS_DEPTH_MAX} levels.",
+                at_most=FIELDS_DEPTH_MAX,
+            )
         level = [
             item
             for container in level
@@ -258,7 +287,7 @@ def _items_of(container: Any) -> Any:
         return container
     if kind is dict:
         return container.values()
-    raise PeerViolation("a field's type", have=kind.__name__)
+    raise PeerViolation(f"A field is of a type that we never send, {kind.__name__}.")
 
 
 # --- fields, for handlers ----------------------------------------------------------------------
@@ -268,7 +297,7 @@ def take(fields: Sequence[Any], index: int, name: str) -> Any:
     """The field at `index`, of any type; PeerViolation where there is none."""
     if index < len(fields):
         return fields[index]
-    raise PeerViolation(f"field {name} is missing", have=len(fields), want=index + 1)
+    raise PeerViolation(f"The field {name!r} is missing.", have=len(fields), want=index + 1)
 
 
 def take_int(
@@ -338,11 +367,11 @@ def take_part(parts: Sequence[Part], index: int, name: str) -> Part:
     """The raw part at `index`; PeerViolation where there is none."""
     if 0 <= index < len(parts):
         return parts[index]
-    raise PeerViolation(f"raw part {name} is missing", have=len(parts), want=index + 1)
+    raise PeerViolation(f"The raw part {name!r} is missing.", have=len(parts), want=index + 1)
 
 
 def _wrong(name: str, value: Any, want: str) -> PeerViolation:
-    return PeerViolation(f"field {name} is not {want}", have=repr(value)[:80])
+    return PeerViolation(f"The field {name!r} is not {want}.", have=repr(value)[:80])
 
 
 # --- hello -------------------------------------------------------------------------------------
@@ -374,7 +403,9 @@ class Hello(NamedTuple):
         """From fields, of any protocol version (they are only ever appended to)."""
         role = take_str(fields, 1, "role", chars_max=IDENTITY_CHARS_MAX)
         if role not in ROLES:
-            raise PeerViolation("unknown role in a hello", have=role)
+            raise PeerViolation(
+                f"A hello names the role {role!r}; there are client and peer.", have=role
+            )
         return cls(
             protocol_version=take_int(fields, 0, "protocol_version"),
             role=role,

@@ -270,7 +270,7 @@ def test_an_accessor_takes_its_own_type_and_no_other(
         if index in right:
             assert taker(FIELDS, index, "name") == value
         else:
-            with pytest.raises(PeerViolation, match="field name"):
+            with pytest.raises(PeerViolation, match="field 'name'"):
                 taker(FIELDS, index, "name")
     with pytest.raises(PeerViolation, match="missing"):
         taker(FIELDS, len(FIELDS), "name")
