@@ -198,6 +198,12 @@ CLIENT_BUFFER_BYTES_DEFAULT: Final = 64 * MIB
 REQUEST_TIMEOUT_MS_DEFAULT: Final = 30_000
 LINKS_PER_CLIENT_MAX: Final = 4_096
 
+# Stream processing
+STREAM_WINDOW_VALUES_MAX: Final = 1_000_000
+"""Values of one window of one key that are kept one by one, unless the window says otherwise."""
+STREAM_CACHE_ENTRIES_MAX: Final = 100_000
+"""Decoded values of one step of one task that are kept in memory besides those that changed."""
+
 # The command line
 PUBLISH_ROWS_MAX: Final = 4_000
 """Rows that `aegis publish` has read and not yet published."""

@@ -69,6 +69,13 @@ CORES = (
     "broker/groups/membership.py",
     "node/supervision.py",
     "handled.py",
+    "stream/aggregates.py",
+    "stream/columns.py",
+    "stream/describe.py",
+    "stream/state.py",
+    "stream/*steps.py",
+    "stream/task.py",
+    "stream/topology.py",
 )
 OUTSIDE_WORLD = {
     "asyncio", "concurrent", "datetime", "io", "multiprocessing", "os", "pathlib", "psutil",

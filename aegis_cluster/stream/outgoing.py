@@ -1,0 +1,69 @@
+"""What leaves a processor, as messages: results, records that failed, repartitioned records."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Final
+
+from aegis_cluster.errors import UnsupportedPayload
+from aegis_cluster.message import Message, from_ms
+from aegis_cluster.stream.codec import pack
+from aegis_cluster.wire.partitioner import partition_for
+
+if TYPE_CHECKING:
+    from aegis_cluster.stream.columns import WindowBounds
+    from aegis_cluster.stream.task import Dead
+
+_TIME_MS_LEAST: Final = 0
+_TEXT_CHARS_MAX: Final = 1_000
+
+
+def result_message(key: Any, value: Any, time: int, window: WindowBounds | None) -> Message:
+    """A result for a sink's topic; headers tell the window that it is of.
+
+    A key that is neither text, bytes nor None becomes its JSON text. Raises `UnsupportedPayload`.
+    """
+    headers: dict[str, str | bytes] = {}
+    if window is not None:
+        headers["window-start"] = from_ms(window[0]).isoformat()
+        headers["window-end"] = from_ms(window[1]).isoformat()
+    return Message(message_key(key), value, headers, from_ms(max(time, _TIME_MS_LEAST)))
+
+
+def message_key(key: Any) -> str | bytes | None:
+    """As a message can carry it. Raises `UnsupportedPayload`."""
+    if key is None or isinstance(key, str | bytes):
+        return key
+    try:
+        return json.dumps(key, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    except (TypeError, ValueError) as why:
+        raise UnsupportedPayload(
+            f"The key {key!r:.80} cannot be the key of a message: {why}. Use text, bytes, numbers"
+            " or tuples of these."
+        ) from why
+
+
+def dead_message(dead: Dead, topic: str, partition: int, original: Any) -> Message:
+    """A record that failed, with the reason in its headers.
+
+    original: the record as it was read, None where a window failed.
+    """
+    headers: dict[str, str | bytes] = {
+        "error": f"{type(dead.error).__name__}: {dead.error}"[:_TEXT_CHARS_MAX],
+        "step": dead.step,
+        "topic": topic,
+        "partition": str(partition),
+        "offset": str(dead.offset),
+    }
+    if dead.window is not None:
+        key, start, end = dead.window
+        headers["window-start"] = from_ms(start).isoformat()
+        headers["window-end"] = from_ms(end).isoformat()
+        return Message(message_key(key), None, headers)
+    return Message(original.key, original.payload, headers, original.timestamp)
+
+
+def partition_of_key(key: Any, partitions: int) -> tuple[bytes, int]:
+    """A key's bytes in a repartition topic, and its partition there; no key: the first one."""
+    packed = pack(key)
+    return packed, 0 if key is None else partition_for(packed, partitions)

@@ -1,0 +1,240 @@
+"""The state of a task: ordered bytes to bytes, and what changed since the last commit.
+
+The idea: a `Store` is a sorted mapping that takes back what was not committed. Above it lie caches
+of decoded values, written back by `flush`. Every step has a prefix of its own.
+
+Layout of keys: node number (2 bytes), tag (1 byte), then the parts that the step chose; numbers
+are big-endian and keys of users carry their length, so that order is what it looks like.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from heapq import heapify, heappop, heappush
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from aegis_cluster.limits import STREAM_CACHE_ENTRIES_MAX
+from aegis_cluster.stream.codec import pack, unpack
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+TIME_BYTES: Final = 8
+_OFFSET: Final = 2**63
+NO_TIME: Final = -(2**62)
+"""Before every time; a watermark of which nothing is known."""
+
+
+class Store(Protocol):
+    """A sorted mapping of bytes."""
+
+    def get(self, key: bytes) -> bytes | None:
+        """None where there is nothing."""
+
+    def put(self, key: bytes, value: bytes) -> None:
+        """Add or replace."""
+
+    def delete(self, key: bytes) -> None:
+        """Nothing happens where there is nothing."""
+
+    def scan(self, low: bytes, high: bytes, limit: int | None = None) -> list[tuple[bytes, bytes]]:
+        """In order of the keys, `low` included, `high` not; the first `limit` of them."""
+
+
+class MemoryStore:
+    """A store that forgets everything with its process."""
+
+    def __init__(self) -> None:
+        self._values: dict[bytes, bytes] = {}
+        self._keys: list[bytes] = []
+
+    def get(self, key: bytes) -> bytes | None:
+        """None where there is nothing."""
+        return self._values.get(key)
+
+    def put(self, key: bytes, value: bytes) -> None:
+        """Add or replace."""
+        if key not in self._values:
+            insort(self._keys, key)
+        self._values[key] = value
+
+    def delete(self, key: bytes) -> None:
+        """Nothing happens where there is nothing."""
+        if self._values.pop(key, None) is not None:
+            del self._keys[bisect_left(self._keys, key)]
+
+    def scan(self, low: bytes, high: bytes, limit: int | None = None) -> list[tuple[bytes, bytes]]:
+        """In order of the keys, `low` included, `high` not; the first `limit` of them."""
+        first, last = bisect_left(self._keys, low), bisect_left(self._keys, high)
+        if limit is not None:
+            last = min(last, first + limit)
+        return [(key, self._values[key]) for key in self._keys[first:last]]
+
+
+class TaskState:
+    """A store that notes what changes. changes: new values by key since the last commit, None for
+    what is deleted: what goes to the changelog."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.changes: dict[bytes, bytes | None] = {}
+        self.get = store.get
+        self.scan = store.scan
+
+    def put(self, key: bytes, value: bytes) -> None:
+        """Add or replace."""
+        self._store.put(key, value)
+        self.changes[key] = value
+
+    def delete(self, key: bytes) -> None:
+        """Nothing happens where there is nothing."""
+        self._store.delete(key)
+        self.changes[key] = None
+
+
+def prefix_of(node: int, tag: bytes) -> bytes:
+    """What the keys of one kind of one step begin with."""
+    return node.to_bytes(2, "big") + tag
+
+
+def time_bytes(time: int) -> bytes:
+    """In the order of the times, negative ones included."""
+    return (time + _OFFSET).to_bytes(TIME_BYTES, "big")
+
+
+def time_of(data: bytes) -> int:
+    """What `time_bytes` was given."""
+    return int.from_bytes(data, "big") - _OFFSET
+
+
+def key_bytes(key: Any) -> bytes:
+    """A user's key with its length before it, so that no key is the beginning of another."""
+    packed = pack(key)
+    return len(packed).to_bytes(4, "big") + packed
+
+
+def split_key(data: bytes) -> tuple[Any, bytes]:
+    """The user's key, and what follows it."""
+    end = 4 + int.from_bytes(data[:4], "big")
+    return unpack(data[4:end]), data[end:]
+
+
+def after(prefix: bytes) -> bytes:
+    """The end of a scan of everything that begins with `prefix`."""
+    return prefix + b"\xff" * 24
+
+
+class Cached:
+    """Values of one kind of one step, kept decoded while they are in use."""
+
+    def __init__(self, state: TaskState, node: int, tag: bytes) -> None:
+        self._state = state
+        self.prefix = prefix_of(node, tag)
+        self._fresh: dict[bytes, Any] = {}
+        """Changed since the last flush."""
+        self._clean: dict[bytes, Any] = {}
+
+    def get(self, key: bytes) -> Any:
+        """None where there is nothing."""
+        found = self._fresh.get(key)
+        if found is None:
+            found = self._clean.get(key)
+        if found is None:
+            data = self._state.get(self.prefix + key)
+            if data is None:
+                return None
+            found = self._clean[key] = unpack(data)
+        return found
+
+    def put(self, key: bytes, value: Any) -> None:
+        """Add or replace; not None."""
+        self._fresh[key] = value
+
+    def delete(self, key: bytes) -> None:
+        """Nothing happens where there is nothing."""
+        self._fresh.pop(key, None)
+        self._clean.pop(key, None)
+        self._state.delete(self.prefix + key)
+
+    def flush(self) -> None:
+        """Write what has changed to the store. Raises `UnsupportedPayload`."""
+        if len(self._clean) + len(self._fresh) > STREAM_CACHE_ENTRIES_MAX:
+            self._clean.clear()
+        put, prefix = self._state.put, self.prefix
+        for key, value in self._fresh.items():
+            put(prefix + key, pack(value))
+        self._clean.update(self._fresh)
+        self._fresh.clear()
+
+    def items(self, low: bytes = b"", high: bytes | None = None) -> Iterator[tuple[bytes, Any]]:
+        """In order of the keys, as stored and cached now."""
+        self.flush()
+        end = after(self.prefix) if high is None else self.prefix + high
+        size = len(self.prefix)
+        for key, data in self._state.scan(self.prefix + low, end):
+            yield key[size:], unpack(data)
+
+
+class Agenda:
+    """Values that are due at some event time each: open windows, and timers. They are part of the
+    state, so a crash forgets none."""
+
+    def __init__(self, state: TaskState, node: int, tag: bytes) -> None:
+        self._values = Cached(state, node, tag)
+        self._state = state
+        self._dues: list[int] = []
+        self._known: set[int] = set()
+        self._load()
+
+    def _load(self) -> None:
+        prefix = self._values.prefix
+        low, size = prefix, len(prefix)
+        while found := self._state.scan(low, after(prefix), 1):
+            due = time_of(found[0][0][size : size + TIME_BYTES])
+            self._known.add(due)
+            low = prefix + time_bytes(due + 1)
+        self._dues = sorted(self._known)
+        heapify(self._dues)
+
+    @property
+    def next_due(self) -> int | None:
+        """The earliest time at which something is due."""
+        return self._dues[0] if self._dues else None
+
+    def get(self, due: int, rest: bytes) -> Any:
+        """None where there is nothing."""
+        return self._values.get(time_bytes(due) + rest) if due in self._known else None
+
+    def put(self, due: int, rest: bytes, value: Any) -> None:
+        """Add or replace; not None."""
+        self._values.put(time_bytes(due) + rest, value)
+        if due not in self._known:
+            self._known.add(due)
+            heappush(self._dues, due)
+
+    def delete(self, due: int, rest: bytes) -> None:
+        """Nothing happens where there is nothing."""
+        self._values.delete(time_bytes(due) + rest)
+
+    def take_until(self, time: int) -> list[tuple[int, bytes, Any]]:
+        """(due, rest, value) of all that is due at `time` or before, in order; it is removed."""
+        if not self._dues or self._dues[0] > time:
+            return []
+        found = [
+            (time_of(key[:TIME_BYTES]), key[TIME_BYTES:], value)
+            for key, value in self._values.items(b"", time_bytes(time + 1))
+        ]
+        for due, rest, _ in found:
+            self._values.delete(time_bytes(due) + rest)
+        while self._dues and self._dues[0] <= time:
+            self._known.discard(heappop(self._dues))
+        return found
+
+    def flush(self) -> None:
+        """Write what has changed to the store."""
+        self._values.flush()
+
+    def items(self) -> Iterator[tuple[int, bytes, Any]]:
+        """All of it, in order."""
+        for key, value in self._values.items():
+            yield time_of(key[:TIME_BYTES]), key[TIME_BYTES:], value
