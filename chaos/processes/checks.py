@@ -7,6 +7,7 @@ is unknown and never a pass: a history without a last read says nothing about lo
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 from enum import Enum
 from itertools import islice
@@ -128,6 +129,30 @@ def unseen(recorded: Recorded) -> Iterator[str]:
         yield f"reader {reader} never got {missing} records after all was healed: {positions}"
 
 
+def group_skip(recorded: Recorded) -> Iterator[str]:
+    """A member gets a message only after all before it, in its partition, were handled by some."""
+    frontier: defaultdict[int, int] = defaultdict(int)
+    for member, partition, offset in recorded.handled:
+        if offset > frontier[partition]:
+            yield (
+                f"member {member} got {partition}@{offset}, and nobody had handled"
+                f" {partition}@{frontier[partition]}"
+            )
+        frontier[partition] = max(frontier[partition], offset + 1)
+
+
+def group_unseen(recorded: Recorded) -> Iterator[str]:
+    """After healing, the group handles everything."""
+    if not recorded.handled:
+        return
+    _require_last_read(recorded)
+    seen = {(partition, offset) for _, partition, offset in recorded.handled}
+    for partition, found in recorded.history.final.items():
+        missing = [offset for offset, _ in found if (partition, offset) not in seen]
+        if missing:
+            yield f"the group never got {len(missing)} records from {partition}@{missing[0]} on"
+
+
 def progress(recorded: Recorded) -> Iterator[str]:
     """A healed cluster works; and one in which nothing was ever written proves nothing."""
     yield from recorded.not_healed
@@ -153,6 +178,8 @@ CHECKS: Final[tuple[Check, ...]] = (
     denied_read,
     hole,
     unseen,
+    group_skip,
+    group_unseen,
     progress,
     crash,
 )

@@ -17,6 +17,7 @@ from typing import Any
 from aegis_cluster.node.orphans import die_with_parent
 from chaos.processes.injection import install
 from chaos.processes.recording import Recorder
+from chaos.processes.sharing import share
 from chaos.processes.workloads import (
     Client,
     add_unique_ids,
@@ -27,6 +28,8 @@ from chaos.processes.workloads import (
 )
 
 READER_LIFE_S = 12.0
+MEMBERS = 2
+"""Of the consumer group, in each process."""
 
 
 async def run(options: dict[str, Any], recorder: Recorder) -> None:
@@ -48,6 +51,9 @@ async def run(options: dict[str, Any], recorder: Recorder) -> None:
     async with asyncio.TaskGroup() as tasks:
         for reader_life_s in (READER_LIFE_S, float("inf")):
             tasks.create_task(guarded(client, dequeue(client, reader_life_s)))
+        if options["workload"] == "queue":
+            for _ in range(MEMBERS):
+                tasks.create_task(guarded(client, share(client)))
         tasks.create_task(guarded(client, watch(client)))
         async with asyncio.TaskGroup() as writing:
             for writer in writers:

@@ -58,6 +58,8 @@ class Recorded:
     history: History = field(default_factory=History)
     partitions: int = 0
     """That the topic has; 0: nobody wrote it down."""
+    handled: list[tuple[str, int, int]] = field(default_factory=list)
+    """(member of the group, partition, offset), in the order in which messages were handled."""
     unfinished: dict[str, dict[int, int]] = field(default_factory=dict)
     """Reader -> partition -> next offset, of readers that never reached the end after healing."""
     errors: list[str] = field(default_factory=list)
@@ -122,6 +124,9 @@ class _Reader:
                     Read(reader, partition, offset, value.encode(), note["t"])
                     for partition, offset, value in note["records"]
                 ]
+            case {"kind": "handled"}:
+                member = note["member"]
+                recorded.handled += [(member, *place) for place in note["places"]]
             case {"kind": "offsets"}:
                 history.watermarks += [
                     Watermark(0, int(key), end, note["asked"], note["t"], linearizable=True)

@@ -71,6 +71,7 @@ class Client:
     _values: int = 0
     _producers: int = 0
     _readers: int = 0
+    _members: int = 0
 
     def value(self) -> str:
         """One that nobody else writes."""
@@ -84,6 +85,10 @@ class Client:
     def reader_name(self) -> str:
         self._readers += 1
         return f"{self.name}.r{self._readers}"
+
+    def member_name(self) -> str:
+        self._members += 1
+        return f"{self.name}.m{self._members}"
 
     async def engine(self) -> StreamingEngine:
         """Connected, however long that takes."""
@@ -212,7 +217,7 @@ async def dequeue(client: Client, life_s: float) -> None:
     while not client.ends.done():
         reader = client.reader_name()
         config = SubscribeConfig(start=Offset.EARLIEST)
-        async with _subscribed(engine, config) as subscriber:
+        async with Subscribed(engine, config) as subscriber:
             until = loop.time() + life_s
             while not client.ends.done() and loop.time() < until:
                 await _poll(client, subscriber, reader)
@@ -221,7 +226,7 @@ async def dequeue(client: Client, life_s: float) -> None:
     await engine.close()
 
 
-class _subscribed:
+class Subscribed:
     """A subscriber that is started, however long that takes."""
 
     def __init__(self, engine: StreamingEngine, config: SubscribeConfig) -> None:

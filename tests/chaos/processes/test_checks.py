@@ -35,6 +35,10 @@ def polled(reader: str, *records: tuple[int, int, str]) -> Note:
     return {"kind": "polled", "reader": reader, "records": list(records)}
 
 
+def handled(member: str, *offsets: int) -> Note:
+    return {"kind": "handled", "member": member, "places": [[0, offset] for offset in offsets]}
+
+
 def final(*values: str, partition: int = 0) -> Note:
     return {"kind": "final", "partition": partition, "records": list(enumerate(values))}
 
@@ -92,6 +96,11 @@ def test_unknown_may_or_may_not_have_happened(tmp_path: Path) -> None:
     notes = [note for note in good() if note["kind"] not in ("polled", "offsets", "final")]
     notes = [*notes, final("a", "b", "never answered", "e")]
     assert invalid(tmp_path, notes) == set()
+
+
+def test_a_group_may_handle_again_what_was_not_committed(tmp_path: Path) -> None:
+    notes = [*good(), handled("m", 0, 1), handled("n", 1, 2), handled("m", 2, 3)]
+    assert set(verdicts(tmp_path, notes).values()) == {Verdict.VALID}
 
 
 BROKEN: list[tuple[str, list[Note], set[str]]] = [
@@ -169,6 +178,16 @@ BROKEN: list[tuple[str, list[Note], set[str]]] = [
         "a reader never gets to the end",
         [*good(), {"kind": "unfinished", "reader": "s", "positions": {"0": 3}}],
         {"unseen"},
+    ),
+    (
+        "a member begins behind what anybody had handled",
+        [*good(), handled("m", 0, 1), handled("n", 3), handled("m", 2)],
+        {"group_skip"},
+    ),
+    (
+        "the group never gets to the end",
+        [*good(), handled("m", 0, 1), handled("n", 1, 2)],
+        {"group_unseen"},
     ),
     (
         "the cluster does not work after healing",
