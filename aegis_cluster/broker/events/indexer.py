@@ -105,17 +105,18 @@ class Indexer:
             else:
                 self._read_later(look, done)
 
-        def look() -> Found | Exception:
+        def look() -> Found | _Trouble:
             return _guarded(lambda: _find(self._index, partition.log, partition.group, wanted))
 
-        def done(result: Found | Exception) -> None:
-            if isinstance(result, Found | AegisError):
+        def done(result: Found | _Trouble) -> None:
+            if isinstance(result, Found):
                 answer(result)
-            elif isinstance(result, IndexDamaged) and tries:
-                self._begin_anew(result)
+            elif isinstance(result.error, IndexDamaged) and tries:
+                self._begin_anew(result.error)
                 self.read(partition, wanted, index=index, answer=answer, tries=tries - 1)
             else:
-                answer(_cannot(result))
+                self._failed(partition, result.error)
+                answer(_cannot(partition, result.error))
 
         if self._done.get(partition.group, 0) >= index:
             ready(None)
@@ -151,22 +152,21 @@ class Indexer:
         self._running.add(group)
         known, applied = self._done.get(group), partition.applied
 
-        def work() -> int | Exception:
+        def work() -> int | _Trouble:
             return _guarded(lambda: _index_piece(self._index, log, group, known, applied))
 
-        def done(result: int | Exception) -> None:
+        def done(result: int | _Trouble) -> None:
             self._running.discard(group)
             if self._partitions.get(group) is not partition:
                 return  # removed or opened anew meanwhile; `tick` begins again
             if isinstance(result, int):
                 self._reached(partition, result)
-            elif isinstance(result, IndexDamaged):
-                self._begin_anew(result)
+            elif isinstance(result.error, IndexDamaged):
+                self._begin_anew(result.error)
                 self._follow(partition)
             else:
-                if isinstance(result, Corruption):
-                    partition.damage_met(result)
-                self._answer(group, _cannot(result))
+                self._failed(partition, result.error)
+                self._answer(group, _cannot(partition, result.error))
 
         self._read_later(work, done)
 
@@ -188,18 +188,27 @@ class Indexer:
         for _, ready in self._waiting.pop(group, []):
             ready(error)
 
+    def _failed(self, partition: Partition, error: Exception) -> None:
+        if isinstance(error, Corruption):
+            partition.damage_met(error)
+
     def _begin_anew(self, why: IndexDamaged) -> None:
         log_.warning("The index of streams is damaged and is made anew from the logs: %s", why)
         self._done.clear()
         self._read_later(lambda: _guarded(self._index.begin_anew), _nothing)
 
 
-def _guarded(work: Callable[[], T]) -> T | Exception:
-    """What goes wrong in the helper thread is the loop's to judge."""
+class _Trouble(NamedTuple):
+    """What went wrong in the helper thread, for the loop to judge."""
+
+    error: IndexDamaged | IndexUnavailable | AegisError
+
+
+def _guarded(work: Callable[[], T]) -> T | _Trouble:
     try:
         return work()
     except (IndexDamaged, IndexUnavailable, AegisError) as error:
-        return error
+        return _Trouble(error)
 
 
 def _forgetting(index: StreamIndex, group: GroupId) -> Callable[[], object]:
@@ -210,7 +219,10 @@ def _nothing(_: object) -> None:
     """Nobody waits for the result; the next use tells."""
 
 
-def _cannot(error: Exception) -> AegisError:
+def _cannot(partition: Partition, error: Exception) -> AegisError:
+    """What a reader hears: of damage, that another replica will lead soon, unless there is none."""
+    if isinstance(error, Corruption) and not partition.is_alone:
+        return partition.not_leader()
     if isinstance(error, AegisError):
         return error
     return NotReady(f"The index of streams cannot be used now: {error}. Try again.")

@@ -1,0 +1,316 @@
+"""The event store as a program uses it.
+
+The idea: a stream belongs to one partition by murmur2 of its name, and the partition's leader
+decides about versions; so appends to one stream are one order, and streams do not wait for each
+other. The topic is made on first use.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from aegis_cluster.client.events import EventLink
+from aegis_cluster.errors import InvalidTopic, MessageTooLarge, Misuse
+from aegis_cluster.event.codec import from_record, to_rows
+from aegis_cluster.event.model import Appended, Event, ExpectedVersion, StreamInfo
+from aegis_cluster.limits import EVENTS_PER_APPEND_MAX, STREAM_NAME_CHARS_MAX
+from aegis_cluster.topics import UNLIMITED, TopicConfig
+from aegis_cluster.wire.batch import encode_batch
+from aegis_cluster.wire.event_frames import SYSTEM_PREFIX
+from aegis_cluster.wire.partitioner import partition_for
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+
+    from aegis_cluster.client.events import StreamHead
+    from aegis_cluster.engine import StreamingEngine
+    from aegis_cluster.event.aggregate import AggregateRoot
+    from aegis_cluster.wire.descriptions import TopicInfo
+
+    A = TypeVar("A", bound=AggregateRoot)
+
+TOPIC: Final = "events"
+PARTITIONS: Final = 8
+KIND: Final = "eventstore"
+RECORD_OVERHEAD_BYTES: Final = 4_096
+
+
+class EventStore:
+    """Streams of events on one topic of an engine; belongs to the engine's event loop."""
+
+    def __init__(
+        self,
+        engine: StreamingEngine,
+        topic: str = TOPIC,
+        *,
+        partitions: int = PARTITIONS,
+    ) -> None:
+        """topic: made with so many partitions on first use, unless it is there; its partitions must
+        never be changed, or streams would be looked for where they are not."""
+        self._engine = engine
+        self._topic = topic
+        self._partitions = partitions
+        self._link: EventLink | None = None
+
+    @property
+    def topic(self) -> str:
+        """Where the events are."""
+        return self._topic
+
+    # ---- appending
+
+    async def append(
+        self,
+        stream: str,
+        events: Event | Iterable[Event],
+        *,
+        expected_version: int | Appended = ExpectedVersion.ANY,
+        timeout: float | None = None,
+    ) -> Appended:
+        """Append events to a stream, all of them or none; they get its next versions.
+
+        expected_version: the version of the stream's last event, or an `ExpectedVersion`. An append
+        of the same events again (by their ids) appends nothing and gives the first answer, as long
+        as they are among the newest 65,536 events of the partition.
+
+        Raises `WrongExpectedVersion` (`.expected`, `.actual`), `StreamDeleted`, `MessageTooLarge`,
+        `UnsupportedPayload`, `Misuse`, `RequestTimeout`, `OutcomeUnknown`.
+        """
+        found = await self.append_many(
+            {stream: events}, {stream: expected_version}, timeout=timeout
+        )
+        return found[stream]
+
+    async def append_many(
+        self,
+        events: Mapping[str, Event | Iterable[Event]],
+        expected_versions: Mapping[str, int | Appended] | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> dict[str, Appended]:
+        """Append to several streams of one partition in one step: all of it or nothing.
+
+        expected_versions: by stream; one that is not named may be at any version, and one that is
+        named here and not in `events` is a condition only. `partition_of` tells where a stream is.
+        Raises as `append` does, and `Misuse` when the streams are in different partitions.
+        """
+        deadline = self._engine.deadline(timeout)
+        info = await self._info(deadline)
+        expected = {name: _version(version) for name, version in (expected_versions or {}).items()}
+        chosen = {name: _events(name, given) for name, given in events.items()}
+        names = [*chosen, *(name for name in expected if name not in chosen)]
+        partition = self._one_partition(names, info)
+        rows, records = [], []
+        for name in names:
+            listed = chosen.get(name, [])
+            ids = b"".join(event.event_id.bytes for event in listed)
+            _check_ids(name, listed)
+            rows.append([name, expected.get(name, ExpectedVersion.ANY), ids, None])
+            records += to_rows(name, listed)
+        if not records:
+            raise Misuse("An append needs at least one event.")
+        _check_sizes(records, info)
+        placed = await self._events.append(partition, rows, encode_batch(records), deadline)
+        found, offset = {}, placed.offset
+        for name, (first, last) in zip(chosen, placed.versions, strict=True):
+            found[name] = Appended(name, first, last, partition, offset)
+            offset += last - first + 1
+        return found
+
+    async def partition_of(self, stream: str, *, timeout: float | None = None) -> int:
+        """The partition that holds a stream. Raises `Misuse`, `RequestTimeout`."""
+        check_stream(stream)
+        info = await self._info(self._engine.deadline(timeout))
+        return partition_for(stream.encode(), len(info.partitions))
+
+    def _one_partition(self, names: Sequence[str], info: TopicInfo) -> int:
+        if not names:
+            raise Misuse("An append needs at least one event.")
+        for name in names:
+            check_stream(name)
+        found = {partition_for(name.encode(), len(info.partitions)) for name in names}
+        if len(found) > 1:
+            raise Misuse(
+                f"Streams {', '.join(map(repr, names))} are in different partitions of"
+                f" {self._topic}, which one append cannot reach at a time; see `partition_of`."
+            )
+        return found.pop()
+
+    # ---- reading
+
+    async def load(
+        self,
+        stream: str,
+        *,
+        from_version: int | None = None,
+        backwards: bool = False,
+        limit: int | None = None,
+        timeout: float | None = None,
+    ) -> list[Event]:
+        """Events of a stream as of now, in the order of their versions; none if there is no such.
+
+        from_version: the first one (default: the oldest; backwards: the newest). limit: so many at
+        most. Raises `Misuse`, `RequestTimeout`, `Corruption`.
+        """
+        pages = self.read(
+            stream, from_version=from_version, backwards=backwards, limit=limit, timeout=timeout
+        )
+        return [event async for event in pages]
+
+    async def read(
+        self,
+        stream: str,
+        *,
+        from_version: int | None = None,
+        backwards: bool = False,
+        limit: int | None = None,
+        timeout: float | None = None,
+    ) -> AsyncIterator[Event]:
+        """As `load`, a piece at a time, for streams that are long."""
+        check_stream(stream)
+        start, left = _whole("from_version", from_version), _whole("limit", limit)
+        deadline = self._engine.deadline(timeout)
+        partition = partition_for(stream.encode(), len((await self._info(deadline)).partitions))
+        while left is None or left > 0:
+            page = await self._events.read(
+                partition, stream, start, left, deadline, backwards=backwards
+            )
+            for version, record in page.records:
+                yield from_record(stream, version, partition, record)
+            if page.following is None or page.following < 0:
+                return
+            start = page.following
+            left = None if left is None else left - len(page.records)
+
+    async def describe(self, stream: str, *, timeout: float | None = None) -> StreamInfo:
+        """How far a stream is. Raises `Misuse`, `RequestTimeout`."""
+        check_stream(stream)
+        head = await self._head(stream, self._engine.deadline(timeout))
+        return StreamInfo(stream, head.last, head.before, head.deleted == 1, head.deleted == 2)
+
+    async def _head(self, stream: str, deadline: float) -> StreamHead:
+        partition = partition_for(stream.encode(), len((await self._info(deadline)).partitions))
+        return (await self._events.read(partition, stream, None, 0, deadline)).head
+
+    # ---- aggregates
+
+    async def load_aggregate(
+        self, kind: type[A], stream: str, *, timeout: float | None = None
+    ) -> A:
+        """The aggregate that a stream's events make; an empty one where there are none."""
+        return kind.from_events(await self.load(stream, timeout=timeout))
+
+    async def save(
+        self, stream: str, aggregate: AggregateRoot, *, timeout: float | None = None
+    ) -> None:
+        """Append what an aggregate has recorded, on the condition that the stream is where the
+        aggregate was loaded from. Raises as `append` does; after `WrongExpectedVersion` load anew
+        and decide anew."""
+        if not aggregate.recorded:
+            return
+        done = await self.append(
+            stream, aggregate.recorded, expected_version=aggregate.version, timeout=timeout
+        )
+        aggregate.saved(done.version)
+
+    # ---- the topic
+
+    @property
+    def _events(self) -> EventLink:
+        if self._link is None:
+            self._link = EventLink(self._engine.cluster, self._topic)
+        return self._link
+
+    async def _info(self, deadline: float) -> TopicInfo:
+        """The topic, made if it is not there."""
+        cluster = self._engine.cluster
+        if self._topic not in cluster.metadata.topics:
+            config = TopicConfig(partitions=self._partitions, retention=UNLIMITED, kind=KIND)
+            timeout = deadline - cluster.now()
+            await self._engine.create_topic(self._topic, config, exist_ok=True, timeout=timeout)
+        info = await cluster.topic(self._topic, deadline)
+        if info.settings.kind != KIND:
+            raise InvalidTopic(
+                f"Topic {self._topic!r} is of kind {info.settings.kind!r}, not {KIND!r}, so it"
+                " cannot hold streams of events. Use another topic."
+            )
+        return info
+
+
+def check_stream(name: object) -> None:
+    """Raise `Misuse` for what is no name of a stream."""
+    if not isinstance(name, str) or not 1 <= len(name) <= STREAM_NAME_CHARS_MAX:
+        raise Misuse(
+            f"A stream's name is a text of 1 to {STREAM_NAME_CHARS_MAX} characters, not"
+            f" {str(name)[:300]!r}."
+        )
+    if name.startswith(SYSTEM_PREFIX):
+        raise Misuse(f"{name!r}: names that begin with '$' are the store's own. Use another one.")
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise Misuse(f"{name!r} is no text that UTF-8 can hold.") from None
+
+
+def _version(value: object) -> int:
+    try:
+        version = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        version = -10
+    words = set(ExpectedVersion)
+    if isinstance(value, bool) or (version < 0 and version not in words):
+        raise Misuse(
+            f"expected_version = {value!r}: use the version of the stream's last event (0 or more),"
+            " or ExpectedVersion.NO_STREAM, EXISTS or ANY."
+        )
+    return version
+
+
+def _whole(name: str, value: object) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise Misuse(f"{name} = {value!r}: use a whole number from 0 on, or None.")
+    return value
+
+
+def _events(stream: str, events: object) -> list[Event]:
+    listed: list[Any] = [events] if isinstance(events, Event) else _listed(events)
+    for event in listed:
+        if not isinstance(event, Event):
+            raise Misuse(f"An append to {stream!r} takes events, not {type(event).__name__}.")
+    if not listed:
+        raise Misuse(f"An append to {stream!r} needs at least one event.")
+    if len(listed) > EVENTS_PER_APPEND_MAX:
+        raise MessageTooLarge(
+            f"An append of {len(listed)} events is over the limit of {EVENTS_PER_APPEND_MAX}."
+            " Append fewer at a time.",
+            have=len(listed),
+            at_most=EVENTS_PER_APPEND_MAX,
+        )
+    return listed
+
+
+def _listed(events: Any) -> list[Any]:
+    try:
+        return list(events)
+    except TypeError:
+        raise Misuse(f"An append takes events, not {type(events).__name__}.") from None
+
+
+def _check_ids(stream: str, events: Sequence[Event]) -> None:
+    if len({event.event_id for event in events}) != len(events):
+        raise Misuse(f"An append to {stream!r} has two events with one id.")
+
+
+def _check_sizes(records: Sequence[Any], info: TopicInfo) -> None:
+    limit = info.settings.max_message_bytes
+    for _, key, value, headers in records:
+        size = len(key) + len(value or b"") + sum(len(content or b"") for _, content in headers)
+        if size > limit + RECORD_OVERHEAD_BYTES:
+            raise MessageTooLarge(
+                f"An event of about {size} bytes is over the limit of {limit} of {info.name}.",
+                have=size,
+                at_most=limit,
+            )
