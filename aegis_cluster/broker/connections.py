@@ -6,12 +6,16 @@ be gone is asked for once more: a router says of a message whether it has anyone
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
+from aegis_cluster.broker.readiness import has_input
 from aegis_cluster.wire.protocol import Api, encode_reply
+
+if TYPE_CHECKING:
+    from aegis_cluster.broker.readiness import Readiness
 
 NOBODY_ASKED: Final = 2**62
 """Correlation of a reply that every client ignores."""
@@ -20,14 +24,14 @@ NOBODY_ASKED: Final = 2**62
 class Connections:
     """Of one listener."""
 
-    def __init__(self, socket: zmq.Socket[bytes], poller: zmq.Poller) -> None:
+    def __init__(self, socket: zmq.Socket[bytes], readiness: Readiness) -> None:
         self._socket = socket
-        self._poller = poller
+        self._readiness = readiness
         self._origins: dict[int, bytes] = {}
         self._replaced: list[bytes] = []
         self.monitor: zmq.Socket[bytes] = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         self.monitor.set(zmq.LINGER, 0)
-        poller.register(self.monitor, zmq.POLLIN)
+        readiness.register(self.monitor)
 
     def heard(self, frame: zmq.Frame) -> None:
         """The first frame of a message, which names its sender."""
@@ -43,7 +47,7 @@ class Connections:
 
     def gone(self) -> list[bytes]:
         closed, self._replaced = self._replaced, []
-        while self.monitor.poll(0):
+        while has_input(self.monitor):
             descriptor = recv_monitor_message(self.monitor)["value"]
             origin = self._origins.pop(descriptor, None)
             if origin is not None:
@@ -51,6 +55,7 @@ class Connections:
         return [origin for origin in closed if not self._is_there(origin)]
 
     def _is_there(self, origin: bytes) -> bool:
+        self._readiness.used(self._socket)
         probe = encode_reply(Api.HELLO, correlation=NOBODY_ASKED)
         try:
             self._socket.send_multipart([origin, *probe], zmq.DONTWAIT)
@@ -63,6 +68,6 @@ class Connections:
         return True
 
     def close(self) -> None:
-        self._poller.unregister(self.monitor)
+        self._readiness.unregister(self.monitor)
         self._socket.disable_monitor()
         self.monitor.close(0)

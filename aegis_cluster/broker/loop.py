@@ -41,6 +41,8 @@ T = TypeVar("T")
 SYNC: Final = "sync"
 CHECKPOINT: Final = "checkpoint"
 READ: Final = "read"
+LOOK_MS: Final = 20
+"""How often to look at what need not be looked at in each turn."""
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +80,8 @@ class ShardLoop:
         self._sync_behind_ms = 0
         """When the next sync of those is due."""
         self._checkpointing = False
+        self._look_ms = 0
+        """When to look around again."""
         self._stopping = False
         self.shard = Shard(
             context=context,
@@ -105,26 +109,36 @@ class ShardLoop:
             self._store.sync(self._unsynced)
 
     def _turn(self) -> None:
-        shard = self.shard
+        shard, sockets = self.shard, self._sockets
         pause_ms = 0 if shard.has_more_to_do else shard.next_tick_ms - monotonic_ms()
-        self._sockets.poll(max(0, pause_ms))
-        self._workers.drain()
+        sockets.poll(max(0, pause_ms))
+        if sockets.is_ready(self._workers.fd):
+            self._workers.drain()
         self._drain(Listener.PEERS)
-        for key, message in self._sockets.peer_messages(SHARD_DRAIN_MESSAGES):
+        for key, message in sockets.peer_messages(SHARD_DRAIN_MESSAGES):
             shard.link_message(key, message)
         self._follow_links()
-        self._follow_keys()
         self._drain(Listener.CONTROL)
-        for listener, origin in self._sockets.clients_gone():
+        for listener, origin in sockets.clients_gone():
             shard.client_gone(listener, origin)
         self._drain(Listener.DATA)
-        self._sockets.sweep(monotonic_ms())
         if self._supervisor is not None:
             self._hear_supervisor(self._supervisor)
-        shard.turn(monotonic_ms())
+        now_ms = monotonic_ms()
+        if now_ms >= self._look_ms:
+            self._look_ms = now_ms + LOOK_MS
+            self._look_around(now_ms)
+        shard.turn(now_ms)
         self._write()
         self._sync_behind()
-        self._checkpoint()
+        if self._store.blocked:
+            self._checkpoint(now_ms)
+
+    def _look_around(self, now_ms: int) -> None:
+        """What is to be done now and then, but not in each turn."""
+        self._follow_keys()
+        self._sockets.look_around(now_ms)
+        self._checkpoint(now_ms)
 
     def _drain(self, listener: Listener) -> None:
         """Take what waits, but for bounds that leave others their turn.
@@ -133,22 +147,22 @@ class ShardLoop:
         taking less than has come makes a backlog of answers to questions that were given up, and
         no election ever ends.
         """
-        size = 0
-        until_ms = monotonic_ms() + SHARD_DRAIN_MS
-        for _ in range(SHARD_DRAIN_MESSAGES):
-            received = self._sockets.receive(listener)
-            if received is None:
-                return
+        received = self._sockets.receive(listener)
+        if received is None:
+            return
+        size, taken, until_ms = 0, 0, monotonic_ms() + SHARD_DRAIN_MS
+        while received is not None:
             origin, message = received
             if listener is Listener.PEERS:
                 self.shard.peer_request(origin, message)
             else:
                 self.shard.client_request(listener, origin, message)
-            size += sum(map(len, message))
-            if size >= SHARD_DRAIN_BYTES:
+            size, taken = size + sum(map(len, message)), taken + 1
+            if size >= SHARD_DRAIN_BYTES or taken >= SHARD_DRAIN_MESSAGES:
                 return
             if listener is not Listener.PEERS and monotonic_ms() >= until_ms:
                 return
+            received = self._sockets.receive(listener)
 
     def _hear_supervisor(self, supervisor: SupervisorLine) -> None:
         if self._sockets.is_ready(supervisor.fileno()):
@@ -227,8 +241,8 @@ class ShardLoop:
 
         self._workers.submit(SYNC, lambda: store.sync(unsynced), done)
 
-    def _checkpoint(self) -> None:
-        if self._checkpointing or not self._store.checkpoint_due(monotonic_ms()):
+    def _checkpoint(self, now_ms: int) -> None:
+        if self._checkpointing or not self._store.checkpoint_due(now_ms):
             return
         self._checkpointing = True
         store, begun = self._store, self._store.begin_checkpoint()

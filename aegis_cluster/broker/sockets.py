@@ -18,6 +18,7 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from aegis_cluster.broker.connections import Connections
+from aegis_cluster.broker.readiness import Readiness, Source, has_input
 from aegis_cluster.broker.transport import Listener, PeerKey
 from aegis_cluster.broker.unsent import Unsent
 from aegis_cluster.curve import (
@@ -60,6 +61,10 @@ CONTROL_HEARTBEAT_TIMEOUT_MS: Final = 60_000
 """A client that sleeps keeps its connection: its session says how long it may be silent."""
 COPY_BYTES: Final = 64 * KIB
 """Smaller parts are cheaper copied than counted."""
+
+# As plain numbers: to combine flags that are enums costs more than to send a part.
+_NOW: Final = int(zmq.DONTWAIT)
+_MORE: Final = int(zmq.DONTWAIT) | int(zmq.SNDMORE)
 
 log = logging.getLogger(__name__)
 
@@ -104,15 +109,15 @@ class Sockets:
         self._context = zmq.Context() if context is None else context
         self._keys = keys
         self._insecure = insecure
-        self._poller = zmq.Poller()
-        self._ready: set[object] = set()
+        self._readiness = Readiness()
+        self._ready: set[Source] = set()
         self._endpoints = endpoints
         self._door: Door | None = None
         self._keys_due = time.monotonic() + KEYS_READ_S
         if keys is not None:
             # Before anything is bound: from the first connection on, somebody is asked.
             self._door = Door(self._context, keys)
-            self._poller.register(self._door.socket, zmq.POLLIN)
+            self._readiness.register(self._door.socket)
         self._listeners: dict[Listener, zmq.Socket[bytes]] = {}
         self._closed_listeners: set[Listener] = set()
         self._watched: dict[Listener, Connections] = {}
@@ -155,9 +160,9 @@ class Sockets:
                 " cluster running on these ports? Choose another base_port.",
                 endpoint=endpoint,
             ) from error
-        self._poller.register(socket, zmq.POLLIN)
+        self._readiness.register(socket)
         if listener is Listener.CONTROL and endpoint.startswith("tcp://"):
-            self._watched[listener] = Connections(socket, self._poller)
+            self._watched[listener] = Connections(socket, self._readiness)
         return socket
 
     def _limit(self, socket: zmq.Socket[bytes]) -> None:
@@ -204,15 +209,15 @@ class Sockets:
         peer.socket, peer.monitor = socket, monitor
         self._by_socket[socket] = key
         self._by_monitor[monitor] = key
-        self._poller.register(socket, zmq.POLLIN)
-        self._poller.register(monitor, zmq.POLLIN)
+        self._readiness.register(socket)
+        self._readiness.register(monitor)
 
     def _disconnect(self, key: PeerKey, peer: _PeerSocket) -> None:
         if peer.socket is None or peer.monitor is None:
             return
         del self._by_socket[peer.socket], self._by_monitor[peer.monitor]
-        self._poller.unregister(peer.socket)
-        self._poller.unregister(peer.monitor)
+        self._readiness.unregister(peer.socket)
+        self._readiness.unregister(peer.monitor)
         peer.socket.disable_monitor()
         peer.monitor.close(0)
         peer.socket.close(0)
@@ -250,17 +255,21 @@ class Sockets:
         peer = self._peers.get(key)
         if peer is None or peer.socket is None:
             return False
+        self._readiness.used(peer.socket)
         return _send(peer.socket, message, key, self.unsent_to_peers)
 
     def reply(self, listener: Listener, origin: bytes, message: Sequence[Part]) -> bool:
         socket = self._listeners[listener]
         if socket.closed:
             return False
+        self._readiness.used(socket)
         return _send(socket, [origin, *message], (listener, origin), self.unsent_answers)
 
-    def sweep(self, now_ms: int) -> None:
-        """Find out, now and then, how much still waits for all connections."""
+    def look_around(self, now_ms: int) -> None:
+        """Now and then: how much still waits for all connections, and which links may be tried
+        again after a failed handshake."""
         self.unsent_answers.sweep(now_ms)
+        self._try_again()
 
     # ---- keys
 
@@ -310,7 +319,7 @@ class Sockets:
         for listener in listeners:
             socket = self._listeners[listener]
             if not socket.closed:
-                self._poller.unregister(socket)
+                self._readiness.unregister(socket)
                 self._unwatch(listener)
                 socket.close(0)
             self._closed_listeners.add(listener)
@@ -336,17 +345,17 @@ class Sockets:
         """Wait until a socket, or what else is registered, has something."""
         if self._closed_listeners:
             self._open_listeners()
-        self._ready = {socket for socket, _ in self._poller.poll(timeout_ms)}
+        self._ready = self._readiness.wait(timeout_ms)
         if self._door is not None and self._door.socket in self._ready:
             self._door.let_in()
 
     def register(self, fd: int) -> None:
         """Have `poll` wake up for a file descriptor too."""
-        self._poller.register(fd, zmq.POLLIN)
+        self._readiness.register(fd)
 
     def unregister(self, fd: int) -> None:
         """Watch a file descriptor no more."""
-        self._poller.unregister(fd)
+        self._readiness.unregister(fd)
 
     def is_ready(self, fd: int) -> bool:
         """Whether the last `poll` found something to read there."""
@@ -355,9 +364,32 @@ class Sockets:
     def receive(self, listener: Listener) -> tuple[bytes, list[Part]] | None:
         """(origin, message), or None when there is none now."""
         socket = self._listeners[listener]
-        there = socket in self._ready and not socket.closed
-        message = _receive(socket, self._watched.get(listener)) if there else None
-        return None if message is None else (bytes(message[0]), message[1:])
+        if socket not in self._ready or socket.closed:
+            return None
+        frames = self._receive(socket)
+        if not frames:
+            return None
+        watched = self._watched.get(listener)
+        if watched is not None:
+            watched.heard(frames[0])
+        return frames[0].bytes, _parts(frames[1:])
+
+    def _receive(self, socket: zmq.Socket[bytes]) -> list[zmq.Frame]:
+        """A message of a socket that has one, and whether it has more; [] if it has gone with its
+        connection."""
+        frames = []
+        try:
+            frame = socket.recv(_NOW, copy=False)
+            frames.append(frame)
+            while frame.more:
+                frame = socket.recv(_NOW, copy=False)
+                frames.append(frame)
+        except zmq.Again:
+            self._ready.discard(socket)
+            return []
+        if not has_input(socket):
+            self._ready.discard(socket)
+        return frames
 
     def clients_gone(self) -> Iterator[tuple[Listener, bytes]]:
         """Clients of the control listener whose connection has closed since the last call."""
@@ -369,19 +401,17 @@ class Sockets:
     def peer_messages(self, limit: int) -> Iterator[tuple[PeerKey, list[Part]]]:
         """Replies on our own links, at most `limit` of each."""
         for socket, key in list(self._by_socket.items()):
-            if socket not in self._ready:
-                continue
             for _ in range(limit):
-                message = None if socket.closed else _receive(socket)
-                if message is None:
+                if socket.closed or socket not in self._ready:
                     break
-                yield key, message
+                frames = self._receive(socket)
+                if frames:
+                    yield key, _parts(frames)
 
     def link_events(self) -> Iterator[tuple[PeerKey, bool]]:
         """(link, whether it is connected now) for every change since the last call."""
-        self._try_again()
         for monitor, key in list(self._by_monitor.items()):
-            while monitor in self._ready and not monitor.closed and monitor.poll(0):
+            while monitor in self._ready and not monitor.closed and has_input(monitor):
                 event = recv_monitor_message(monitor)["event"]
                 if event & FAILED_EVENTS:
                     self._handshake_failed(key, self._peers[key], event)
@@ -419,7 +449,9 @@ def _send(
         parts[last], mark = lent, lent.tracker
     copy = mark is None and max(sizes) < COPY_BYTES
     try:
-        socket.send_multipart(parts, zmq.DONTWAIT, copy=copy)
+        for part in parts[:-1]:
+            socket.send(part, _MORE, copy)
+        socket.send(parts[-1], _NOW, copy)
     except zmq.Again:
         return False
     except zmq.ZMQError as error:
@@ -430,11 +462,5 @@ def _send(
     return True
 
 
-def _receive(socket: zmq.Socket[bytes], watched: Connections | None = None) -> list[Part] | None:
-    try:
-        frames = socket.recv_multipart(zmq.DONTWAIT, copy=False)
-    except zmq.Again:
-        return None
-    if watched is not None:
-        watched.heard(frames[0])
+def _parts(frames: list[zmq.Frame]) -> list[Part]:
     return [frame.bytes if len(frame) < COPY_BYTES else frame.buffer for frame in frames]

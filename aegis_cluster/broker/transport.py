@@ -6,7 +6,7 @@ retried below, so every link is lossy and the state machines above expect that.
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class PeerKey(NamedTuple):
     shard: ShardId
 
 
-class Listener(Enum):
+class Listener(StrEnum):
     """The sockets that a shard binds; apart, so that data never delays heartbeats."""
 
     PEERS = "peers"

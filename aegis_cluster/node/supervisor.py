@@ -12,6 +12,7 @@ The rule it protects: no orphans. Shards are started from the main thread alone 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import subprocess
 import threading
@@ -42,6 +43,15 @@ if TYPE_CHECKING:
 
 STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """They end the node in order; a second one does not wait for leaders to hand over."""
+
+
+SHARD_MEMORY: Final = {
+    "MALLOC_MMAP_THRESHOLD_": str(32 * limits.MIB),
+    "MALLOC_TRIM_THRESHOLD_": str(64 * limits.MIB),
+}
+"""For glibc's allocator, where the environment says nothing else. Batches are a few hundred
+kilobytes; with its own settings it gives such memory back to the kernel and takes it anew, page by
+page, with every one of them: a tenth of a shard's processor time."""
 
 
 class ShardWatch(Protocol):
@@ -156,6 +166,7 @@ class Supervisor:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 pass_fds=inherited,
+                env={**SHARD_MEMORY, **os.environ},
             )
 
     def _follow(self, shard: ShardId, process: subprocess.Popen[bytes]) -> None:

@@ -149,8 +149,8 @@ class ShardStore:
         self._checkpoint_ms = 0
         self._sequence = 0
         self._removed: list[ManifestEntry] = []
-        self._blocked = False
-        """The journal is full: a round waits for a checkpoint to begin."""
+        self.blocked = False
+        """The journal is full: a round waits for a checkpoint to begin, see `checkpoint_due`."""
         self._failure: StorageFailed | None = None
         self.syncs = 0
         """Rounds that were synced since the start, for whoever measures."""
@@ -613,7 +613,7 @@ class ShardStore:
         room = self._journal.room - _ROUND_ITEM_BYTES_MAX
         needed = item_bytes(_ROUND_ITEM_BYTES_MAX) if found.staged_hard_state else 0
         if self._size_with(builder, needed) > room:
-            self._blocked = True
+            self.blocked = True
             return None
         whole = needed + work.size + len(found.staged) * item_bytes(_ROUND_ITEM_BYTES_MAX)
         fits = self._size_with(builder, whole) <= room
@@ -622,11 +622,11 @@ class ShardStore:
             self._take_hard_state(found, builder, current)
         ops = self._take_journaled(found, builder, room) if journaled else found.staged
         if not ops and work.group not in current.hard_states:
-            self._blocked = True
+            self.blocked = True
             return None
         found.staged = found.staged[len(ops) :]
         if found.staged:
-            self._blocked = True
+            self.blocked = True
         else:
             del self._touched[work.group]
         if ops and not journaled:
@@ -765,7 +765,7 @@ class ShardStore:
             self._look_at_space(now_ms)
         if self._checkpoint is not None or self._held or self._failure is not None:
             return False
-        if self._blocked or self._journal.used * 2 > self._limits.journal_bytes:
+        if self.blocked or self._journal.used * 2 > self._limits.journal_bytes:
             return True
         waited = now_ms - self._checkpoint_ms >= self._limits.checkpoint_interval_ms
         return waited and bool(self._changed or self._claims or self._removed)
@@ -778,7 +778,7 @@ class ShardStore:
         with self._guard("begin a checkpoint"):
             self._journal.start_generation(self._journal.generation + 1)
             self._checkpoint = self._capture()
-        self._blocked = False
+        self.blocked = False
         return self._checkpoint
 
     def _capture(self) -> Checkpoint:

@@ -74,6 +74,7 @@ class Node:
         """What a shard's loop does with them; every message is answered with itself."""
         sockets = self.sockets
         sockets.poll(5)
+        sockets.look_around(0)
         for listener in Listener:
             received = sockets.receive(listener)
             if received is not None:
@@ -175,7 +176,7 @@ def test_nobody_gets_in_while_nobody_answers_for_the_door(nodes: list[Node]) -> 
     assert is_let_in(node, Listener.CONTROL, client)
     door = node.sockets._door
     assert door is not None
-    node.sockets._poller.unregister(door.socket)
+    node.sockets._readiness.unregister(door.socket)
     door.close()
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     dealer = context.socket(zmq.DEALER)
