@@ -26,6 +26,7 @@ from aegis_cluster.group import ConsumerGroup, list_groups
 from aegis_cluster.history import History, last_messages, messages_after
 from aegis_cluster.keys import ClientKeys, configured_keys, load_client_keys
 from aegis_cluster.message import PartitionOffsets, to_ms
+from aegis_cluster.persistent import PersistentSubscription, listed
 from aegis_cluster.producer import Producer, ProducerConfig
 from aegis_cluster.publishing import all_or_partly
 from aegis_cluster.subscribe_config import SubscribeConfig
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from aegis_cluster.group import GroupListing
     from aegis_cluster.keys import LinkKeys
     from aegis_cluster.message import BatchReceipt, Message, Receipt
+    from aegis_cluster.persistent import PersistentConfig, SubscriptionListing
     from aegis_cluster.topics import TopicChanges
 
 
@@ -101,7 +103,7 @@ class StreamingEngine:
         self._cluster: ClusterClient | None = None
         self._publisher: Producer | None = None
         self._producers: set[Producer] = set()
-        self._subscribers: set[Subscriber] = set()
+        self._subscribers: set[Subscriber | PersistentSubscription] = set()
         self._background: Background | None = None
 
     @classmethod
@@ -407,7 +409,11 @@ class StreamingEngine:
         """A subscriber reads, and has to be closed before the engine."""
         self._subscribers.add(subscriber)
 
-    def forget(self, one: Producer | Subscriber) -> None:
+    def opened(self, one: PersistentSubscription) -> None:
+        """It consumes, and is to be closed with the engine."""
+        self._subscribers.add(one)
+
+    def forget(self, one: Producer | Subscriber | PersistentSubscription) -> None:
         """A producer or subscriber was closed."""
         if isinstance(one, Producer):
             self._producers.discard(one)
@@ -432,6 +438,25 @@ class StreamingEngine:
     async def list_groups(self, *, timeout: float | None = None) -> list[GroupListing]:
         """All consumer groups, by name. Raises `RequestTimeout`."""
         return await list_groups(self, self.deadline(timeout))
+
+    # ---- persistent subscriptions
+
+    def persistent_subscription(
+        self, topic: str, name: str, config: PersistentConfig | None = None
+    ) -> PersistentSubscription:
+        """A subscription that is kept on the server, whose consumers compete for single messages:
+        an async context manager and an async iterator; entering makes it when it is not there.
+
+        config: None takes the subscription as it is. Entering raises `TopicNotFound`, and
+        `ConfigError` when it exists with other rules.
+        """
+        return PersistentSubscription(self, topic, name, config)
+
+    async def list_subscriptions(
+        self, topic: str | None = None, *, timeout: float | None = None
+    ) -> list[SubscriptionListing]:
+        """All persistent subscriptions, or those of one topic. Raises `RequestTimeout`."""
+        return await listed(self, topic, self.deadline(timeout))
 
     # ---- reading
 

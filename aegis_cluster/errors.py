@@ -93,6 +93,14 @@ class GroupNotEmpty(Refused):
     """The group has members, and only those may move its positions."""
 
 
+class SubscriptionNotFound(Refused):
+    """The topic has no persistent subscription of that name."""
+
+
+class LockLost(Refused):
+    """The message is no longer this consumer's to settle: its lock ran out, or it was settled."""
+
+
 class WrongExpectedVersion(Refused):
     """The stream is not at the version that the append was conditional on.
 

@@ -40,7 +40,10 @@ METADATA_VOTERS: Final = 3
 GROUPS_TOPIC: Final = "__groups"
 """Its partitions hold the consumer groups."""
 
-INTERNAL_TOPICS: Final = (GROUPS_TOPIC,)
+SUBSCRIPTIONS_TOPIC: Final = "__subscriptions"
+"""Its partitions hold the persistent subscriptions."""
+
+INTERNAL_TOPICS: Final = (GROUPS_TOPIC, SUBSCRIPTIONS_TOPIC)
 """Those that the controller makes on first use."""
 
 NO_INDEX: Final = LogIndex(0)

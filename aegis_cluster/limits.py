@@ -80,6 +80,24 @@ EVENT_READ_BYTES_MAX: Final = 4 * MIB
 EVENT_READS_WAITING_MAX: Final = 1_000
 """Of one shard, for its index to have what they ask for."""
 
+# Persistent subscriptions
+ACK_TIMEOUT_MS_MIN: Final = 100
+ACK_TIMEOUT_MS_MAX: Final = 12 * 3_600_000
+SUBSCRIPTION_IN_FLIGHT_MAX: Final = 10_000
+"""Messages that one consumer may hold, and settle in one request."""
+SUBSCRIPTION_UNSETTLED_MAX: Final = 100_000
+"""Messages of one subscription that were handed out and are not settled."""
+SUBSCRIPTION_PARKED_MAX: Final = 100_000
+SUBSCRIPTION_READY_MAX: Final = 20_000
+"""Messages that a coordinator knows of ahead of their hand-out; nearly, by one report more for each
+partition."""
+SUBSCRIPTION_REPORT_OFFSETS_MAX: Final = 4_096
+SUBSCRIPTION_CONSUMERS_MAX: Final = 1_000
+SUBSCRIPTION_SESSIONS_KEPT: Final = 1_000
+"""Consumers whose last settling request is remembered, for its repeat."""
+SUBSCRIPTION_BURIALS_MAX: Final = 16
+"""Dead letters of one subscription that are being written at a time."""
+
 # A shard
 CONNECTIONS_MAX: Final = 10_000
 """Clients that one shard remembers; the longest idle ones have to greet again."""
@@ -262,6 +280,10 @@ invariant(UNMARKED_BYTES_MAX * CONNECTIONS_MAX <= 512 * MIB, "what is not counte
 invariant(FEED_MARK_BYTES_MAX + KIB < ANNOTATION_BYTES_MAX, "a feed's position fits a frame")
 invariant(
     16 * EVENTS_PER_APPEND_MAX < ANNOTATION_BYTES_MAX, "an append's event ids fit an annotation"
+)
+invariant(
+    SUBSCRIPTION_BURIALS_MAX <= PRODUCER_WINDOW_BATCHES,
+    "a dead letter that is written twice is known as a repeat",
 )
 invariant(FRAME_BYTES_MAX < JOURNAL_BYTES, "the largest frame fits the journal")
 invariant(FRAME_BYTES_MAX < SEGMENT_BYTES_MAX, "the largest frame fits a segment")

@@ -22,7 +22,7 @@ MACHINE = {"wire", "raft", "storage", "cluster", "broker"}
 FRONT = {
     "engine", "message", "topics", "channel", "filters", "history", "producer", "publishing",
     "subscriber", "sync", "embedded", "cdc", "event", "stream", "gateway", "integrations",
-    "testing", "subscribe_config", "group", "membership", "handled",
+    "testing", "subscribe_config", "group", "membership", "handled", "persistent",
 }  # fmt: skip
 
 MAY_IMPORT: dict[str, set[str]] = {
@@ -67,6 +67,12 @@ CORES = (
     "broker/groups/group_stm.py",
     "broker/groups/group_table.py",
     "broker/groups/membership.py",
+    "broker/subscriptions/commands.py",
+    "broker/subscriptions/dispatcher.py",
+    "broker/subscriptions/lanes.py",
+    "broker/subscriptions/ranges.py",
+    "broker/subscriptions/subscription_stm.py",
+    "broker/subscriptions/subscription_table.py",
     "node/supervision.py",
     "handled.py",
     "stream/aggregates.py",

@@ -18,10 +18,12 @@ from aegis_cluster.broker.metadata_stm import MetadataFold
 from aegis_cluster.broker.partition import Partition
 from aegis_cluster.broker.snapshot_maker import SnapshotMaker
 from aegis_cluster.broker.snapshots import Body, body_from_values, recovered_membership
+from aegis_cluster.broker.subscriptions.subscription_stm import SubscriptionFold
 from aegis_cluster.errors import Corruption, invariant
 from aegis_cluster.ids import (
     GROUPS_TOPIC,
     METADATA_GROUP,
+    SUBSCRIPTIONS_TOPIC,
     GroupId,
     LogIndex,
     Member,
@@ -199,6 +201,8 @@ class ReplicaManager:
             fold = self.metadata = MetadataFold()
         elif name.topic == GROUPS_TOPIC:
             fold = GroupFold()
+        elif name.topic == SUBSCRIPTIONS_TOPIC:
+            fold = SubscriptionFold()
         raft_log = RaftLog(
             first_index=log_.first_index,
             last_index=log_.last_index,

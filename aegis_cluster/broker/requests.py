@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from aegis_cluster.broker import feeds, fetch, produce, status
 from aegis_cluster.broker.events.frontend import KIND as EVENTSTORE
 from aegis_cluster.broker.groups.frontend import GROUP_APIS
+from aegis_cluster.broker.subscriptions.frontend import SUBSCRIPTION_APIS
 from aegis_cluster.cluster import controller
 from aegis_cluster.errors import (
     AegisError,
@@ -64,8 +65,10 @@ if TYPE_CHECKING:
 
     from aegis_cluster.broker.clients import Client
     from aegis_cluster.broker.controller_frontend import ControllerFrontend
+    from aegis_cluster.broker.groups.frontend import GroupFrontend
     from aegis_cluster.broker.partition import Partition
     from aegis_cluster.broker.shard import Shard
+    from aegis_cluster.broker.subscriptions.frontend import SubscriptionFrontend
     from aegis_cluster.broker.transport import Listener, Transport
     from aegis_cluster.cluster.metadata import Command, CreateTopic
     from aegis_cluster.cluster.metadata_table import MetadataTable
@@ -228,7 +231,9 @@ class RequestApi:
             case Api.EVENT_APPEND | Api.EVENT_READ:
                 self._shard.events.handle(api, exchange, client)
             case api if api in GROUP_APIS:
-                self._groups(api, exchange)
+                self._coordinate(self._shard.groups, api, exchange)
+            case api if api in SUBSCRIPTION_APIS:
+                self._coordinate(self._shard.subscriptions, api, exchange)
             case _:
                 raise PeerViolation(f"Api {api.name} is not for clients.")
 
@@ -240,8 +245,10 @@ class RequestApi:
         clients.take_question(client, size)
         exchange.on_answer = lambda: clients.give_back_question(client, size)
 
-    def _groups(self, api: Api, exchange: Exchange) -> None:
-        self._shard.groups.handle(
+    def _coordinate(
+        self, frontend: GroupFrontend | SubscriptionFrontend, api: Api, exchange: Exchange
+    ) -> None:
+        frontend.handle(
             api,
             exchange.request.fields,
             exchange,

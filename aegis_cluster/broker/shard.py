@@ -36,6 +36,7 @@ from aegis_cluster.broker.requests import RequestApi
 from aegis_cluster.broker.retention import Retention
 from aegis_cluster.broker.scrub import Scrub
 from aegis_cluster.broker.snapshot_transfer import SnapshotCopies, SnapshotServer
+from aegis_cluster.broker.subscriptions.frontend import SubscriptionFrontend
 from aegis_cluster.broker.transport import Listener, PeerKey
 from aegis_cluster.cluster.metadata_table import MetadataTable
 from aegis_cluster.errors import AegisError, StorageFailed
@@ -135,6 +136,7 @@ class Shard:
         self.producer_ids = ProducerIds(self)
         self.groups = GroupFrontend(self, wall_ms)
         self.events = EventFrontend(self, context.event_index)
+        self.subscriptions = SubscriptionFrontend(self, wall_ms)
         self.requests = RequestApi(self, transport)
         self.peer_api = PeerApi(self, transport)
         for key in self.addresses.seeds():
@@ -209,6 +211,7 @@ class Shard:
     def client_gone(self, listener: Listener, origin: bytes) -> None:
         """A client's connection to a listener has closed."""
         self.groups.client_gone((listener, origin))
+        self.subscriptions.client_gone((listener, origin))
 
     def link_connected(self, key: PeerKey) -> None:
         self.links.connected(key)
@@ -262,6 +265,7 @@ class Shard:
         self.producer_ids.tick()
         self.groups.tick()
         self.events.tick()
+        self.subscriptions.tick()
         self.backend.tick()
         self.balancer.tick()
         self.snapshot_server.tick()

@@ -79,14 +79,16 @@ class ListedGroup(NamedTuple):
     settled: bool
 
 
-async def groups_topic(cluster: ClusterClient, deadline: float) -> TopicInfo:
-    """The topic that holds the groups, made if it is not there. Raises `RequestTimeout`."""
-    info = cluster.metadata.topics.get(GROUPS_TOPIC)
+async def internal_topic(
+    cluster: ClusterClient, deadline: float, name: str = GROUPS_TOPIC
+) -> TopicInfo:
+    """One of the cluster's own topics, made if it is not there. Raises `RequestTimeout`."""
+    info = cluster.metadata.topics.get(name)
     if info is not None:
         return info
-    reply, _ = await cluster.ask_controller(Api.INTERNAL_TOPIC, [GROUPS_TOPIC], deadline)
-    await cluster.refresh([GROUPS_TOPIC], deadline, index_of(reply))
-    return cluster.metadata.topic(GROUPS_TOPIC)
+    reply, _ = await cluster.ask_controller(Api.INTERNAL_TOPIC, [name], deadline)
+    await cluster.refresh([name], deadline, index_of(reply))
+    return cluster.metadata.topic(name)
 
 
 async def ask_coordinator(
@@ -100,7 +102,7 @@ async def ask_coordinator(
 ) -> Reply:
     """Ask until somebody answers. Raises the coordinator's refusal; `RequestTimeout` when nothing
     was sent in time, `OutcomeUnknown` when something was."""
-    info = await groups_topic(cluster, deadline)
+    info = await internal_topic(cluster, deadline)
     number = partition_for(group.encode(), len(info.partitions))
     return await ask_partition(cluster, number, api, [group, *fields], deadline, ask_s=ask_s)
 
@@ -113,13 +115,15 @@ async def ask_partition(
     deadline: float,
     *,
     ask_s: float = ASK_S,
+    topic: str = GROUPS_TOPIC,
 ) -> Reply:
-    """Ask the leader of one partition of `__groups`. Raises as `ask_coordinator` does."""
+    """Ask the leader of one partition of `__groups`, or of another of the cluster's own topics.
+    Raises as `ask_coordinator` does."""
     pause = Pause(deadline)
     failure: AegisError = Unavailable("No coordinator is known.")
     unanswered = False
     while True:
-        info = await groups_topic(cluster, deadline)
+        info = await internal_topic(cluster, deadline, topic)
         log = info.partitions[number].group
         address = cluster.metadata.address_of(info, number)
         try:
@@ -142,16 +146,16 @@ async def ask_partition(
         if cluster.now() >= deadline:
             break
         await pause.wait()
-        await _look_again(cluster, deadline)
+        await _look_again(cluster, deadline, topic)
     if unanswered:
-        raise OutcomeUnknown(f"The group's coordinator did not answer in time: {failure}")
-    raise RequestTimeout(f"No coordinator of the group could be reached in time: {failure}")
+        raise OutcomeUnknown(f"The coordinator did not answer in time: {failure}")
+    raise RequestTimeout(f"No coordinator could be reached in time: {failure}")
 
 
-async def _look_again(cluster: ClusterClient, deadline: float) -> None:
+async def _look_again(cluster: ClusterClient, deadline: float, topic: str) -> None:
     """Who leads by now; nobody may know for a moment."""
     try:
-        await cluster.refresh([GROUPS_TOPIC], min(deadline, cluster.now() + CONNECT_S))
+        await cluster.refresh([topic], min(deadline, cluster.now() + CONNECT_S))
     except (Unavailable, InvalidTopic, UnsupportedVersion):
         return
 
@@ -209,7 +213,7 @@ async def describe_group(cluster: ClusterClient, group: str, deadline: float) ->
 
 async def list_groups(cluster: ClusterClient, deadline: float) -> list[ListedGroup]:
     """All groups of the cluster, by name."""
-    info = await groups_topic(cluster, deadline)
+    info = await internal_topic(cluster, deadline)
     found = []
     for number in range(len(info.partitions)):
         reply = await ask_partition(cluster, number, Api.GROUP_LIST, [number], deadline)

@@ -63,6 +63,8 @@ class Code(IntEnum):
     WRONG_CLUSTER = 172
     LEASE_HELD = 180
     LEASE_LOST = 181
+    SUBSCRIPTION_NOT_FOUND = 190
+    LOCK_LOST = 191
 
     OUTCOME_UNKNOWN = 300
     PARTLY_PUBLISHED = 301
@@ -112,6 +114,8 @@ ERROR_OF_CODE: Final[dict[int, type[AegisError]]] = {
     Code.WRONG_CLUSTER: errors.WrongCluster,
     Code.LEASE_HELD: errors.LeaseHeld,
     Code.LEASE_LOST: errors.LeaseLost,
+    Code.SUBSCRIPTION_NOT_FOUND: errors.SubscriptionNotFound,
+    Code.LOCK_LOST: errors.LockLost,
     Code.OUTCOME_UNKNOWN: errors.OutcomeUnknown,
     Code.PARTLY_PUBLISHED: errors.PartlyPublished,
     Code.CORRUPTION: errors.Corruption,

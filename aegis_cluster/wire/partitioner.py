@@ -41,9 +41,14 @@ def murmur2(data: bytes) -> int:
 _remembered: Final = lru_cache(maxsize=CACHED_KEYS_MAX)(murmur2)
 
 
+def key_hash(key: bytes) -> int:
+    """31 bits of the hash that decides about a key's partition."""
+    hashed = _remembered(key) if len(key) <= CACHED_KEY_BYTES_MAX else murmur2(key)
+    return hashed & 0x7FFFFFFF
+
+
 def partition_for(key: bytes, partitions: int) -> int:
     """The partition of `key` among `partitions`, as Kafka's default partitioner has it."""
     if partitions < 1:
         raise Misuse("a topic has at least one partition", have=partitions)
-    hashed = _remembered(key) if len(key) <= CACHED_KEY_BYTES_MAX else murmur2(key)
-    return (hashed & 0x7FFFFFFF) % partitions
+    return key_hash(key) % partitions

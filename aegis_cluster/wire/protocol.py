@@ -80,6 +80,18 @@ class Api(IntEnum):
     EVENT_APPEND = 70
     EVENT_READ = 71
 
+    SUBSCRIPTION_OPEN = 80
+    SUBSCRIPTION_POLL = 81
+    SUBSCRIPTION_REPORT = 82
+    SUBSCRIPTION_SETTLE = 83
+    SUBSCRIPTION_BIND = 84
+    SUBSCRIPTION_LEAVE = 85
+    SUBSCRIPTION_DESCRIBE = 86
+    SUBSCRIPTION_LIST = 87
+    SUBSCRIPTION_PARKED = 88
+    SUBSCRIPTION_REPLAY = 89
+    SUBSCRIPTION_DELETE = 90
+
 
 class Acks(IntEnum):
     """When a batch is acknowledged; numbers keep their meaning for ever."""

@@ -87,6 +87,8 @@ def test_codes_are_for_ever() -> None:
         "WRONG_CLUSTER": 172,
         "LEASE_HELD": 180,
         "LEASE_LOST": 181,
+        "SUBSCRIPTION_NOT_FOUND": 190,
+        "LOCK_LOST": 191,
         "OUTCOME_UNKNOWN": 300,
         "PARTLY_PUBLISHED": 301,
         "CORRUPTION": 400,

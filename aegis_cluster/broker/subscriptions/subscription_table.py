@@ -1,0 +1,329 @@
+"""The state that a partition of `__subscriptions` folds to.
+
+Of every topic's partition (*log*): the position below which all is settled, ranges that are
+settled ahead of it, what was handed out and is not settled (with its delivery count), and what is
+parked. Every replica applies the same commands and holds the same table; a coordinator applies
+them to a copy as well, ahead of their commit, and decides on that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from aegis_cluster.broker.subscriptions.commands import (
+    Bind,
+    Binding,
+    Configure,
+    Create,
+    Drop,
+    Handed,
+    HandOut,
+    Key,
+    Replay,
+    Rules,
+    Run,
+    Settle,
+    SubscriptionCommand,
+    Unbind,
+)
+from aegis_cluster.broker.subscriptions.ranges import Ranges
+from aegis_cluster.errors import invariant
+from aegis_cluster.ids import GroupId
+from aegis_cluster.limits import SUBSCRIPTION_SESSIONS_KEPT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SUBSCRIPTION: Final = "subscription"
+OPEN: Final = "open"
+PARKED: Final = "parked"
+AHEAD: Final = "ahead"
+SLICE_ROWS: Final = 1_000
+
+
+class Delivery(NamedTuple):
+    """A message that was handed out and is not settled.
+
+    count: how often it was handed out; it never falls. spared: how many of these do not count as
+    tries. at_ms: not to be handed out before (wall clock); 0 while a consumer may hold it.
+    key: hash of its key, where keys matter. binding: where it is written as a dead letter.
+    """
+
+    count: int  # type: ignore[assignment] # hides tuple.count
+    spared: int = 0
+    at_ms: int = 0
+    key: int | None = None
+    binding: Binding | None = None
+
+    @property
+    def tries(self) -> int:
+        return self.count - self.spared
+
+
+FIRST: Final = Delivery(1)
+"""Of every message that is handed out for the first time where keys do not matter."""
+
+
+class Parked(NamedTuple):
+    count: int  # type: ignore[assignment] # hides tuple.count
+    reason: str
+    time_ms: int
+    key: int | None
+
+
+class Settled(NamedTuple):
+    """A consumer's last request that settled something, and what of it was refused."""
+
+    number: int
+    refused: tuple[Run, ...]
+
+
+@dataclass(slots=True)
+class Progress:
+    """One log. position: all below it is settled, but for what is open because it was replayed."""
+
+    position: int = 0
+    ahead: Ranges = field(default_factory=Ranges)
+    open: dict[int, Delivery] = field(default_factory=dict)
+    parked: dict[int, Parked] = field(default_factory=dict)
+
+    def copy(self) -> Progress:
+        return Progress(self.position, self.ahead.copy(), dict(self.open), dict(self.parked))
+
+    def is_settled(self, offset: int) -> bool:
+        """Acknowledged, parked or passed over, and not open again."""
+        return (offset < self.position or offset in self.ahead) and offset not in self.open
+
+    @property
+    def seen_end(self) -> int:
+        """No offset from here on was ever handed out or settled."""
+        return max(self.position, self.ahead.end, max(self.open, default=-1) + 1)
+
+    def hand_out(self, run: Handed) -> None:
+        opened = self.open
+        offsets = range(run.first, run.end)
+        is_fresh = opened.keys().isdisjoint(offsets)
+        if is_fresh:
+            self._check_unsettled(run)
+        if is_fresh and run.keys is None:
+            opened.update(dict.fromkeys(offsets, FIRST))
+            return
+        for place, offset in enumerate(offsets):
+            known = opened.get(offset)
+            if known is not None:
+                opened[offset] = known._replace(count=known.count + 1, at_ms=0)
+            else:
+                invariant(not self.is_settled(offset), "a settled message is out", at=offset)
+                key = None if run.keys is None else run.keys[place]
+                opened[offset] = FIRST if key is None else Delivery(1, key=key)
+
+    def _check_unsettled(self, run: Handed) -> None:
+        is_new = run.first >= self.position and not self.ahead.overlaps(run.first, run.end)
+        invariant(is_new, "a settled message is handed out", log=run.log, at=run.first)
+
+    def finish(self, first: int, end: int) -> None:
+        """These are done with."""
+        for offset in range(first, end):
+            self.open.pop(offset, None)
+        if end > self.position:
+            self.ahead.add(max(first, self.position), end)
+            self.position = self.ahead.take_prefix(self.position)
+
+
+class Subscription:
+    """One subscription; see `commands.Create` for the values that it begins with."""
+
+    __slots__ = (
+        "epoch", "key", "producer_id", "progress", "rules", "sequences", "settled", "token",
+    )  # fmt: skip
+
+    def __init__(self, key: Key, token: str, rules: Rules, producer_id: int) -> None:
+        self.key = key
+        self.token = token
+        self.rules = rules
+        self.producer_id = producer_id
+        self.epoch = 0
+        """Of its producer."""
+        self.sequences: dict[GroupId, int] = {}
+        """Next one of its producer in this epoch, by the dead letters' log."""
+        self.progress: dict[GroupId, Progress] = {}
+        self.settled: dict[str, Settled] = {}
+        """By session, the longest unheard first."""
+
+    def copy(self) -> Subscription:
+        made = Subscription(self.key, self.token, self.rules, self.producer_id)
+        made.epoch = self.epoch
+        made.sequences = dict(self.sequences)
+        made.progress = {log: progress.copy() for log, progress in self.progress.items()}
+        made.settled = dict(self.settled)
+        return made
+
+    def of(self, log: GroupId) -> Progress:
+        """A log's progress, begun at offset 0 when nothing is known of it: it is a new one."""
+        found = self.progress.get(log)
+        if found is None:
+            found = self.progress[log] = Progress()
+        return found
+
+    @property
+    def unsettled(self) -> int:
+        """How many messages were handed out and are not settled."""
+        return sum(len(progress.open) for progress in self.progress.values())
+
+    @property
+    def parked(self) -> int:
+        """How many messages are parked."""
+        return sum(len(progress.parked) for progress in self.progress.values())
+
+    # ---- commands
+
+    def apply(
+        self, command: Configure | HandOut | Settle | Bind | Unbind | Replay, time_ms: int
+    ) -> None:
+        """Fold one command; time_ms: append time of its frame."""
+        match command:
+            case Configure(_, rules, producer_id):
+                self.rules = rules
+                self.producer_id = self.producer_id if self.producer_id >= 0 else producer_id
+            case HandOut(_, runs):
+                for run in runs:
+                    self.of(run.log).hand_out(run)
+            case Settle():
+                self._settle(command, time_ms)
+            case Bind(_, letters):
+                for log, offset, binding in letters:
+                    self._bind(log, offset, binding)
+            case Unbind():
+                self._unbind()
+            case Replay(_, at_ms, messages):
+                for log, offset in messages:
+                    self._replay(log, offset, at_ms)
+
+    def _settle(self, command: Settle, time_ms: int) -> None:
+        for log, first, end in command.done:
+            self.of(log).finish(first, end)
+        for log, offset, at_ms, spared in command.later:
+            opened = self.of(log).open
+            known = opened.get(offset)
+            if known is not None:
+                opened[offset] = known._replace(at_ms=at_ms, spared=known.spared + spared)
+        for log, offset, reason in command.parked:
+            progress = self.of(log)
+            known = progress.open.get(offset)
+            if known is not None:
+                progress.parked[offset] = Parked(known.count, reason, time_ms, known.key)
+                progress.finish(offset, offset + 1)
+        if command.session:
+            self.settled.pop(command.session, None)
+            self.settled[command.session] = Settled(command.number, command.refused)
+            while len(self.settled) > SUBSCRIPTION_SESSIONS_KEPT:
+                del self.settled[next(iter(self.settled))]
+
+    def _bind(self, log: GroupId, offset: int, binding: Binding) -> None:
+        opened = self.of(log).open
+        known = opened.get(offset)
+        if known is not None:
+            opened[offset] = known._replace(binding=binding)
+        self.sequences[binding.grave] = binding.sequence + 1
+
+    def _unbind(self) -> None:
+        self.epoch += 1
+        self.sequences.clear()
+        for progress in self.progress.values():
+            for offset, known in progress.open.items():
+                if known.binding is not None:
+                    progress.open[offset] = known._replace(binding=None)
+
+    def _replay(self, log: GroupId, offset: int, at_ms: int) -> None:
+        progress = self.of(log)
+        known = progress.parked.pop(offset, None)
+        if known is not None:
+            progress.open[offset] = Delivery(known.count, known.count, at_ms, known.key)
+
+
+class SubscriptionTable:
+    """Subscriptions by topic and name."""
+
+    def __init__(self) -> None:
+        self.subscriptions: dict[Key, Subscription] = {}
+
+    def apply(self, command: SubscriptionCommand, time_ms: int) -> None:
+        """Fold one committed command; time_ms: append time of its frame."""
+        match command:
+            case Create():
+                self.subscriptions[command.key] = created(command)
+            case Drop(key):
+                self.subscriptions.pop(key, None)
+            case _:
+                found = self.subscriptions.get(command.key)
+                if found is not None:
+                    found.apply(command, time_ms)
+
+    # ---- snapshots
+
+    def slices(self) -> Iterator[list[Any]]:
+        """The table as it is at the call, in pieces for `add`."""
+        return _slices([one.copy() for _, one in sorted(self.subscriptions.items())])
+
+    def add(self, piece: list[Any]) -> None:
+        """Take in one piece of a table's `slices`."""
+        kind, key, *values = piece
+        if kind == SUBSCRIPTION:
+            self.subscriptions[Key(*key)] = _from_fields(Key(*key), values)
+            return
+        log, rows = values
+        progress = self.subscriptions[Key(*key)].of(GroupId(log))
+        if kind == AHEAD:
+            for first, end in rows:
+                progress.ahead.add(first, end)
+        elif kind == OPEN:
+            for offset, count, spared, at_ms, hashed, binding in rows:
+                bound = None if binding is None else Binding(*binding)
+                progress.open[offset] = Delivery(count, spared, at_ms, hashed, bound)
+        else:
+            for offset, *parked in rows:
+                progress.parked[offset] = Parked(*parked)
+
+
+def created(command: Create) -> Subscription:
+    made = Subscription(command.key, command.token, command.rules, command.producer_id)
+    for log, offset in command.starts:
+        made.of(log).position = offset
+    return made
+
+
+def _slices(subscriptions: list[Subscription]) -> Iterator[list[Any]]:
+    for one in subscriptions:
+        yield [SUBSCRIPTION, one.key, *_to_fields(one)]
+        for log, progress in sorted(one.progress.items()):
+            opened = [[offset, *found] for offset, found in sorted(progress.open.items())]
+            parked = [[offset, *found] for offset, found in sorted(progress.parked.items())]
+            ahead = [list(found) for found in progress.ahead]
+            for kind, rows in ((AHEAD, ahead), (OPEN, opened), (PARKED, parked)):
+                for start in range(0, len(rows), SLICE_ROWS):
+                    yield [kind, one.key, log, rows[start : start + SLICE_ROWS]]
+
+
+def _to_fields(one: Subscription) -> list[Any]:
+    return [
+        one.token,
+        one.rules,
+        one.producer_id,
+        one.epoch,
+        dict(sorted(one.sequences.items())),
+        [[log, progress.position] for log, progress in sorted(one.progress.items())],
+        [[session, *found] for session, found in one.settled.items()],
+    ]
+
+
+def _from_fields(key: Key, fields: list[Any]) -> Subscription:
+    token, rules, producer_id, epoch, sequences, positions, settled = fields[:7]
+    made = Subscription(key, token, Rules(*rules), producer_id)
+    made.epoch = epoch
+    made.sequences = {GroupId(log): sequence for log, sequence in sequences.items()}
+    for log, position in positions:
+        made.of(GroupId(log)).position = position
+    for session, number, refused in settled:
+        made.settled[session] = Settled(number, tuple(Run(*run) for run in refused))
+    return made
