@@ -184,6 +184,10 @@ class UnsupportedPayload(Refused):
     """A key or payload could not come back equal, so it is not sent."""
 
 
+class KeyRequired(Refused):
+    """A message for a compacted topic has no key, so nothing could ever replace it."""
+
+
 class UnsupportedVersion(Refused):
     """The other side speaks no version of the protocol that we speak."""
 

@@ -160,6 +160,9 @@ CHECKPOINT_INTERVAL_MS: Final = 1_000
 RESERVE_BYTES: Final = 16 * MIB
 SCRUB_BYTES_PER_READ: Final = 1 * MIB
 SCRUB_EVERY_MS: Final = 500
+COMPACTION_KEYS_MAX: Final = 500_000
+"""Keys that one pass of compaction remembers, at about 200 bytes; the next pass goes on."""
+TOMBSTONE_RETENTION_MS_DEFAULT: Final = 24 * 3_600_000
 """Stored frames are proved again at 2 MiB a second at most, by each shard."""
 SNAPSHOT_CAPTURES_MAX: Final = 16
 """States of one shard that others are fetching, each as it was when they began."""

@@ -21,6 +21,7 @@ from aegis_cluster.client.producer import ProducerOptions
 from aegis_cluster.config import StreamingConfig, parse_duration, parse_size
 from aegis_cluster.errors import (
     ConfigError,
+    KeyRequired,
     MessageTooLarge,
     Misuse,
     OutcomeUnknown,
@@ -314,8 +315,8 @@ class Producer:
     ) -> tuple[asyncio.Future[Stored], int]:
         try:
             return await lanes.add(info, partition_of(lanes, info, row[1]), row, deadline)
-        except MessageTooLarge:
-            # The limit may have been raised since we last asked.
+        except (KeyRequired, MessageTooLarge):
+            # The topic may have been altered since we last asked.
             await self._cluster.refresh([info.name], deadline)
             fresh = self._cluster.metadata.topic(info.name)
             if fresh.settings == info.settings:

@@ -107,6 +107,8 @@ class Publication:
         if packed is None:
             return False
         values, headers = packed
+        if names is None and self._info.settings.compacts:
+            return False
         if names is None:
             everything = Columns(self._at_ms, None, values, headers)
             parts: list[_Part] = [(None, range(start, start + len(chunk)), everything)]

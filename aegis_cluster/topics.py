@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, TypedDict
 from aegis_cluster import arguments
 from aegis_cluster.config import StreamingConfig, parse_duration, parse_size
 from aegis_cluster.errors import ConfigError, Misuse
+from aegis_cluster.limits import TOMBSTONE_RETENTION_MS_DEFAULT
 from aegis_cluster.wire.descriptions import TopicSettings
 
 if TYPE_CHECKING:
@@ -24,6 +25,11 @@ class TopicConfig:
     partitions: 1. replication_factor: min(3, nodes). retention: `"7d"`, or `"unlimited"`.
     retention_bytes: of each partition, unlimited. cleanup: `"delete"`. compression: none (of its
     producers). max_message_size: `"1MB"`.
+
+    cleanup: `"delete"` (what is older than `retention` goes), `"compact"` (the latest message of
+    each key is kept, whatever its age) or `"compact,delete"` (both). In a compacted topic every
+    message has a key; one whose payload is None, a tombstone, deletes its key, and is itself kept
+    for `tombstone_retention` (`"1d"`), so that readers learn of it.
     """
 
     partitions: int | None = None
@@ -34,6 +40,7 @@ class TopicConfig:
     compression: str | None = None
     max_message_size: str | int | None = None
     kind: str = TOPIC_KIND
+    tombstone_retention: str | None = None
 
     def __post_init__(self) -> None:
         for key in ("partitions", "replication_factor"):
@@ -51,11 +58,14 @@ class TopicConfig:
             kind=self.kind,
             retention_ms=self._retention_ms(defaults),
             retention_bytes=_limit(parse_size, "retention_bytes", self.retention_bytes),
-            cleanup="delete" if self.cleanup is None else self.cleanup,
+            cleanup=_cleanup(self.cleanup),
             compression="none" if self.compression is None else self.compression,
             max_message_bytes=defaults.max_message_bytes
             if self.max_message_size is None
             else _parse(parse_size, "max_message_size", self.max_message_size),
+            tombstone_retention_ms=TOMBSTONE_RETENTION_MS_DEFAULT
+            if self.tombstone_retention is None
+            else _parse(parse_duration, "tombstone_retention", self.tombstone_retention),
         )
 
     def _retention_ms(self, defaults: StreamingConfig) -> int | None:
@@ -83,6 +93,7 @@ class TopicConfig:
             "cleanup": (self.cleanup, wanted.cleanup),
             "compression": (self.compression, wanted.compression),
             "max_message_bytes": (self.max_message_size, wanted.max_message_bytes),
+            "tombstone_retention_ms": (self.tombstone_retention, wanted.tombstone_retention_ms),
         }
         return {field: value for field, (said, value) in changes.items() if said is not None}
 
@@ -96,6 +107,7 @@ class TopicChanges(TypedDict, total=False):
     cleanup: str | None
     compression: str | None
     max_message_size: str | int | None
+    tombstone_retention: str | None
 
 
 def wanted_changes(config: TopicConfig | None, changes: TopicChanges) -> TopicConfig:
@@ -113,6 +125,12 @@ def wanted_changes(config: TopicConfig | None, changes: TopicChanges) -> TopicCo
     if wanted == TopicConfig():
         raise Misuse("Nothing to alter was named; for example retention='1d'.")
     return wanted
+
+
+def _cleanup(value: str | None) -> str:
+    """Two words may come in either order."""
+    words = sorted(word.strip() for word in ("delete" if value is None else value).split(","))
+    return ",".join(words)
 
 
 def _limit(parse: Callable[[object], int], name: str, value: object) -> int | None:

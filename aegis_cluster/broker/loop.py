@@ -13,6 +13,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from aegis_cluster.broker.compaction import compact_here
 from aegis_cluster.broker.shard import Shard
 from aegis_cluster.broker.transport import Listener
 from aegis_cluster.limits import (
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from aegis_cluster.broker.supervisor_line import SupervisorLine
     from aegis_cluster.broker.transport import PeerKey
     from aegis_cluster.broker.workers import Workers
+    from aegis_cluster.storage.compaction_job import CompactionJob, CompactionResult
     from aegis_cluster.storage.rounds import Round
     from aegis_cluster.storage.store import ShardStore
     from aegis_cluster.wire.protocol import Part
@@ -41,6 +43,7 @@ T = TypeVar("T")
 SYNC: Final = "sync"
 CHECKPOINT: Final = "checkpoint"
 READ: Final = "read"
+COMPACT: Final = "compact"
 LOOK_MS: Final = 20
 """How often to look at what need not be looked at in each turn."""
 
@@ -67,8 +70,11 @@ class ShardLoop:
         workers: Workers,
         rng: random.Random,
         supervisor: SupervisorLine | None = None,
+        compact: Callable[[ShardStore, CompactionJob], CompactionResult | None] = compact_here,
     ) -> None:
-        """supervisor: the line to the process that started this one, if there is one."""
+        """supervisor: the line to the process that started this one, if there is one.
+        compact: makes one pass of compaction; called in a helper thread."""
+        self._compact_pass = compact
         self._store = store
         self._sockets = sockets
         self._workers = workers
@@ -284,6 +290,15 @@ class ShardLoop:
             done(result)
 
         self._workers.submit(READ, job, finish)
+
+    def compact_later(
+        self, job: CompactionJob, done: Callable[[CompactionResult | None], None]
+    ) -> None:
+        def finish(result: Any) -> None:
+            _raise_failure(result)
+            done(result)
+
+        self._workers.submit(COMPACT, lambda: self._compact_pass(self._store, job), finish)
 
 
 def _raise_failure(result: object) -> None:

@@ -18,6 +18,7 @@ import itertools
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
+from aegis_cluster.broker.compaction import SEGMENT_BYTES, SEGMENT_MS
 from aegis_cluster.errors import Corruption, Refused
 from aegis_cluster.ids import RecordOffset
 from aegis_cluster.storage.segment import HEADER_BYTES
@@ -65,7 +66,8 @@ class Retention:
         elif found is not None:
             settings = found[0].settings
             partition.log.roll_ms = _roll_ms(settings)
-            if partition.serving:
+            partition.log.roll_bytes = SEGMENT_BYTES if settings.compacts else None
+            if partition.serving and settings.deletes:
                 self._decide(partition, settings)
         if len(partition.log.segments) > 1:
             self._carry_out(partition)
@@ -146,6 +148,8 @@ class Retention:
 
 
 def _roll_ms(settings: TopicSettings) -> int | None:
+    if settings.compacts:
+        return SEGMENT_MS
     if settings.retention_ms is None:
         return None
     return max(settings.retention_ms // ROLLS_PER_RETENTION, EVERY_MS)

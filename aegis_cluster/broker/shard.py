@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from aegis_cluster.broker.addresses import AddressBook
 from aegis_cluster.broker.clients import Clients
+from aegis_cluster.broker.compaction import Compaction
 from aegis_cluster.broker.complaints import Complaints
 from aegis_cluster.broker.controller_frontend import ControllerFrontend
 from aegis_cluster.broker.disk_space import DiskSpace
@@ -130,6 +131,7 @@ class Shard:
         self.disk_space = DiskSpace(self)
         self.peer_disks = PeerDisks(self)
         self.scrub = Scrub(self)
+        self.compaction = Compaction(self)
         self.backend = ReplicaBackend(self)
         self.balancer = LeaderBalancer(self)
         self.freshness = Freshness(self)
@@ -276,6 +278,7 @@ class Shard:
         self.disk_space.tick()
         self.peer_disks.tick()
         self.scrub.tick()
+        self.compaction.tick()
         self._read_metadata()
         self.freshness.tick()
 

@@ -26,7 +26,10 @@ def shard_status(shard: Shard) -> list[Any]:
         "scrub": shard.scrub.report(),
     }
     partitions = sorted(shard.manager.partitions.items())
-    replicas = [_replica_status(partition) for _, partition in partitions]
+    replicas = [
+        _replica_status(partition) | {"compaction": shard.compaction.report(partition)}
+        for _, partition in partitions
+    ]
     linked = sorted({key.node for key in shard.links.ups()})
     return [identity, linked, replicas, shard.damaged]
 

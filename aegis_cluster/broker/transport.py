@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from aegis_cluster.ids import NodeId, ShardId
+    from aegis_cluster.storage.compaction_job import CompactionJob, CompactionResult
     from aegis_cluster.wire.protocol import Part
 
 T = TypeVar("T")
@@ -56,3 +57,8 @@ class Transport(Protocol):
 
     def read_later(self, job: Callable[[], T], done: Callable[[T], None]) -> None:
         """Run a blocking read elsewhere and hand back its result as one more input."""
+
+    def compact_later(
+        self, job: CompactionJob, done: Callable[[CompactionResult | None], None]
+    ) -> None:
+        """Have one pass of compaction made elsewhere; None: it gave up, another time."""

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from aegis_cluster import StreamingEngine
 
+CLEANUP = click.Choice(["delete", "compact", "compact,delete"])
+
 
 @click.group()
 def topic() -> None:
@@ -37,6 +39,10 @@ def topic() -> None:
 @click.option("--replication-factor", type=click.IntRange(min=1), help="[default: min(3, nodes)]")
 @click.option("--retention", metavar="DURATION", help='How long messages are kept, as "7d".')
 @click.option("--retention-bytes", metavar="SIZE", help='How much a partition keeps, as "10GB".')
+@click.option("--cleanup", type=CLEANUP, help="What becomes of old messages.  [default: delete]")
+@click.option(
+    "--tombstone-retention", metavar="DURATION", help='How long a compacted null stays, as "1d".'
+)
 @click.option("--compression", type=click.Choice(["none", "lz4", "zstd"]), help="[default: none]")
 @click.option("--max-message-size", metavar="SIZE", help='The largest message, as "1MB".')
 @click.option("--if-not-exists", is_flag=True, help="A topic of that name is no failure.")
@@ -50,6 +56,7 @@ def create(
     \b
     Example:
       aegis topic create flights --partitions 6 --replication-factor 3
+      aegis topic create carriers --cleanup compact
     """
     from aegis_cluster import TopicConfig
 
@@ -113,7 +120,10 @@ def describe(name: str, bootstrap: str | None, timeout_ms: int, as_json: bool) -
 @click.option(
     "--retention-bytes", metavar="SIZE", help='Of a partition, as "10GB", or "unlimited".'
 )
-@click.option("--cleanup", type=click.Choice(["delete"]), help="What becomes of old messages.")
+@click.option("--cleanup", type=CLEANUP, help="What becomes of old messages.")
+@click.option(
+    "--tombstone-retention", metavar="DURATION", help='How long a compacted null stays, as "1d".'
+)
 @click.option("--compression", type=click.Choice(["none", "lz4", "zstd"]), help="Of its producers.")
 @click.option("--max-message-size", metavar="SIZE", help='The largest message, as "1MB".')
 @bootstrap_option

@@ -167,6 +167,7 @@ def _topic_status(
                 "in_sync": [_name(cluster, node) for node in found["in_sync"] or ()],
                 "log_start": found["log_start"],
                 "high_watermark": found["high_watermark"],
+                "compaction": found["compaction"],
             }
         )
     return {"name": topic.name, "partitions": partitions}

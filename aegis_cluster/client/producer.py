@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 from aegis_cluster.client.partition_queue import Outcome, PartitionQueue, PendingBatch
 from aegis_cluster.errors import (
     AegisError,
+    KeyRequired,
     MessageTooLarge,
     Misuse,
     NotLeader,
@@ -233,8 +234,15 @@ class Producer:
     ) -> tuple[asyncio.Future[Stored], int] | None:
         """Put one record into its partition's open batch; None while the buffer is full.
 
-        Returns the batch's future and the record's place in it. Raises `MessageTooLarge`.
+        Returns the batch's future and the record's place in it. Raises `MessageTooLarge`,
+        `KeyRequired`.
         """
+        if row[1] is None and info.settings.compacts:
+            raise KeyRequired(
+                f"{info.name} is compacted, which keeps the latest message of each key: give the"
+                " message a key.",
+                topic=info.name,
+            )
         size = row_bytes(row)
         if size > info.settings.max_message_bytes + RECORD_OVERHEAD_BYTES:
             raise MessageTooLarge(

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 DEFAULT_REPLICATION: Final = 3
 _NAME: Final = re.compile(r"[A-Za-z0-9._-]+")
 _KINDS: Final = ("topic", "eventstore", "cdc")
-_CLEANUPS: Final = ("delete",)
+_CLEANUPS: Final = ("delete", "compact", "compact,delete")
 _COMPRESSIONS: Final = ("none", "gzip", "snappy", "lz4", "zstd")
 
 
@@ -239,6 +239,10 @@ def _check_settings(name: str, settings: TopicSettings) -> None:
             raise InvalidTopic(
                 f"Topic {name!r}: {what} {value!r} is not possible; use {' or '.join(allowed)}."
             )
+    if settings.compacts and settings.kind == "eventstore":
+        raise InvalidTopic(
+            f"Topic {name!r} holds events, whose streams are whole: it cannot be compacted."
+        )
     if not 1 <= settings.max_message_bytes <= MESSAGE_BYTES_MAX:
         raise InvalidTopic(
             f"Topic {name!r}: max_message_size {settings.max_message_bytes} is not possible;"

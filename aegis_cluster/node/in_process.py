@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 
 import zmq
 
-from aegis_cluster.broker.loop import CHECKPOINT, READ, SYNC, ShardLoop, monotonic_ms
+from aegis_cluster.broker.loop import CHECKPOINT, COMPACT, READ, SYNC, ShardLoop, monotonic_ms
 from aegis_cluster.broker.sockets import Sockets
 from aegis_cluster.broker.transport import Listener
 from aegis_cluster.broker.workers import Workers
@@ -33,6 +33,7 @@ from aegis_cluster.errors import (
     NotReady,
 )
 from aegis_cluster.ids import METADATA_GROUP, NodeId, ShardId
+from aegis_cluster.node.compaction_child import ChildCompactor
 from aegis_cluster.node.identity import (
     Founder,
     Identity,
@@ -166,6 +167,7 @@ class InProcessNode:
         sockets: Sockets | None = None
         store: ShardStore | None = None
         loop: ShardLoop | None = None
+        compactor = ChildCompactor()
         try:
             sockets = Sockets(
                 {
@@ -175,7 +177,7 @@ class InProcessNode:
                 },
                 context=self.context,
             )
-            self._workers = Workers(SYNC, CHECKPOINT, READ)
+            self._workers = Workers(SYNC, CHECKPOINT, READ, COMPACT)
             store = ShardStore(RealDisk(), str(config.data), ShardId(0), clock_ms=monotonic_ms)
             loop = ShardLoop(
                 context=context_of(config, identity, ShardId(0), uuid.uuid4().hex),
@@ -183,6 +185,7 @@ class InProcessNode:
                 sockets=sockets,
                 workers=self._workers,
                 rng=random.Random(),
+                compact=compactor,
             )
             _require_no_others(loop, str(config.data))
             _lead(loop)
@@ -193,6 +196,7 @@ class InProcessNode:
         except (Exception, InvariantBroken) as error:  # noqa: BLE001 - top of a thread
             self._broke_down(error)
         finally:
+            compactor.stop()
             if self._workers is not None:
                 self._workers.close()
             if loop is not None:

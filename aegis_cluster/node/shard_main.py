@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from aegis_cluster.broker.context import ShardContext
-from aegis_cluster.broker.loop import CHECKPOINT, READ, SYNC, ShardLoop, monotonic_ms
+from aegis_cluster.broker.loop import CHECKPOINT, COMPACT, READ, SYNC, ShardLoop, monotonic_ms
 from aegis_cluster.broker.sockets import Sockets
 from aegis_cluster.broker.supervisor_line import SupervisorLine
 from aegis_cluster.broker.transport import Listener
@@ -33,6 +33,7 @@ from aegis_cluster.config import (
 from aegis_cluster.errors import AegisError, ConfigError, StorageFailed
 from aegis_cluster.ids import ShardId
 from aegis_cluster.keys import PublicKey
+from aegis_cluster.node.compaction_child import ChildCompactor
 from aegis_cluster.node.exit_codes import EXIT_CONFIG, EXIT_STORAGE
 from aegis_cluster.node.identity import load_identity
 from aegis_cluster.node.node_security import listening_host, node_keys
@@ -92,7 +93,8 @@ def run(
         keys=keys,
         insecure=config.insecure,
     )
-    workers = Workers(SYNC, CHECKPOINT, READ)
+    workers = Workers(SYNC, CHECKPOINT, READ, COMPACT)
+    compactor = ChildCompactor()
     store = ShardStore(disk, str(config.data), shard, clock_ms=monotonic_ms)
     loop = ShardLoop(
         context=context_of(config, identity, shard, boot_id),
@@ -101,6 +103,7 @@ def run(
         workers=workers,
         rng=random.Random(),
         supervisor=supervisor,
+        compact=compactor,
     )
     signal.signal(signal.SIGTERM, lambda *_: loop.stop())
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -111,6 +114,7 @@ def run(
         f"with the public key {keys.own.public}" if keys else "without keys",
     )  # fmt: skip
     loop.run()
+    compactor.stop()
     workers.close()
     sockets.close()
     store.close()

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from aegis_cluster.ids import GroupId
 
-_LOOKS: Final = re.compile(rb"\x01[\x01-\x1f]..\x00{4}", re.DOTALL)
-"""Version, kind, annotation size and reserved bytes of a frame's header."""
+_LOOKS: Final = re.compile(rb"\x01[\x01-\x1f]..[\x00\x01]\x00{3}", re.DOTALL)
+"""Version, kind, annotation size and flags of a frame's header."""
 _LOOKS_AT: Final = 8
 """Where in the header these stand."""
 

@@ -208,6 +208,8 @@ class PartitionLog:
         self.dirty = DirtyFiles()
         self.roll_ms: int | None = None
         """A frame that was appended so much later than its segment's first one begins another."""
+        self.roll_bytes: int | None = None
+        """A smaller size for segments than the store's; None: the store's."""
         self._disk = disk
         self._limits = limits
         self._handles = handles
@@ -602,9 +604,10 @@ class PartitionLog:
         position = segment.end
         point = self._written
         rolls = self._is_old(segment, op.frames[0])
+        bytes_max = min(self._limits.segment_bytes, self.roll_bytes or self._limits.segment_bytes)
         for frame, meta in zip(op.frames, op.metas, strict=True):
             if (
-                position + meta.size > self._limits.segment_bytes
+                position + meta.size > bytes_max
                 or rolls
                 or (meta.kind is FrameKind.LOG_START and _starts_within(segment, frame))
             ) and position > HEADER_BYTES:
@@ -711,6 +714,33 @@ class PartitionLog:
             self._trim_memberships()
         return self.first_index
 
+    # Compaction
+
+    def put_compacted(self, old: Segment, aside: Segment) -> bool:
+        """Put a segment's compacted files in its place; False where the log has moved on since.
+
+        Their names are durable once the directory is synced; until then a power loss leaves the
+        old or the new file of each, and an index that is not its segment's is made anew. Readers
+        that hold the old file go on reading it.
+        """
+        if old not in self._segments or self.resetting or self.damage is not None:
+            return False
+        invariant(old.settled, "only what a checkpoint covers is compacted", at=old.base_index)
+        # Whoever still walks the old segment must not open the new file by its name.
+        self._handles.pin(old)
+        _ = (old.file, old.index)
+        self._handles.forget(old)
+        new = Segment(self._disk, self.directory, aside.header, self._handles)
+        new.end, new.max_time = aside.end, aside.max_time
+        new.sealed = new.settled = True
+        self._disk.rename(aside.index_path, new.index_path)
+        self._disk.rename(aside.path, new.path)
+        self._segments = tuple(new if one is old else one for one in self._segments)
+        self._read_hint = None
+        following = self._segments[self._segments.index(new) + 1]
+        self._cache.drop_upto(self._tail, following.header.before.index)
+        return True
+
     def _trim_runs(self) -> None:
         place = bisect_right(self._runs, self.first_index, key=_run_start) - 1
         if place >= 0:
@@ -751,6 +781,8 @@ class PartitionLog:
         self._log_starts = list(log_starts)
         self._memberships = list(memberships)
         self._on_file = self._tail.pinned_above = end.index
+        for segment in segments[:-1]:
+            segment.settled = True
         if segments:
             self._handles.pin(segments[-1])
 
@@ -772,6 +804,7 @@ class PartitionLog:
         """A checkpoint covers these: their handles may be given up from now on."""
         for segment in sealed:
             if segment.sealed:
+                segment.settled = True
                 self._handles.unpin(segment)
                 self._handles.touch(segment)
 

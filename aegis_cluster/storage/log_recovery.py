@@ -20,6 +20,7 @@ from aegis_cluster.storage.log import FramesOp, PartitionLog, read_log_start, re
 from aegis_cluster.storage.replay import GroupReplay, contiguous
 from aegis_cluster.storage.scan import FrameScanner, Place, entry_place, segment_start
 from aegis_cluster.storage.segment import (
+    ASIDE_SUFFIX,
     HEADER_BYTES,
     Segment,
     SegmentHeader,
@@ -95,6 +96,8 @@ class LogRecovery:
         self.segments: list[Segment] = []
         self.extra: list[str] = []
         """Segment files above the end, to be removed."""
+        self.asides: list[str] = []
+        """What a compaction left half-way; to be removed."""
         self.runs: list[tuple[LogIndex, Term]] = []
         self.log_starts: list[tuple[LogIndex, RecordOffset]] = []
         self.memberships: list[tuple[LogIndex, bytes]] = []
@@ -125,7 +128,9 @@ class LogRecovery:
         disk, directory = self._files.disk, self._files.directory
         if not disk.exists(directory):
             raise Stop(directory, 0, "the directory of the log is missing")
-        named = (parse_segment_name(name) for name in disk.list_dir(directory))
+        names = disk.list_dir(directory)
+        self.asides = [name for name in names if name.endswith(ASIDE_SUFFIX)]
+        named = (parse_segment_name(name) for name in names)
         bases = sorted(base for base in named if base is not None)
         if self._journal.reset is not None:
             self._find_reset(bases, self._journal.reset)
@@ -139,7 +144,8 @@ class LogRecovery:
         """Keep files only if they are the new log already."""
         self.point = begin
         start = LogIndex(begin.index + 1)
-        renewed = start in bases and self._header(start) == SegmentHeader(self._files.group, begin)
+        header = self._header(start) if start in bases else None
+        renewed = header is not None and header.before == begin
         self._bases = [base for base in bases if renewed and base >= start]
         self.extra = [segment_name(base) for base in bases if base not in self._bases]
 
@@ -422,6 +428,8 @@ class LogRecovery:
 
     def _remove_extra(self, log: PartitionLog) -> None:
         disk, directory = self._files.disk, self._files.directory
+        for name in self.asides:
+            disk.remove(f"{directory}/{name}")
         for name in self.extra:
             disk.remove(f"{directory}/{name}")
             index = f"{directory}/{name.removesuffix('.log')}.index"

@@ -6,14 +6,14 @@ starts. Layout, little endian, 64 bytes:
 
     bytes  0..7   magic           b"AEGISSEG"
     bytes  8..9   version         1
-    bytes 10..11  flags           0 (later: compacted)
+    bytes 10..11  flags           0
     bytes 12..15  header size     64
     bytes 16..23  group
     bytes 24..31  base index      index of the first frame; the file's name
     bytes 32..39  base offset     next offset before the first frame
     bytes 40..47  previous term   term of the frame before, 0 for none
     bytes 48..55  chain before
-    bytes 56..59  reserved        0
+    bytes 56..59  compactions     how often records were taken out; its index says the same
     bytes 60..63  crc             CRC-32C of the 60 bytes before
 """
 
@@ -41,6 +41,8 @@ _CRC: Final = struct.Struct("<I")
 HEADER_BYTES: Final = _HEADER.size + _CRC.size
 LOG_SUFFIX: Final = ".log"
 INDEX_SUFFIX: Final = ".index"
+ASIDE_SUFFIX: Final = ".compact"
+"""Of a file that compaction is still writing."""
 
 
 class SegmentHeader(NamedTuple):
@@ -48,6 +50,8 @@ class SegmentHeader(NamedTuple):
 
     group: GroupId
     before: LogPoint
+    compactions: int = 0
+    """How often the file was written anew by compaction."""
 
     @property
     def base_index(self) -> LogIndex:
@@ -68,7 +72,7 @@ def encode_segment_header(header: SegmentHeader) -> bytes:
         before.offset,
         before.term,
         before.chain,
-        0,
+        header.compactions,
     )
     return data + _CRC.pack(crc32c(data))
 
@@ -77,17 +81,17 @@ def decode_segment_header(data: bytes) -> SegmentHeader:
     """CorruptLog on anything that `encode_segment_header` did not write."""
     if len(data) < HEADER_BYTES:
         raise CorruptLog("too short for a segment header", have=len(data), want=HEADER_BYTES)
-    magic, version, flags, size, group, base, offset, term, chain, reserved = _HEADER.unpack_from(
-        data
+    magic, version, flags, size, group, base, offset, term, chain, compactions = (
+        _HEADER.unpack_from(data)
     )
     if _CRC.pack(crc32c(data[: _HEADER.size])) != data[_HEADER.size : HEADER_BYTES]:
         raise CorruptLog("segment header checksum")
-    if magic != _MAGIC or version != SEGMENT_VERSION or size != HEADER_BYTES or flags or reserved:
+    if magic != _MAGIC or version != SEGMENT_VERSION or size != HEADER_BYTES or flags:
         raise CorruptLog("unknown segment format", version=version, flags=flags, size=size)
     if base < 1:
         raise CorruptLog("a segment starts at index 1 or above", have=base)
     before = LogPoint(LogIndex(base - 1), Term(term), chain, RecordOffset(offset))
-    return SegmentHeader(GroupId(group), before)
+    return SegmentHeader(GroupId(group), before, compactions)
 
 
 def segment_name(base_index: int) -> str:
@@ -121,11 +125,21 @@ class Segment:
         "header",
         "max_time",
         "sealed",
+        "settled",
+        "suffix",
     )
 
     def __init__(
-        self, disk: Disk, directory: str, header: SegmentHeader, handles: HandleCache
+        self,
+        disk: Disk,
+        directory: str,
+        header: SegmentHeader,
+        handles: HandleCache,
+        *,
+        suffix: str = "",
     ) -> None:
+        """suffix: of both files' names, while they are written aside."""
+        self.suffix = suffix
         self.disk = disk
         self.directory = directory
         self.header = header
@@ -135,6 +149,8 @@ class Segment:
         """Largest timestamp of its batches."""
         self.sealed = False
         """Nothing is appended any more; the index ends with a footer."""
+        self.settled = False
+        """A checkpoint has covered all of it: the journal never writes into it again."""
         self.entry_due = 0
         """File position from which on the next frame gets an index entry."""
         self._handles = handles
@@ -150,12 +166,12 @@ class Segment:
     @property
     def path(self) -> str:
         """Of the segment's file."""
-        return f"{self.directory}/{segment_name(self.base_index)}"
+        return f"{self.directory}/{segment_name(self.base_index)}{self.suffix}"
 
     @property
     def index_path(self) -> str:
         """Of the sparse index's file."""
-        return self.path.removesuffix(LOG_SUFFIX) + INDEX_SUFFIX
+        return f"{self.directory}/{self.base_index:020}{INDEX_SUFFIX}{self.suffix}"
 
     @property
     def handle(self) -> File | None:
@@ -197,15 +213,19 @@ class Segment:
         try:
             file = self.disk.open(self.index_path)
         except FileNotFoundError:
-            return SparseIndex(self.header.group, self.base_index)
-        return load_index(self.header.group, self.base_index, file.pread(file.size(), 0))
+            return self._new_index()
+        data = file.pread(file.size(), 0)
+        return load_index(self.header.group, self.base_index, data, self.header.compactions)
+
+    def _new_index(self) -> SparseIndex:
+        return SparseIndex(self.header.group, self.base_index, self.header.compactions)
 
     def create(self) -> None:
         """Write the header into a new file; nothing is synced."""
         self._file = self.disk.open(self.path, create=True)
         self._file.truncate(0)
         self._file.pwrite(encode_segment_header(self.header), 0)
-        self._index = SparseIndex(self.header.group, self.base_index)
+        self._index = self._new_index()
 
     def hold_index(self, index: SparseIndex) -> None:
         """Take an index that was rebuilt."""

@@ -208,7 +208,8 @@ def _inspect_index(path: str, segment: Segment, report: SegmentReport) -> dict[s
         return {"state": "missing", "entries": 0}
     file = DISK.open(index_path)
     data = file.pread(file.size(), 0)
-    index = load_index(segment.group, base, data)
+    compactions = segment.header.compactions if segment.header is not None else 0
+    index = load_index(segment.group, base, data, compactions)
     state = "ok" if len(data) - len(index) * ENTRY_BYTES < 2 * ENTRY_BYTES else "damaged"
     last = index.last
     if last is not None and last.position > report.bytes:

@@ -10,8 +10,8 @@ any part may be missing or old. Each entry's CRC is seeded with the CRC before i
 run of entries is one that was once written as a whole; its last entry is then checked against the
 frame in the segment, whose chain binds everything before it.
 
-Layout, little endian: header of 40 bytes (magic, version, group, base index, CRC), then entries of
-56 bytes (index, offset, time, position, term, chain before, flags, CRC).
+Layout, little endian: header of 40 bytes (magic, version, group, base index, compactions, CRC),
+then entries of 56 bytes (index, offset, time, position, term, chain before, flags, CRC).
 """
 
 from __future__ import annotations
@@ -67,8 +67,9 @@ class IndexEntry(NamedTuple):
 class SparseIndex:
     """Packed entries of one segment: 56 bytes each, no objects."""
 
-    def __init__(self, group: GroupId, base_index: LogIndex) -> None:
-        head = _HEADER.pack(_MAGIC, INDEX_VERSION, 0, 0, group, base_index, 0)
+    def __init__(self, group: GroupId, base_index: LogIndex, compactions: int = 0) -> None:
+        """compactions: as in the segment's header; an index of other bytes is none."""
+        head = _HEADER.pack(_MAGIC, INDEX_VERSION, 0, 0, group, base_index, compactions)
         self._crc = crc32c(head)
         self._header = head + _CRC.pack(self._crc)
         self._packed = bytearray()
@@ -168,9 +169,11 @@ class SparseIndex:
         return file
 
 
-def load_index(group: GroupId, base_index: LogIndex, data: bytes) -> SparseIndex:
+def load_index(
+    group: GroupId, base_index: LogIndex, data: bytes, compactions: int = 0
+) -> SparseIndex:
     """Accept the longest run of entries that hangs together; nothing is an error here."""
-    index = SparseIndex(group, base_index)
+    index = SparseIndex(group, base_index, compactions)
     index._file_entries = max(0, len(data) - HEADER_BYTES + ENTRY_BYTES - 1) // ENTRY_BYTES
     if data[:HEADER_BYTES] != index._header:
         return index

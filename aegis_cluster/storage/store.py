@@ -31,6 +31,8 @@ from aegis_cluster.storage.checkpoint import (
     join_checkpoint,
     pack_group,
 )
+from aegis_cluster.storage.compaction import compact
+from aegis_cluster.storage.compaction_job import CompactionResult
 from aegis_cluster.storage.disk import make_dir_durable
 from aegis_cluster.storage.handles import HandleCache
 from aegis_cluster.storage.journal import (
@@ -84,7 +86,9 @@ from aegis_cluster.storage.types import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from aegis_cluster.storage.compaction_job import CompactionJob, Rewritten
     from aegis_cluster.storage.disk import Disk
+    from aegis_cluster.storage.segment import Segment
 
 _ROUND_ITEM_BYTES_MAX: Final = 256
 """Room for any item that carries no frames: hard state, truncation, new start."""
@@ -250,6 +254,11 @@ class ShardStore:
         deletes, offset commits and membership go on. False again by itself.
         """
         return not self._reserve.held or self._free_bytes < self._limits.reserve_bytes
+
+    @property
+    def limits(self) -> StoreLimits:
+        """The sizes of this shard's files."""
+        return self._limits
 
     @property
     def free_bytes(self) -> int:
@@ -511,6 +520,41 @@ class ShardStore:
         with self._guard(f"snapshot of group {group}"):
             snapshot = ticket.snapshot._replace(slices=tuple(slices))
             write_snapshot(self._disk, ticket.directory, group, snapshot)
+
+    # Compaction: the log is read and written aside elsewhere, see `compaction`
+
+    def compact(self, job: CompactionJob) -> CompactionResult:
+        """One pass, here and now; nothing is in its place yet. Blocks. Raises `CorruptRecord`."""
+        self._check()
+        try:
+            return compact(self._disk, job)
+        except FileNotFoundError:  # the group was removed, or its log replaced, meanwhile
+            return CompactionResult((), job.clean_to, 0)
+        except OSError as error:
+            raise self._fail(f"compaction of group {job.group}", error) from error
+
+    def installs(self, group: GroupId) -> int:
+        """How often the group's log was replaced as a whole since the start."""
+        return self._get(group).installs
+
+    def put_compacted(self, job: CompactionJob, old: Segment, found: Rewritten) -> bool:
+        """Put one segment that was written aside in the place of `old`; False where the log has
+        moved on. The next one follows only after `sync_compacted`: what takes a tombstone away
+        must not be there before what takes the older values away.
+        """
+        self._check()
+        group = self._groups.get(job.group)
+        if group is None or old.header.compactions + 1 != found.header.compactions:
+            return False
+        with self._guard(f"compaction of group {job.group}"):
+            return group.log.put_compacted(old, found.aside(self._disk, job))
+
+    def sync_compacted(self, job: CompactionJob) -> None:
+        """Make the names durable. Blocks."""
+        try:
+            self._sync_dirs({job.directory})
+        except OSError as error:
+            raise self._fail(f"compaction of group {job.group}", error) from error
 
     def load_snapshot(self, group: GroupId) -> Snapshot | None:
         """The group's snapshot."""

@@ -204,7 +204,18 @@ class TailCache:
         """Forget the frames of one tail at or above `from_index`."""
         freed = tail.cut(from_index)
         self._bytes -= sum(freed)
-        self._stale_tokens += len(freed)
+        self._note_stale(len(freed))
+
+    def drop_upto(self, tail: Tail, index: LogIndex) -> None:
+        """Forget the frames of one tail at or below `index`: their segment says something else."""
+        dropped = 0
+        while len(tail) and tail.first <= min(index, tail.pinned_above):
+            self._bytes -= tail.drop_oldest()
+            dropped += 1
+        self._note_stale(dropped)
+
+    def _note_stale(self, count: int) -> None:
+        self._stale_tokens += count
         if self._stale_tokens > _COMPACT_AT and self._stale_tokens * 2 > len(self._by_age):
             self._drop_stale_tokens()
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from aegis_cluster.broker.compaction import compact_here
 from aegis_cluster.broker.shard import Shard
 from aegis_cluster.broker.transport import Listener
 from aegis_cluster.config import peers_endpoint
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from aegis_cluster.broker.transport import PeerKey
+    from aegis_cluster.storage.compaction_job import CompactionJob, CompactionResult
     from aegis_cluster.storage.rounds import Checkpoint, Round
     from aegis_cluster.testing.network import Connection, Network
     from aegis_cluster.testing.node import SimulatedNode
@@ -338,6 +340,12 @@ class SimulatedProcess:
         self._reads_until_us = max(now_us, self._reads_until_us) + READ_US
         delay_us = self._reads_until_us - now_us
         self._scheduler.after(delay_us, self._in_thread, self.boot, self._read, job, done)
+
+    def compact_later(
+        self, job: CompactionJob, done: Callable[[CompactionResult | None], None]
+    ) -> None:
+        store = self._running.store
+        self.read_later(lambda: compact_here(store, job), done)
 
     def _read(self, job: Callable[[], T], done: Callable[[T], None]) -> None:
         self.input(self.boot, done, job())

@@ -310,7 +310,7 @@ def _finish(
     if not count:
         raise Misuse("A batch holds at least one record.")
     with memoryview(built) as view:
-        compression, body = _compressed(compression, view[BATCH_HEADER_BYTES:])
+        compression, body = compressed(compression, view[BATCH_HEADER_BYTES:])
         length = BATCH_HEADER_BYTES - BATCH_LENGTH_END + len(body)
         if length + BATCH_LENGTH_END > limits.BATCH_BYTES_MAX:
             raise MessageTooLarge(
@@ -324,8 +324,8 @@ def _finish(
     return _UNCOVERED.pack(0, length, -1, MAGIC, crc32c(covered)) + covered
 
 
-def _compressed(compression: int, body: memoryview) -> tuple[int, Bytes]:
-    """The codec really used: records that do not shrink are stored as they are."""
+def compressed(compression: int, body: memoryview) -> tuple[int, Bytes]:
+    """The codec really used, and the bytes: records that do not shrink are stored as they are."""
     if len(body) > DECOMPRESSED_BYTES_MAX:
         raise MessageTooLarge(
             "a batch's records are too large", have=len(body), at_most=DECOMPRESSED_BYTES_MAX

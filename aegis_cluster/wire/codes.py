@@ -40,6 +40,7 @@ class Code(IntEnum):
     MESSAGE_TOO_LARGE = 120
     INVALID_BATCH = 121
     UNSUPPORTED_PAYLOAD = 122
+    KEY_REQUIRED = 123
     OUT_OF_ORDER_SEQUENCE = 130
     PRODUCER_FENCED = 131
     UNKNOWN_PRODUCER = 132
@@ -91,6 +92,7 @@ ERROR_OF_CODE: Final[dict[int, type[AegisError]]] = {
     Code.MESSAGE_TOO_LARGE: errors.MessageTooLarge,
     Code.INVALID_BATCH: errors.InvalidBatch,
     Code.UNSUPPORTED_PAYLOAD: errors.UnsupportedPayload,
+    Code.KEY_REQUIRED: errors.KeyRequired,
     Code.OUT_OF_ORDER_SEQUENCE: errors.OutOfOrderSequence,
     Code.PRODUCER_FENCED: errors.ProducerFenced,
     Code.UNKNOWN_PRODUCER: errors.UnknownProducer,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from aegis_cluster.errors import PeerViolation
 from aegis_cluster.ids import GroupId, Member, NodeId, ShardId
-from aegis_cluster.limits import MESSAGE_BYTES_DEFAULT
+from aegis_cluster.limits import MESSAGE_BYTES_DEFAULT, TOMBSTONE_RETENTION_MS_DEFAULT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -57,6 +57,18 @@ class TopicSettings:
     cleanup: str = "delete"
     compression: str = "none"
     max_message_bytes: int = MESSAGE_BYTES_DEFAULT
+    tombstone_retention_ms: int = TOMBSTONE_RETENTION_MS_DEFAULT
+    """How long a null value is kept in a compacted topic, from its append on."""
+
+    @property
+    def compacts(self) -> bool:
+        """Only the latest record of each key is kept."""
+        return "compact" in self.cleanup
+
+    @property
+    def deletes(self) -> bool:
+        """What is too old, or too much, goes."""
+        return "delete" in self.cleanup
 
 
 class PartitionInfo(NamedTuple):

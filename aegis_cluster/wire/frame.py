@@ -8,7 +8,7 @@ Layout, little endian, then the annotation, then the payload:
     byte   8      version          1
     byte   9      kind             FrameKind
     bytes 10..11  annotation_size
-    bytes 12..15  reserved         0
+    bytes 12..15  flags            1: rewritten by compaction, see `rewrite_frame`
     bytes 16..23  term
     bytes 24..31  index
     bytes 32..39  time_ms          the leader's clock when it appended
@@ -16,7 +16,8 @@ Layout, little endian, then the annotation, then the payload:
 
 The rules it protects: bytes that were moved to another place (group, index) or brought back from
 an older time fail the check (C4 and C5 are such faults of disks); a byte of a batch is checksummed
-once, by the batch's own CRC, and the frame's CRC covers the 21 bytes that it leaves out.
+once, by the batch's own CRC, and the frame's CRC covers the 21 bytes that it leaves out; a frame
+that compaction has rewritten keeps its index, its offsets and its place in the chain.
 """
 
 from __future__ import annotations
@@ -46,6 +47,9 @@ _HEADER: Final = struct.Struct("<IIBBHIQQq8s")
 _COVERED: Final = struct.Struct("<QIBBHIQQq")
 """Group, then the header without its CRC and chain."""
 _CRC: Final = struct.Struct("<I")
+_ORIGIN: Final = struct.Struct("<I4s")
+REWRITTEN: Final = 1
+"""Flag of a frame whose batch lost records to compaction."""
 _NO_BATCH_CRC: Final = bytes(4)
 _STAMP_OFFSET: Final = struct.Struct(">q")
 _STAMP_EPOCH: Final = struct.Struct(">i")
@@ -81,6 +85,12 @@ class FrameHeader(NamedTuple):
     time_ms: int
     """The leader's clock at append, which never falls within a partition."""
     chain: bytes
+    flags: int = 0
+
+    @property
+    def is_rewritten(self) -> bool:
+        """Compaction took records out of its batch."""
+        return bool(self.flags & REWRITTEN)
 
 
 def encode_frame(
@@ -162,15 +172,53 @@ def _encode_header(
     )
 
 
+def rewrite_frame(group: GroupId, frame: bytes, batch: bytes) -> bytes:
+    """The same frame around a batch that has lost records.
+
+    The chain goes on through it as before, so nothing that was ever compared with it changes: ahead
+    of its annotation it carries the two checksums that the chain was made of. The batch keeps its
+    first and last offset.
+    """
+    header = decode_header(frame)
+    invariant(header.kind is FrameKind.DATA, "only batches lose records", index=header.index)
+    payload = frame_payload(frame, header)
+    if header.is_rewritten:
+        origin = frame[FRAME_HEADER_BYTES : FRAME_HEADER_BYTES + _ORIGIN.size]
+    else:
+        origin = _ORIGIN.pack(header.crc, bytes(payload[17:21]))
+    annotation = origin + frame_annotation(frame, header)
+    invariant(batch[:8] == payload[:8] and batch[23:27] == payload[23:27], "offsets stay")
+    size = FRAME_HEADER_BYTES + len(annotation) + len(batch)
+    rewritten = header._replace(size=size, annotation_size=len(annotation), flags=REWRITTEN)
+    crc = _frame_crc(group, rewritten, annotation + batch[:BATCH_UNCOVERED_BYTES])
+    head = _HEADER.pack(
+        size,
+        crc,
+        FRAME_VERSION,
+        header.kind,
+        len(annotation),
+        REWRITTEN,
+        header.term,
+        header.index,
+        header.time_ms,
+        header.chain,
+    )
+    return b"".join((head, annotation, batch))
+
+
 def _next_chain(previous_chain: bytes, crc: int, kind: FrameKind, head: bytes) -> bytes:
     batch_crc = head[17:21] if kind is FrameKind.DATA else _NO_BATCH_CRC
+    return _link(previous_chain, crc, batch_crc)
+
+
+def _link(previous_chain: bytes, crc: int, batch_crc: bytes) -> bytes:
     return blake2b(previous_chain + _CRC.pack(crc) + batch_crc, digest_size=CHAIN_BYTES).digest()
 
 
 def decode_header(buffer: Bytes, position: int = 0) -> FrameHeader:
     """Read the fixed part; its fields are possible, nothing is proved yet (see `check_frame`)."""
     try:
-        size, crc, version, kind_number, annotation_size, reserved, term, index, time_ms, chain = (
+        size, crc, version, kind_number, annotation_size, flags, term, index, time_ms, chain = (
             _HEADER.unpack_from(buffer, position)
         )
     except struct.error:
@@ -178,18 +226,20 @@ def decode_header(buffer: Bytes, position: int = 0) -> FrameHeader:
             "the log ends inside a frame header", position=position, have=len(buffer) - position
         ) from None
     kind = _KINDS.get(kind_number)
-    if version != FRAME_VERSION or kind is None or reserved:
+    if version != FRAME_VERSION or kind is None or flags > REWRITTEN:
         raise CorruptRecord(
             "unknown frame version or kind", position=position, version=version, kind=kind_number
         )
     smallest = FRAME_HEADER_BYTES + annotation_size
     if kind is FrameKind.DATA:
         smallest += BATCH_HEADER_BYTES
+    if flags and (kind is not FrameKind.DATA or annotation_size < _ORIGIN.size):
+        raise CorruptRecord("no frame that was rewritten", position=position, kind=kind_number)
     if not smallest <= size <= limits.FRAME_BYTES_MAX:
         raise CorruptRecord("impossible frame size", position=position, have=size, least=smallest)
     if not (0 < index <= _NUMBER_MAX and term <= TERM_MAX):
         raise CorruptRecord("impossible index or term", position=position, index=index, term=term)
-    return FrameHeader(size, crc, kind, annotation_size, term, index, time_ms, chain)
+    return FrameHeader(size, crc, kind, annotation_size, term, index, time_ms, chain, flags)
 
 
 def check_frame(
@@ -215,7 +265,8 @@ def check_frame(
     if is_data:
         _check_batch(buffer, payload_start, end, header.index)
     if previous_chain is not None:
-        _check_chain(header, previous_chain, buffer[payload_start:head_end])
+        origin = buffer[position + FRAME_HEADER_BYTES : payload_start]
+        _check_chain(header, previous_chain, origin, buffer[payload_start:head_end])
     return header
 
 
@@ -226,7 +277,7 @@ def _frame_crc(group: GroupId, header: FrameHeader, annotation_and_head: Bytes) 
         FRAME_VERSION,
         header.kind,
         header.annotation_size,
-        0,
+        header.flags,
         header.term,
         header.index,
         header.time_ms,
@@ -247,8 +298,13 @@ def _check_batch(buffer: Bytes, start: int, end: int, index: LogIndex) -> None:
         raise CorruptRecord("batch checksum", index=index, have=have, want=want)
 
 
-def _check_chain(header: FrameHeader, previous_chain: bytes, head: Bytes) -> None:
-    chain = _next_chain(previous_chain, header.crc, header.kind, bytes(head))
+def _check_chain(
+    header: FrameHeader, previous_chain: bytes, annotation: Bytes, head: Bytes
+) -> None:
+    if header.is_rewritten:
+        chain = _link(previous_chain, *_ORIGIN.unpack_from(annotation))
+    else:
+        chain = _next_chain(previous_chain, header.crc, header.kind, bytes(head))
     if chain != header.chain:
         raise CorruptRecord(
             "frame does not continue the log", index=header.index, have=header.chain, want=chain
@@ -264,7 +320,8 @@ def frame_payload(buffer: Bytes, header: FrameHeader, position: int = 0) -> memo
 def frame_annotation(buffer: Bytes, header: FrameHeader, position: int = 0) -> memoryview:
     """The small map for the state that folds the log; empty in plain topics."""
     start = position + FRAME_HEADER_BYTES
-    return memoryview(buffer)[start : start + header.annotation_size]
+    skipped = _ORIGIN.size if header.is_rewritten else 0
+    return memoryview(buffer)[start + skipped : start + header.annotation_size]
 
 
 def iter_frames(buffer: Bytes, start: int = 0) -> Iterator[tuple[int, FrameHeader]]:

@@ -12,6 +12,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from aegis_cluster.broker.compaction import compact_here
 from aegis_cluster.broker.context import ShardContext
 from aegis_cluster.broker.shard import Shard
 from aegis_cluster.broker.transport import Listener, PeerKey
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 
     from aegis_cluster.broker.partition import Partition
     from aegis_cluster.errors import AegisError
+    from aegis_cluster.storage.compaction_job import CompactionJob, CompactionResult
     from aegis_cluster.storage.rounds import Round
     from aegis_cluster.wire.descriptions import NodeInfo, TopicInfo
     from aegis_cluster.wire.records import Record
@@ -128,6 +130,13 @@ class Transport:
 
     def read_later(self, job: Callable[[], Any], done: Callable[[Any], None]) -> None:
         self.reads.append((job, done))
+
+    def compact_later(
+        self, job: CompactionJob, done: Callable[[CompactionResult | None], None]
+    ) -> None:
+        store = self.host.store
+        assert store is not None
+        self.read_later(lambda: compact_here(store, job), done)
 
 
 @dataclass(eq=False)

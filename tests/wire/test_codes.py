@@ -64,6 +64,7 @@ def test_codes_are_for_ever() -> None:
         "MESSAGE_TOO_LARGE": 120,
         "INVALID_BATCH": 121,
         "UNSUPPORTED_PAYLOAD": 122,
+        "KEY_REQUIRED": 123,
         "OUT_OF_ORDER_SEQUENCE": 130,
         "PRODUCER_FENCED": 131,
         "UNKNOWN_PRODUCER": 132,

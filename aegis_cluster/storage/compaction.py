@@ -1,0 +1,338 @@
+"""Compaction: closed segments are written anew with the latest record of each key alone.
+
+The idea: every frame stays where it is, with its index, its term, its offsets and its place in the
+chain; only its batch loses records, all of them at worst. So nothing that counts frames or offsets
+(Raft, recovery, followers, readers) meets a gap, and a follower that lags behind gets what is left,
+frame by frame, like everything else. One pass reads the closed segments twice: first to learn the
+last offset of each key (by hash, up to a bound; the next pass goes on from there), then to write
+those that lose anything aside. Putting them in place is the log's own doing (`put_compacted`).
+
+The rules it protects: an offset never changes; a record is dropped only if a later one with its
+key is kept, its transaction was aborted, or it is a tombstone whose time has passed and behind
+which nothing older is left; transaction markers, records without a key and whatever does not
+decode stay; a transaction that is still open, and everything after its begin, is left alone.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import defaultdict
+from contextlib import suppress
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from itertools import pairwise
+from typing import TYPE_CHECKING, Final
+
+from aegis_cluster.errors import CorruptRecord
+from aegis_cluster.ids import LogIndex, RecordOffset
+from aegis_cluster.limits import MIB
+from aegis_cluster.storage.compaction_job import (
+    CompactionJob,
+    CompactionResult,
+    Rewritten,
+    SegmentSpec,
+)
+from aegis_cluster.storage.handles import HandleCache
+from aegis_cluster.storage.scan import FrameScanner, segment_start
+from aegis_cluster.storage.segment import (
+    HEADER_BYTES,
+    Segment,
+    SegmentHeader,
+)
+from aegis_cluster.storage.tail_cache import read_meta
+from aegis_cluster.wire.batch import decode_batch, decode_columns
+from aegis_cluster.wire.frame import FrameKind, decode_header, frame_payload, rewrite_frame
+from aegis_cluster.wire.layout import BatchHeader, batch_header
+from aegis_cluster.wire.markers import decode_marker
+from aegis_cluster.wire.rewrite import check_kept, with_records
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from aegis_cluster.storage.disk import Disk
+    from aegis_cluster.storage.log import PartitionLog
+    from aegis_cluster.wire.frame import FrameHeader
+    from aegis_cluster.wire.records import Record
+
+WRITE_BYTES: Final = 1 * MIB
+_HASH_BYTES: Final = 16
+
+
+def segments_of(log: PartitionLog, committed: LogIndex) -> tuple[SegmentSpec, ...]:
+    """The files of a log as a job describes them. committed: the last index that is, here."""
+    specs: list[SegmentSpec] = []
+    closed = True
+    for segment, following in pairwise(log.segments):
+        before = following.header.before
+        closed = closed and segment.settled and before.index <= committed
+        specs.append(SegmentSpec(segment.header, segment.end, before.offset, closed))
+    last = log.segments[-1]
+    specs.append(SegmentSpec(last.header, last.end, log.written.offset, closed=False))
+    return tuple(specs)
+
+
+def compact(disk: Disk, job: CompactionJob) -> CompactionResult:
+    """One pass. Blocks. Raises `CorruptRecord` where stored frames fail their check, `OSError`."""
+    decided = read_outcomes(disk, job)
+    limit = job.below if decided.open_from is None else min(job.below, decided.open_from)
+    latest = _latest(disk, job, decided, RecordOffset(limit))
+    rewritten: list[Rewritten] = []
+    try:
+        for spec in job.segments:
+            if not spec.closed or spec.header.before.offset >= latest.end:
+                break
+            if spec.end_offset > limit:
+                break
+            found = _rewrite(disk, job, spec, decided, latest)
+            if found is not None:
+                rewritten.append(found)
+    except OSError as error:
+        _discard_asides(disk, job)
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        return CompactionResult((), job.clean_to, len(latest.offsets), has_room=False)
+    return CompactionResult(
+        tuple(rewritten), latest.end, len(latest.offsets), tombstones=latest.tombstones
+    )
+
+
+def _discard_asides(disk: Disk, job: CompactionJob) -> None:
+    for spec in job.segments:
+        aside = Segment(disk, job.directory, spec.header, HandleCache(1), suffix=job.suffix)
+        with suppress(OSError):
+            aside.remove()
+
+
+# What became of transactions
+
+
+@dataclass(slots=True)
+class Outcomes:
+    """Which records belong to aborted transactions, and where undecided ones begin."""
+
+    aborted: dict[int, list[tuple[int, int]]] = field(default_factory=lambda: defaultdict(list))
+    """By producer: first offset and the marker's own, of each transaction that was aborted."""
+    open_from: int | None = None
+
+    def is_aborted(self, batch: BatchHeader) -> bool:
+        """Readers of what is committed never see this batch."""
+        if not batch.is_transactional:
+            return False
+        spans = self.aborted.get(batch.producer_id, ())
+        return any(first <= batch.base_offset < marker for first, marker in spans)
+
+
+def read_outcomes(disk: Disk, job: CompactionJob) -> Outcomes:
+    """Read the markers; they may stand behind the segments that are compacted."""
+    found = Outcomes()
+    open_: dict[int, int] = {}
+    for spec in job.segments:
+        for _, header, frame in _frames(disk, job, spec):
+            if header.kind is not FrameKind.DATA:
+                continue
+            payload = frame_payload(frame, header)
+            batch = batch_header(payload)
+            if batch.is_control:
+                first = open_.pop(batch.producer_id, None)
+                if first is not None and not decode_marker(payload).committed:
+                    found.aborted[batch.producer_id].append((first, batch.base_offset))
+            elif batch.is_transactional:
+                open_.setdefault(batch.producer_id, batch.base_offset)
+    found.open_from = min(open_.values(), default=None)
+    return found
+
+
+# The latest offset of each key
+
+
+@dataclass(slots=True)
+class _Latest:
+    offsets: dict[bytes, int]
+    end: RecordOffset
+    """The offsets are those among the records below."""
+    tombstones: int = 0
+    """Null values that stay for now."""
+    keeps_tombstones: bool = False
+    """Something could not be looked into: an older value may be hidden there."""
+
+
+def _hash(key: bytes) -> bytes:
+    return blake2b(key, digest_size=_HASH_BYTES).digest()
+
+
+def _latest(disk: Disk, job: CompactionJob, decided: Outcomes, limit: RecordOffset) -> _Latest:
+    """Last offsets from where the last pass ended, as far as the bound on keys allows."""
+    found = _Latest({}, job.clean_to)
+    for spec in job.segments:
+        if not spec.closed or spec.end_offset > limit:
+            break
+        if spec.end_offset <= job.clean_to:
+            continue
+        for _, header, frame in _frames(disk, job, spec):
+            if header.kind is not FrameKind.DATA:
+                continue
+            payload = frame_payload(frame, header)
+            batch = batch_header(payload)
+            if batch.base_offset < job.clean_to:
+                continue
+            if len(found.offsets) >= job.keys_max:
+                return found
+            if not (batch.is_control or batch.count == 0 or decided.is_aborted(batch)):
+                _note_keys(found, payload)
+            found.end = RecordOffset(batch.base_offset + batch.last_offset_delta + 1)
+        found.end = max(found.end, spec.end_offset)
+    return found
+
+
+def _note_keys(found: _Latest, payload: memoryview) -> None:
+    try:
+        columns = decode_columns(payload)
+    except CorruptRecord:
+        found.keeps_tombstones = True
+        return
+    for key, offset in zip(columns.keys, columns.offsets, strict=True):
+        if key is not None:
+            found.offsets[_hash(key)] = offset
+
+
+# Writing aside
+
+
+def _rewrite(
+    disk: Disk, job: CompactionJob, spec: SegmentSpec, decided: Outcomes, latest: _Latest
+) -> Rewritten | None:
+    """Write the segment without what is obsolete; None, and nothing written, if nothing is."""
+    writer: _Writer | None = None
+    for position, header, frame in _frames(disk, job, spec):
+        changed = _without_obsolete(job, header, frame, decided, latest)
+        if changed is None:
+            if writer is not None:
+                writer.add(bytes(frame))
+            continue
+        if writer is None:
+            writer = _Writer(disk, job, spec)
+            writer.copy_before(position)
+        writer.add(changed[0])
+        writer.dropped += changed[1]
+    return writer.finish() if writer is not None else None
+
+
+def _without_obsolete(
+    job: CompactionJob,
+    header: FrameHeader,
+    frame: memoryview,
+    decided: Outcomes,
+    latest: _Latest,
+) -> tuple[bytes, int] | None:
+    """The frame without records that nobody needs, and how many went; None: it stays as it is."""
+    if header.kind is not FrameKind.DATA:
+        return None
+    payload = frame_payload(frame, header)
+    batch = batch_header(payload)
+    if batch.is_control or batch.count == 0 or batch.base_offset >= latest.end:
+        return None
+    try:
+        records = decode_batch(payload)
+    except CorruptRecord:
+        latest.keeps_tombstones = True
+        return None
+    if decided.is_aborted(batch):
+        kept: list[Record] = []
+    else:
+        drops_tombstones = (
+            job.tombstones_before_ms is not None
+            and not latest.keeps_tombstones
+            and header.time_ms < job.tombstones_before_ms
+            and header.index <= job.tombstones_to
+        )
+        kept = [
+            one for one in records if _is_needed(one, latest, drops_tombstones=drops_tombstones)
+        ]
+    latest.tombstones += sum(one.value is None and one.key is not None for one in kept)
+    if len(kept) == len(records):
+        return None
+    before = bytes(payload)
+    after = with_records(before, kept)
+    if after is None:
+        latest.keeps_tombstones = True
+        return None
+    check_kept(before, after)
+    return rewrite_frame(job.group, bytes(frame), after), len(records) - len(kept)
+
+
+def _is_needed(record: Record, latest: _Latest, *, drops_tombstones: bool) -> bool:
+    if record.key is None or record.offset >= latest.end:
+        return True
+    last = latest.offsets.get(_hash(record.key))
+    if last is not None and last > record.offset:
+        return False
+    return not (drops_tombstones and record.value is None)
+
+
+class _Writer:
+    """One segment's file and index, written aside."""
+
+    def __init__(self, disk: Disk, job: CompactionJob, spec: SegmentSpec) -> None:
+        before = spec.header
+        header = SegmentHeader(before.group, before.before, before.compactions + 1)
+        self.dropped = 0
+        self._spec = spec
+        self._interval = job.index_interval_bytes
+        self._point = before.before
+        self._segment = Segment(disk, job.directory, header, HandleCache(1), suffix=job.suffix)
+        self._segment.remove()  # what an earlier pass may have left
+        self._segment.create()
+        self._waiting: list[bytes] = []
+        self._written = HEADER_BYTES
+
+    def copy_before(self, position: int) -> None:
+        """Take over the frames in front of the first that changes."""
+        source = Segment(
+            self._segment.disk, self._segment.directory, self._spec.header, HandleCache(1)
+        )
+        scanner = FrameScanner(
+            self._spec.header.group, source.file, segment_start(source), position
+        )
+        while found := scanner.next():
+            self.add(bytes(found[1]))
+
+    def add(self, frame: bytes) -> None:
+        segment = self._segment
+        meta = read_meta(frame, self._point.offset)
+        segment.note_frame(segment.end, self._point, meta, self._interval)
+        self._waiting.append(frame)
+        segment.end += meta.size
+        self._point = meta.after
+        if segment.end - self._written >= WRITE_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._segment.file.pwritev(self._waiting, self._written)
+        self._waiting = []
+        self._written = self._segment.end
+
+    def finish(self) -> Rewritten:
+        """Durable when it returns."""
+        segment = self._segment
+        self._flush()
+        index = segment.seal(self._point)
+        segment.file.fdatasync()
+        if index is not None:
+            index.fdatasync()
+        return Rewritten(
+            segment.header, segment.end, segment.max_time, self._spec.end, self.dropped
+        )
+
+
+def _frames(
+    disk: Disk, job: CompactionJob, spec: SegmentSpec
+) -> Iterator[tuple[int, FrameHeader, memoryview]]:
+    """Committed frames of one segment, each proved."""
+    segment = Segment(disk, job.directory, spec.header, HandleCache(1))
+    scanner = FrameScanner(job.group, segment.file, segment_start(segment), spec.end)
+    while True:
+        position = scanner.place.position
+        found = scanner.next()
+        if found is None or found[0].at > job.committed:
+            return
+        yield position, decode_header(found[1]), found[1]
