@@ -192,7 +192,6 @@ class ShardLoop:
             return
 
         def done(result: Any) -> None:
-            _raise_failure(result)
             for key in self._sockets.take_keys(result):
                 self.shard.link_disconnected(key)
 
@@ -221,8 +220,7 @@ class ShardLoop:
         self._unsynced = None  # covered by this one
         store, begun_ms = self._store, monotonic_ms()
 
-        def synced(result: Any) -> None:
-            _raise_failure(result)
+        def synced(_: object) -> None:
             self._syncing = False
             self.shard.peer_disks.note_sync(monotonic_ms() - begun_ms)
             self.shard.end_round(number, written)
@@ -239,8 +237,7 @@ class ShardLoop:
         self._unsynced = None
         self._syncing_behind = True
 
-        def done(result: Any) -> None:
-            _raise_failure(result)
+        def done(_: object) -> None:
             store.end_round(unsynced)
             self._syncing_behind = False
             self._sync_behind_ms = monotonic_ms() + SYNC_BEHIND_MS
@@ -253,8 +250,7 @@ class ShardLoop:
         self._checkpointing = True
         store, begun = self._store, self._store.begin_checkpoint()
 
-        def done(result: Any) -> None:
-            _raise_failure(result)
+        def done(_: object) -> None:
             store.end_checkpoint(begun)
             self._checkpointing = False
 
@@ -285,23 +281,9 @@ class ShardLoop:
         return self._sockets.unsent_answers.total
 
     def read_later(self, job: Callable[[], T], done: Callable[[T], None]) -> None:
-        def finish(result: Any) -> None:
-            _raise_failure(result)
-            done(result)
-
-        self._workers.submit(READ, job, finish)
+        self._workers.submit(READ, job, done)
 
     def compact_later(
         self, job: CompactionJob, done: Callable[[CompactionResult | None], None]
     ) -> None:
-        def finish(result: Any) -> None:
-            _raise_failure(result)
-            done(result)
-
-        self._workers.submit(COMPACT, lambda: self._compact_pass(self._store, job), finish)
-
-
-def _raise_failure(result: object) -> None:
-    """What went wrong in a helper thread goes wrong here, where it ends the process."""
-    if isinstance(result, Exception):
-        raise result
+        self._workers.submit(COMPACT, lambda: self._compact_pass(self._store, job), done)

@@ -1,8 +1,9 @@
 """Helper threads of a shard: what blocks on a disk happens here, and its end is one more input.
 
 One thread syncs the journal, one does checkpoints, one reads cold frames. Results come back
-through a queue and a pipe that wakes the shard's loop. A failure comes back as the exception; the
-loop decides what it means.
+through a queue and a pipe that wakes the shard's loop. What a job returns is its owner's to judge,
+an error that it found on disk included; what it raises is raised again on the owner's thread, which
+ends the process.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class Workers:
     """Named threads, each with a queue of its own, all reporting to one place."""
 
     def __init__(self, *names: str) -> None:
-        self._results: queue.SimpleQueue[tuple[Done, Any]] = queue.SimpleQueue()
+        self._results: queue.SimpleQueue[tuple[Done, Any, Exception | None]] = queue.SimpleQueue()
         self._read_fd, self._write_fd = os.pipe()
         os.set_blocking(self._read_fd, False)
         os.set_blocking(self._write_fd, False)
@@ -42,20 +43,25 @@ class Workers:
         return self._read_fd
 
     def submit(self, name: str, job: Job, done: Done) -> None:
-        """Run `job` on that thread; `done` gets its result, or its exception, from `drain`."""
+        """Run `job` on that thread; `done` gets what it returns, from `drain`."""
         self._jobs[name].put((job, done))
 
     def drain(self) -> None:
-        """Hand over all results that have come; called on the owner's thread."""
+        """Hand over all results that have come; called on the owner's thread.
+
+        Raises what a job raised.
+        """
         try:
             os.read(self._read_fd, 4096)
         except BlockingIOError:
             return
         while True:
             try:
-                done, result = self._results.get_nowait()
+                done, result, error = self._results.get_nowait()
             except queue.Empty:
                 return
+            if error is not None:
+                raise error
             done(result)
             del done, result  # see `_run`
 
@@ -78,10 +84,9 @@ class Workers:
 
     def _do(self, job: Job, done: Done) -> None:
         try:
-            result = job()
-        except Exception as error:  # noqa: BLE001 - the owner decides, nothing is swallowed
-            result = error
-        self._results.put((done, result))
+            self._results.put((done, job(), None))
+        except Exception as error:  # noqa: BLE001 - the owner raises it, nothing is swallowed
+            self._results.put((done, None, error))
 
     def _wake(self) -> None:
         try:

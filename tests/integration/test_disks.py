@@ -171,6 +171,24 @@ def test_a_damaged_segment_is_mended_from_the_other_nodes(
         assert "is whole again" in node_log(whole, name)
 
 
+def test_damage_under_a_running_leader_is_met_and_mended(whole: RunningCluster) -> None:
+    """Whoever meets it, a reader or the scrub: no process ends, and readers get everything."""
+    topic = "rot"
+    payloads = publish(whole, topic, size=1_000)
+    for name in NAMES:  # so that nothing is in memory
+        whole.run("cluster", "kill", name)
+    whole.up()
+    wait_until(lambda: whole.in_sync(topic), "all replicas are in sync", 60)
+    leader = asyncio.run(whole.leader_of(topic))
+    (path,) = segments(whole, leader, topic)
+    flip(path, 9_000)
+    assert read(whole, topic) == payloads
+    wait_until(lambda: "is whole again" in node_log(whole, leader), "it is mended", 90)
+    wait_whole(whole, leader, topic)
+    assert read(whole, topic) == payloads
+    assert not any("ended with code" in node_log(whole, name) for name in NAMES)
+
+
 def test_an_emptied_node_joins_as_a_new_member(whole: RunningCluster) -> None:
     payloads = publish(whole, "wiped")
     whole.run("cluster", "kill", "node-3")
