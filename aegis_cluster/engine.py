@@ -12,7 +12,7 @@ import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from aegis_cluster import arguments
 from aegis_cluster.channel import Channel
@@ -67,6 +67,12 @@ class EngineStats:
     buffered_bytes: int
 
 
+class _Reader(Protocol):
+    """Whatever reads from an engine until it is closed."""
+
+    async def close(self) -> None: ...
+
+
 class StreamingEngine:
     """Made by `open` or `connect`; an async context manager, for one event loop."""
 
@@ -103,7 +109,7 @@ class StreamingEngine:
         self._cluster: ClusterClient | None = None
         self._publisher: Producer | None = None
         self._producers: set[Producer] = set()
-        self._subscribers: set[Subscriber | PersistentSubscription] = set()
+        self._subscribers: set[_Reader] = set()
         self._background: Background | None = None
 
     @classmethod
@@ -405,7 +411,7 @@ class StreamingEngine:
             self._background = Background(self._client if node is None else node.another_client)
         return self._background
 
-    def started(self, subscriber: Subscriber) -> None:
+    def started(self, subscriber: _Reader) -> None:
         """A subscriber reads, and has to be closed before the engine."""
         self._subscribers.add(subscriber)
 
@@ -413,7 +419,7 @@ class StreamingEngine:
         """It consumes, and is to be closed with the engine."""
         self._subscribers.add(one)
 
-    def forget(self, one: Producer | Subscriber | PersistentSubscription) -> None:
+    def forget(self, one: Producer | _Reader) -> None:
         """A producer or subscriber was closed."""
         if isinstance(one, Producer):
             self._producers.discard(one)

@@ -34,7 +34,7 @@ from aegis_cluster.limits import FETCH_BYTES_DEFAULT, FETCH_BYTES_MAX, KIB, MIB,
 from aegis_cluster.wire.batch import decode_columns
 from aegis_cluster.wire.codes import error_from_reply
 from aegis_cluster.wire.compression import CODEC_NONE
-from aegis_cluster.wire.frame import FrameKind, frame_payload, iter_frames
+from aegis_cluster.wire.frame import FrameKind, frame_annotation, frame_payload, iter_frames
 from aegis_cluster.wire.layout import CONTROL_BIT, TRANSACTIONAL_BIT, batch_header
 from aegis_cluster.wire.protocol import Api, Isolation, Reply, take_int, take_list, take_part
 
@@ -273,6 +273,8 @@ class Fetcher:
                 budget -= header.size
                 if not _is_hidden(described, chunk.aborted):
                     found = decode_columns(payload)
+                    if header.annotation_size:
+                        found.annotation = bytes(frame_annotation(frames, header, position))
                     batch = _from(found, cursor)
                     if len(batch):
                         batches.append(batch)

@@ -16,13 +16,16 @@ from aegis_cluster.errors import StreamDeleted, WrongExpectedVersion
 from aegis_cluster.event.aggregate import AggregateRoot
 from aegis_cluster.event.model import Appended, Event, ExpectedVersion, StreamInfo
 from aegis_cluster.event.store import EventStore
+from aegis_cluster.event.subscription import EventSubscription, Position
 
 __all__ = [
     "AggregateRoot",
     "Appended",
     "Event",
     "EventStore",
+    "EventSubscription",
     "ExpectedVersion",
+    "Position",
     "StreamDeleted",
     "StreamInfo",
     "WrongExpectedVersion",

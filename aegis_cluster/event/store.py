@@ -14,16 +14,17 @@ from aegis_cluster.client.events import EventLink
 from aegis_cluster.errors import InvalidTopic, MessageTooLarge, Misuse
 from aegis_cluster.event.codec import from_record, to_rows
 from aegis_cluster.event.model import Appended, Event, ExpectedVersion, StreamInfo
-from aegis_cluster.limits import EVENTS_PER_APPEND_MAX, STREAM_NAME_CHARS_MAX
+from aegis_cluster.event.names import check_stream
+from aegis_cluster.event.subscription import EventSubscription, Filter, Position
+from aegis_cluster.limits import EVENTS_PER_APPEND_MAX
 from aegis_cluster.topics import UNLIMITED, TopicConfig
 from aegis_cluster.wire.batch import encode_batch
-from aegis_cluster.wire.event_frames import SYSTEM_PREFIX
 from aegis_cluster.wire.partitioner import partition_for
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 
-    from aegis_cluster.client.events import StreamHead
+    from aegis_cluster.client.events import Page, StreamHead
     from aegis_cluster.engine import StreamingEngine
     from aegis_cluster.event.aggregate import AggregateRoot
     from aegis_cluster.wire.descriptions import TopicInfo
@@ -57,6 +58,11 @@ class EventStore:
     def topic(self) -> str:
         """Where the events are."""
         return self._topic
+
+    @property
+    def engine(self) -> StreamingEngine:
+        """What it stands on."""
+        return self._engine
 
     # ---- appending
 
@@ -193,6 +199,38 @@ class EventStore:
         partition = partition_for(stream.encode(), len((await self._info(deadline)).partitions))
         return (await self._events.read(partition, stream, None, 0, deadline)).head
 
+    async def page(self, stream: str, start: int) -> Page:
+        """The next events of a stream from a version on, for subscriptions."""
+        deadline = self._engine.deadline(None)
+        partition = partition_for(stream.encode(), len((await self._info(deadline)).partitions))
+        return await self._events.read(partition, stream, start, None, deadline)
+
+    # ---- following
+
+    def subscribe(
+        self,
+        streams: str = "*",
+        *,
+        event_types: Collection[str] | None = None,
+        position: Position | str | None = None,
+        from_now: bool = False,
+        live: bool = True,
+    ) -> EventSubscription:
+        """Follow one stream by its name, several by its beginning (`"account-*"`), or all (`"*"`):
+        what is there, then what comes, without a gap or a repeat.
+
+        Events of one stream come in the order of their versions; those of different streams as
+        they stand in their partitions. event_types: only those. position: go on from the `position`
+        of an earlier subscription, whatever it followed. from_now: leave out what is there.
+        live=False: end where the end is now. Raises `Misuse`.
+        """
+        if isinstance(position, str):
+            position = Position.parse(position)
+        if position is not None and from_now:
+            raise Misuse("Follow from a position or from now on, not both.")
+        chosen = Filter.of(streams, event_types)
+        return EventSubscription(self, chosen, start=position, from_now=from_now, live=live)
+
     # ---- aggregates
 
     async def load_aggregate(
@@ -222,6 +260,10 @@ class EventStore:
             self._link = EventLink(self._engine.cluster, self._topic)
         return self._link
 
+    async def info(self) -> TopicInfo:
+        """The topic, made if it is not there. Raises `InvalidTopic`, `RequestTimeout`."""
+        return await self._info(self._engine.deadline(None))
+
     async def _info(self, deadline: float) -> TopicInfo:
         """The topic, made if it is not there."""
         cluster = self._engine.cluster
@@ -236,21 +278,6 @@ class EventStore:
                 " cannot hold streams of events. Use another topic."
             )
         return info
-
-
-def check_stream(name: object) -> None:
-    """Raise `Misuse` for what is no name of a stream."""
-    if not isinstance(name, str) or not 1 <= len(name) <= STREAM_NAME_CHARS_MAX:
-        raise Misuse(
-            f"A stream's name is a text of 1 to {STREAM_NAME_CHARS_MAX} characters, not"
-            f" {str(name)[:300]!r}."
-        )
-    if name.startswith(SYSTEM_PREFIX):
-        raise Misuse(f"{name!r}: names that begin with '$' are the store's own. Use another one.")
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        raise Misuse(f"{name!r} is no text that UTF-8 can hold.") from None
 
 
 def _version(value: object) -> int:

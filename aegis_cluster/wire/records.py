@@ -56,19 +56,23 @@ _HEADERS: Final = attrgetter("headers")
 class RecordColumns:
     """Records of one batch, column by column; a column costs nothing until it is asked for."""
 
-    __slots__ = ("_records", "_timestamp")
+    __slots__ = ("_records", "_timestamp", "annotation")
 
     def __init__(self, records: Sequence[Any], *, timestamp: str = "timestamp_ms") -> None:
         """records: objects with the attributes of `Record`; timestamp: how that one is called."""
         self._records = records
         self._timestamp = timestamp
+        self.annotation: bytes = b""
+        """What stood beside the batch in its frame; whoever reads frames notes it here."""
 
     def __len__(self) -> int:
         return len(self._records)
 
     def after(self, count: int) -> RecordColumns:
         """Without the first `count`."""
-        return RecordColumns(self._records[count:], timestamp=self._timestamp)
+        rest = RecordColumns(self._records[count:], timestamp=self._timestamp)
+        rest.annotation = self.annotation
+        return rest
 
     @property
     def offsets(self) -> list[int]:
