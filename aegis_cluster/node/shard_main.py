@@ -30,7 +30,7 @@ from aegis_cluster.config import (
     load_node_config,
     peers_endpoint,
 )
-from aegis_cluster.errors import AegisError, ConfigError, StorageFailed
+from aegis_cluster.errors import AegisError, ConfigError, Refused, StorageFailed
 from aegis_cluster.ids import ShardId
 from aegis_cluster.keys import PublicKey
 from aegis_cluster.node.compaction_child import ChildCompactor
@@ -149,7 +149,8 @@ def main(arguments: list[str] | None = None) -> int:
         log.error("%s", error)  # noqa: TRY400 - people get the sentence
         return EXIT_STORAGE
     except AegisError as error:
-        log.error("%s", error)  # noqa: TRY400 - people get the sentence
+        # Whoever reads the log of a node must see where something came from that nobody awaited.
+        log.error("%s", error, exc_info=not isinstance(error, Refused))  # noqa: TRY400
         return 1
     return 0
 
