@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from aegis_cluster.subscribe_config import AckMode, DeliveryMode, SubscribeConfig
     from aegis_cluster.subscriber import MessageBatch, Subscriber
     from aegis_cluster.topics import TopicConfig, TopicDescription
+    from aegis_cluster.transaction import Transaction, TransactionOutcome
 
 __all__ = [
     "AckMode",
@@ -82,6 +83,8 @@ __all__ = [
     "TopicConfig",
     "TopicDescription",
     "TopicPartition",
+    "Transaction",
+    "TransactionOutcome",
     "Unauthorized",
 ]
 
@@ -123,6 +126,8 @@ _PLACES = {
     "TopicConfig": "aegis_cluster.topics",
     "TopicDescription": "aegis_cluster.topics",
     "TopicPartition": "aegis_cluster.ids",
+    "Transaction": "aegis_cluster.transaction",
+    "TransactionOutcome": "aegis_cluster.transaction",
     "Unauthorized": "aegis_cluster.errors",
 }
 

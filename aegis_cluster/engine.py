@@ -32,6 +32,7 @@ from aegis_cluster.publishing import all_or_partly
 from aegis_cluster.subscribe_config import SubscribeConfig
 from aegis_cluster.subscriber import Subscriber
 from aegis_cluster.topics import TopicConfig, TopicDescription, wanted_changes
+from aegis_cluster.transaction import TransactionalProducer
 from aegis_cluster.wire.descriptions import settings_to_fields
 
 if TYPE_CHECKING:
@@ -400,7 +401,17 @@ class StreamingEngine:
         config = ProducerConfig() if config is None else config
         arguments.instance(config, ProducerConfig, "config", "give a ProducerConfig(…)")
         options = config.options(self.settings)
-        producer = Producer(self, options, config.timeout_s(self.request_timeout))
+        timeout = config.timeout_s(self.request_timeout)
+        transactional = None
+        if config.transactional_id is not None:
+            transactional = TransactionalProducer(
+                self,
+                options,
+                name=config.transactional_id,
+                timeout_ms=config.transaction_timeout_ms(),
+                request_timeout=timeout,
+            )
+        producer = Producer(self, options, timeout, transactional)
         self._producers.add(producer)
         return producer
 
@@ -414,6 +425,12 @@ class StreamingEngine:
     def started(self, subscriber: _Reader) -> None:
         """A subscriber reads, and has to be closed before the engine."""
         self._subscribers.add(subscriber)
+
+    def go_back(self, owner: TransactionalProducer) -> None:
+        """A transaction of this producer is not committed: what it handled comes again."""
+        for one in self._subscribers:
+            if isinstance(one, Subscriber):
+                one.go_back_for(owner)
 
     def opened(self, one: PersistentSubscription) -> None:
         """It consumes, and is to be closed with the engine."""

@@ -77,6 +77,14 @@ class ProducerFenced(Refused):
     """A newer epoch of this producer exists (KIP-98)."""
 
 
+class TransactionAborted(Refused):
+    """The transaction was aborted, so nothing of it happened; the producer may begin another."""
+
+
+class NoOpenTransaction(Refused):
+    """There is no open transaction that this could be done to."""
+
+
 class UnknownProducer(Refused):
     """Nothing is known any more of this producer here: a repeat cannot be told from a new batch."""
 

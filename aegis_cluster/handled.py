@@ -40,6 +40,10 @@ class Handled:
         if offset not in self._open:
             return
         self._open[offset] = True
+        self._settle()
+
+    def _settle(self) -> None:
+        """Move over handled neighbours."""
         done = []
         for first, is_handled in self._open.items():
             if not is_handled:
@@ -47,6 +51,13 @@ class Handled:
             done.append(first)
         for first in done:
             del self._open[first]
+
+    def all_before(self, offset: int) -> None:
+        """Everything below this offset is handled."""
+        for one in [one for one in self._open if one < offset]:
+            self._open[one] = True
+        self._settle()
+        self._next = max(self._next, offset)
 
     def all_handled(self) -> None:
         self._open.clear()

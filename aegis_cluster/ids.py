@@ -43,7 +43,13 @@ GROUPS_TOPIC: Final = "__groups"
 SUBSCRIPTIONS_TOPIC: Final = "__subscriptions"
 """Its partitions hold the persistent subscriptions."""
 
-INTERNAL_TOPICS: Final = (GROUPS_TOPIC, SUBSCRIPTIONS_TOPIC)
+TRANSACTIONS_TOPIC: Final = "__transactions"
+"""Its partitions hold the state of transactional ids."""
+
+TRANSACTIONAL_TOPICS: Final = (GROUPS_TOPIC, SUBSCRIPTIONS_TOPIC)
+"""Those of the cluster's own that a transaction may have a part in."""
+
+INTERNAL_TOPICS: Final = (GROUPS_TOPIC, SUBSCRIPTIONS_TOPIC, TRANSACTIONS_TOPIC)
 """Those that the controller makes on first use."""
 
 NO_INDEX: Final = LogIndex(0)

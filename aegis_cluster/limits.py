@@ -48,6 +48,15 @@ FEED_MARK_BYTES_MAX: Final = 16 * KIB
 """What a source may want to find again beside its position; it stands in every frame's note."""
 
 # Transactions
+TRANSACTIONAL_ID_CHARS_MAX: Final = 255
+TRANSACTION_TIMEOUT_MS_DEFAULT: Final = 60_000
+TRANSACTION_TIMEOUT_MS_MIN: Final = 1_000
+TRANSACTION_TIMEOUT_MS_MAX: Final = 15 * 60_000
+TRANSACTION_PARTICIPANTS_MAX: Final = 10_000
+"""Partitions of one transaction, those of groups included."""
+TRANSACTIONAL_ID_EXPIRY_MS: Final = 7 * 24 * 3_600_000
+"""An id that nobody has used for so long is forgotten, with what became of its transactions."""
+MARKERS_PER_CALL_MAX: Final = 1_000
 OPEN_TRANSACTIONS_PER_PARTITION_MAX: Final = 1_000
 ABORTED_PER_FETCH_MAX: Final = 1_000
 """Aborted ranges that the answer to one fetch tells of, for each partition."""

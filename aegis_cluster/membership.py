@@ -26,7 +26,7 @@ from aegis_cluster.handled import Handled
 from aegis_cluster.message import Offset
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
     from aegis_cluster.client.background import Background
     from aegis_cluster.client.cluster import ClusterClient
@@ -67,6 +67,7 @@ class Membership:
         config: MemberConfig,
         start: Offset,
         keeps_positions: bool,
+        in_transactions: bool = False,
         timeout: float,
         reading: Reading,
         on_assigned: Callback,
@@ -78,6 +79,11 @@ class Membership:
         self._config = config
         self._start = start
         self._keeps_positions = keeps_positions
+        self._commits = keeps_positions and not in_transactions
+        """Positions are committed here, and not by transactions."""
+        self._in_transactions = in_transactions
+        self._lost_in_hand: set[TopicPartition] = set()
+        """Went to others while messages of them were in hand: no transaction may commit those."""
         self._timeout = timeout
         self._reading = reading
         self._session = GroupSession(background, config, self._hear)
@@ -101,7 +107,7 @@ class Membership:
         loop = asyncio.get_running_loop()
         self._session.join()
         self._tasks.append(loop.create_task(self._follow()))
-        if self._keeps_positions:
+        if self._commits:
             self._tasks.append(loop.create_task(self._commit_now_and_then()))
         try:
             async with asyncio.timeout_at(deadline):
@@ -179,7 +185,7 @@ class Membership:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._keeps_positions and self._news is not None:
+        if self._commits and self._news is not None:
             with suppress(AegisError):
                 await self.commit(self._cluster.now() + self._timeout)
         self._handled.clear()
@@ -225,6 +231,7 @@ class Membership:
     async def _join_anew(self) -> None:
         lost = sorted(self._handled)
         self._reading.stop(lost)
+        self._note_lost(lost)
         self._handled.clear()
         self._committed.clear()
         self._news, self._fenced = None, False
@@ -245,7 +252,8 @@ class Membership:
         self._reading.stop(gone)
         await self._until_handled(gone)
         await self._on_revoked(sorted(gone))
-        if self._keeps_positions:
+        self._note_lost(gone)
+        if self._commits:
             with suppress(MemberFenced, OutcomeUnknown, RequestTimeout):
                 # What is not committed is read again by whoever is next.
                 await self.commit(self._cluster.now() + self._timeout)
@@ -266,7 +274,8 @@ class Membership:
 
     async def _take(self, new: frozenset[TopicPartition]) -> None:
         deadline = self._cluster.now() + self._timeout
-        found = await positions_of(self._cluster, self._config.group, new, deadline)
+        group = self._config.group
+        found = await positions_of(self._cluster, group, new, deadline, stable=True)
         positions = {place: one.offset for place, one in found.items() if one.offset >= 0}
         committed = dict(positions)
         for place in sorted(new - set(positions)):
@@ -276,6 +285,8 @@ class Membership:
             self._handled[place] = Handled(offset)
         # A start that depends on the moment is kept, or a restart would skip what came since.
         self._committed |= committed
+        if self._in_transactions:
+            await self._commit_starts({p: o for p, o in positions.items() if p not in committed})
         self._moved()
         await self._on_assigned(sorted(new))
         self._reading.begin({place: self._handled[place].position for place in positions})
@@ -290,6 +301,71 @@ class Membership:
             high_watermark=one.last_stable_offset,
             at_time=one.at_time,
         )
+
+    # ---- in transactions
+
+    def moved_since_commit(
+        self, positions: Mapping[TopicPartition, int]
+    ) -> dict[TopicPartition, int]:
+        """Of these positions those that are not committed. Raises `MemberFenced`."""
+        if self._lost_in_hand:
+            place = min(self._lost_in_hand)
+            raise MemberFenced(
+                f"Group {self._config.group} has given {place} to another member while messages of"
+                " it were in hand here; whoever has it now handles them. Abort the transaction.",
+                partition=str(place),
+            )
+        return {
+            place: offset
+            for place, offset in positions.items()
+            if place in self._handled and self._committed.get(place) != offset
+        }
+
+    async def commit_within(
+        self, producer: Sequence[int], positions: Mapping[TopicPartition, int], deadline: float
+    ) -> None:
+        """As a part of the transaction of this producer id and epoch. Raises as `commit` does, and
+        `ProducerFenced`."""
+        async with self._committing:
+            self._commit_number += 1
+            await self._commit(positions, self._commit_number, deadline, producer)
+
+    def committed_within(self, positions: Mapping[TopicPartition, int]) -> None:
+        """The transaction that these were a part of is committed."""
+        for place, offset in positions.items():
+            if place in self._handled:
+                self._committed[place] = offset
+                self._handled[place].all_before(offset)
+        self._progress.set()
+
+    async def go_back(self, deadline: float) -> dict[TopicPartition, int]:
+        """Where to go on in every partition after a transaction that was not committed, for all we
+        know: the group's positions, once they are settled. Raises `RequestTimeout`, ….
+        """
+        group, places = self._config.group, self.places
+        found = await positions_of(self._cluster, group, places, deadline, stable=True)
+        back = {p: found[p].offset for p in self.places & places if found[p].offset >= 0}
+        for place, offset in back.items():
+            self._handled[place] = Handled(offset)
+            self._committed[place] = offset
+        self._lost_in_hand.clear()
+        self._progress.set()
+        return back
+
+    def _note_lost(self, places: Iterable[TopicPartition]) -> None:
+        if self._in_transactions:
+            self._lost_in_hand |= {
+                p for p in places if p in self._handled and not self._handled[p].is_idle
+            }
+
+    async def _commit_starts(self, positions: Mapping[TopicPartition, int]) -> None:
+        """Where a group begins is kept at once: it is no message that anybody has handled."""
+        if positions and self._keeps_positions:
+            async with self._committing:
+                self._commit_number += 1
+                deadline = self._cluster.now() + self._timeout
+                await self._commit(positions, self._commit_number, deadline)
+                self._committed.update(positions)
 
     # ---- committing
 
@@ -310,7 +386,11 @@ class Membership:
                 self._dirty.set()
 
     async def _commit(
-        self, positions: Mapping[TopicPartition, int], number: int, deadline: float
+        self,
+        positions: Mapping[TopicPartition, int],
+        number: int,
+        deadline: float,
+        producer: Sequence[int] = (),
     ) -> None:
         while True:
             news = self._news
@@ -326,6 +406,7 @@ class Membership:
                     session=news.session,
                     epoch=news.epoch,
                     number=number,
+                    producer=producer,
                 )
             except MemberFenced as error:
                 if "partition" in error.details:

@@ -26,7 +26,14 @@ from aegis_cluster.errors import (
     Misuse,
     OutcomeUnknown,
 )
-from aegis_cluster.limits import BATCH_BYTES_MAX, MESSAGE_BYTES_MAX
+from aegis_cluster.limits import (
+    BATCH_BYTES_MAX,
+    MESSAGE_BYTES_MAX,
+    TRANSACTION_TIMEOUT_MS_DEFAULT,
+    TRANSACTION_TIMEOUT_MS_MAX,
+    TRANSACTION_TIMEOUT_MS_MIN,
+    TRANSACTIONAL_ID_CHARS_MAX,
+)
 from aegis_cluster.message import BatchReceipt, Message, Receipt, from_ms, now_ms, to_row
 from aegis_cluster.publishing import Publication, partition_of
 from aegis_cluster.wire.compression import CODEC_OF_NAME
@@ -40,6 +47,8 @@ if TYPE_CHECKING:
     from aegis_cluster.client.cluster import ClusterClient
     from aegis_cluster.client.producer import Row, Stored
     from aegis_cluster.engine import StreamingEngine
+    from aegis_cluster.subscriber import Subscriber
+    from aegis_cluster.transaction import Transaction, TransactionalProducer
     from aegis_cluster.wire.descriptions import TopicInfo
 
 
@@ -64,7 +73,10 @@ class ProducerConfig:
     compression: `"lz4"`, `"zstd"`, `"none"`, …; None: the topic's.
     idempotent: a retry is never stored twice; True with `"quorum"`, and possible only there.
     Where it is False, it may be stored twice.
-    transactional_id: transactions are not there yet.
+    transactional_id: a name that outlives the process, for `transaction()`: of two producers with
+    one name, the newer takes over, and the older is fenced (`ProducerFenced`) and what it has open
+    aborted. Give every instance that works at a time a name of its own.
+    transaction_timeout: one that is open for longer is aborted, `"60s"`, from `"1s"` to `"15m"`.
     request_timeout: the deadline of every message, `"30s"`.
     """
 
@@ -76,6 +88,7 @@ class ProducerConfig:
     idempotent: bool | None = None
     transactional_id: str | None = None
     request_timeout: str | None = None
+    transaction_timeout: str | None = None
 
     def options(self, defaults: StreamingConfig) -> ProducerOptions:
         """As numbers. Raises `ConfigError`, naming the key, the value and what is allowed."""
@@ -94,12 +107,7 @@ class ProducerConfig:
                 " idempotent out.",
                 key="idempotent",
             )
-        if self.transactional_id is not None:
-            raise ConfigError(
-                f"transactional_id = {self.transactional_id!r}: transactions are not there yet;"
-                " leave it out.",
-                key="transactional_id",
-            )
+        self._check_transactions(acks)
         linger_ms = _number(parse_duration, "linger", self.linger, (0, 60_000))
         batch = _number(parse_size, "batch_size", self.batch_size, (1, BATCH_BYTES_MAX))
         room = _number(parse_size, "buffer_size", self.buffer_size, (MESSAGE_BYTES_MAX, 2**42))
@@ -111,6 +119,35 @@ class ProducerConfig:
             idempotent=self.idempotent is not False and acks == "quorum",
             acks=_ACKS[acks],
         )
+
+    def _check_transactions(self, acks: str) -> None:
+        name = self.transactional_id
+        if name is None:
+            if self.transaction_timeout is not None:
+                raise ConfigError(
+                    "transaction_timeout means something with a transactional_id only.",
+                    key="transaction_timeout",
+                )
+            return
+        if not 1 <= len(name) <= TRANSACTIONAL_ID_CHARS_MAX:
+            raise ConfigError(
+                f"transactional_id = {name[:300]!r}; allowed: 1 to {TRANSACTIONAL_ID_CHARS_MAX}"
+                " characters.",
+                key="transactional_id",
+            )
+        if acks != "quorum" or self.idempotent is False:
+            raise ConfigError(
+                f"transactional_id = {name!r} with acks = {acks!r} and idempotent ="
+                f" {self.idempotent!r}: a transaction needs acks = 'quorum' and idempotence.",
+                key="transactional_id",
+            )
+        self.transaction_timeout_ms()
+
+    def transaction_timeout_ms(self) -> int:
+        """Raises `ConfigError`."""
+        limits = (TRANSACTION_TIMEOUT_MS_MIN, TRANSACTION_TIMEOUT_MS_MAX)
+        found = _number(parse_duration, "transaction_timeout", self.transaction_timeout, limits)
+        return TRANSACTION_TIMEOUT_MS_DEFAULT if found is None else found
 
     def timeout_s(self, default: float) -> float:
         """Seconds; `default` where nothing is said. Raises `ConfigError`."""
@@ -177,8 +214,13 @@ class Producer:
     """
 
     def __init__(
-        self, engine: StreamingEngine, options: ProducerOptions, request_timeout: float
+        self,
+        engine: StreamingEngine,
+        options: ProducerOptions,
+        request_timeout: float,
+        transactional: TransactionalProducer | None = None,
     ) -> None:
+        self._transactional = transactional
         self._engine = engine
         self._options = options
         self._request_timeout = request_timeout
@@ -189,7 +231,13 @@ class Producer:
         self._closed = False
 
     async def __aenter__(self) -> Self:
-        await self._ready(self._deadline(None))
+        """Raises `Unavailable`; with a transactional id it takes that over, and what its last
+        owner has left open is aborted first: `RequestTimeout`, `OutcomeUnknown`."""
+        deadline = self._deadline(None)
+        if self._transactional is not None:
+            await self._transactional.ready(deadline)
+        else:
+            await self._ready(deadline)
         return self
 
     async def __aexit__(
@@ -228,6 +276,22 @@ class Producer:
             await asyncio.sleep(0)
         return Pending(topic, *added)
 
+    def transaction(self, *subscribers: Subscriber) -> Transaction:
+        """A block in which `tx.send` and `tx.send_offsets` take effect together, or not at all.
+
+        subscribers: those whose messages it handles, if it may be aborted before `send_offsets` has
+        named them; after an abort they hand out again what was not committed. Raises `Misuse`
+        without a `transactional_id`.
+        """
+        if self._transactional is None:
+            raise Misuse(
+                "Transactions need a name that outlives the process: make the producer with"
+                " ProducerConfig(transactional_id=…)."
+            )
+        if self._closed:
+            raise Misuse("This producer is closed; make another one with engine.producer().")
+        return self._transactional.transaction(subscribers)
+
     async def flush(self, *, timeout: float | None = None) -> None:
         """Wait until everything sent so far is stored, or has failed.
 
@@ -259,6 +323,8 @@ class Producer:
         """Stop sending; what is not answered yet ends as unknown or unsent."""
         self._closed = True
         self._engine.forget(self)
+        if self._transactional is not None:
+            await self._transactional.close()
         if self._lanes is not None:
             await self._lanes.close()
 
@@ -305,6 +371,11 @@ class Producer:
     async def _ready(self, deadline: float) -> Lanes:
         if self._closed:
             raise Misuse("This producer is closed; make another one with engine.producer().")
+        if self._transactional is not None:
+            raise Misuse(
+                "This producer has a transactional_id, so it sends in transactions only: 'async"
+                " with producer.transaction() as tx', and tx.send."
+            )
         if self._lanes is None:
             self._lanes = Lanes(self._cluster, self._options, on_batch=self._began)
         await self._lanes.start(deadline)

@@ -27,8 +27,11 @@ class DeliveryMode(Enum):
     that dies loses what it had in hand, and nothing comes twice.
     AT_LEAST_ONCE: the position moves over messages that were acknowledged, so a consumer that dies
     loses nothing, and what it had not committed yet comes again.
-    EXACTLY_ONCE: positions are committed only within transactions, with what was made of the
-    messages; it is not there yet.
+    EXACTLY_ONCE: positions are committed by `tx.send_offsets` only, in one transaction with what
+    was made of the messages: a consumer that dies at any moment leaves both or none of them, and
+    what it had not committed comes again, also after an abort. It holds for what is written in the
+    transaction, and for readers with `read_committed`; what a handler does elsewhere may be done
+    again. Acknowledging a message does nothing here.
     """
 
     AT_MOST_ONCE = "at_most_once"
@@ -87,11 +90,6 @@ class SubscribeConfig:
                     f"{key} = {value!r}; allowed: {_allowed(kind)}.", key=key, value=value
                 )
         self._check_names()
-        if self.delivery_mode is DeliveryMode.EXACTLY_ONCE:
-            raise ConfigError(
-                "delivery_mode = EXACTLY_ONCE: it needs transactions, which are not there yet.",
-                key="delivery_mode",
-            )
         self.session_timeout_ms(0)
         if self.isolation not in ("read_committed", "read_uncommitted"):
             raise ConfigError(
@@ -118,10 +116,10 @@ class SubscribeConfig:
                 raise ConfigError(
                     f"{key} means something in a group only; give a group_id.", key=key
                 )
-        if self.delivery_mode is DeliveryMode.AT_MOST_ONCE:
+        if self.delivery_mode is not DeliveryMode.AT_LEAST_ONCE:
             raise ConfigError(
-                "delivery_mode = AT_MOST_ONCE commits positions, and only a group keeps them; give"
-                " a group_id.",
+                f"delivery_mode = {self.delivery_mode.name} commits positions, and only a group"
+                " keeps them; give a group_id.",
                 key="delivery_mode",
             )
 

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from aegis_cluster.client.offsets import FoundOffsets
     from aegis_cluster.engine import StreamingEngine
     from aegis_cluster.filters import EventFilter
+    from aegis_cluster.transaction import TransactionalProducer
     from aegis_cluster.wire.descriptions import TopicInfo
     from aegis_cluster.wire.records import Record
 
@@ -168,6 +169,13 @@ class Subscriber:
         self._claims = config.delivery_mode is DeliveryMode.AT_MOST_ONCE
         self._claimed: dict[TopicPartition, int] = {}
         """At most once: up to where messages may be handed out."""
+        self._in_transactions = config.delivery_mode is DeliveryMode.EXACTLY_ONCE
+        self._committer: TransactionalProducer | None = None
+        """Whose transactions commit our positions, as far as we have seen."""
+        self._reader_task: asyncio.Task[Any] | None = None
+        """Which has asked for messages last."""
+        self._must_go_back = False
+        """A transaction was not committed: what it handled is handed out again."""
         self._is_waiting = False
         self._loop: asyncio.AbstractEventLoop | None = None
         """The one on which it has started."""
@@ -250,6 +258,9 @@ class Subscriber:
                 continue
             batch = self._take_batch()
             if len(batch):
+                if self._membership is not None and self._in_transactions:
+                    place = TopicPartition(batch.topic, batch.partition)
+                    self._membership.handed_out(place, batch.offsets[-1])
                 yield batch
                 self._batch_done(batch)
 
@@ -470,6 +481,10 @@ class Subscriber:
     async def _asked(self, membership: Membership) -> None:
         """The program asks for more. Raises what ended the membership."""
         membership.check()
+        if self._in_transactions:
+            self._reader_task = asyncio.current_task()
+            if self._must_go_back:
+                await self._go_back(membership)
         if self._acks_by_asking:
             membership.all_handled()
         if self._claims:
@@ -500,12 +515,74 @@ class Subscriber:
 
     def _batch_done(self, batch: MessageBatch) -> None:
         place = TopicPartition(batch.topic, batch.partition)
-        if self._membership is not None:
+        if self._membership is not None and not self._in_transactions:
             self._membership.moved_to(place, batch.offsets[-1] + 1)
 
-    def handled(self, message: ReceivedMessage) -> None:
-        """What `message.ack()` calls."""
+    # ---- in transactions
+
+    @property
+    def group_id(self) -> str:
+        """Raises `Misuse` without a group."""
+        if self._config.group_id is None:
+            raise Misuse("Only a subscriber of a group has positions.")
+        return self._config.group_id
+
+    def is_committed_by(self, owner: TransactionalProducer) -> None:
+        """Transactions of this producer handle what is handed out here. Raises `Misuse`."""
+        if not self._in_transactions:
+            raise Misuse(
+                "A transaction takes positions of a subscriber in a group with"
+                " delivery_mode=DeliveryMode.EXACTLY_ONCE, so that nothing else commits them."
+            )
+        self._committer = owner
+
+    def positions_in_hand(self) -> dict[TopicPartition, int]:
+        """Where each partition goes on once all that was handed out is handled; only those that
+        have moved since their last commit. Raises `MemberFenced`, `Misuse`."""
+        if self._must_go_back:
+            raise Misuse(
+                "The last transaction was not committed, so what it handled is handed out again:"
+                " take messages anew, and send the offsets of those."
+            )
+        if self._membership is None:
+            return {}
+        return self._membership.moved_since_commit(self._positions())
+
+    async def commit_within(
+        self, producer: Sequence[int], positions: Mapping[TopicPartition, int], deadline: float
+    ) -> None:
+        """Make positions a part of the transaction of this producer id and epoch. Raises
+        `MemberFenced`, `ProducerFenced`, `RequestTimeout`, `OutcomeUnknown`."""
         if self._membership is not None:
+            await self._membership.commit_within(producer, positions, deadline)
+
+    def committed_within(self, positions: Mapping[TopicPartition, int]) -> None:
+        """The transaction is committed."""
+        if self._membership is not None:
+            self._membership.committed_within(positions)
+
+    def go_back_for(self, owner: TransactionalProducer) -> None:
+        """A transaction of this producer was not committed, for all we know; if it was ours, the
+        next step begins at the group's positions again."""
+        if not self._in_transactions or self._committer not in (None, owner):
+            return
+        if self._committer is None and self._reader_task is not asyncio.current_task():
+            return  # another task reads, with a producer that we have not seen yet
+        self._must_go_back = True
+
+    async def _go_back(self, membership: Membership) -> None:
+        """Read on from what is committed, once that is settled."""
+        deadline = self._now() + self._timeout
+        if self._committer is not None:
+            await self._committer.ready(deadline)  # ends what may be left open
+        for place, offset in (await membership.go_back(deadline)).items():
+            self._reader().seek(place, offset)
+            self._drop(place)
+        self._must_go_back = False
+
+    def handled(self, message: ReceivedMessage) -> None:
+        """What `message.ack()` calls; in transactions it is `send_offsets` that counts."""
+        if self._membership is not None and not self._in_transactions:
             self._membership.handled(
                 TopicPartition(message.topic, message.partition), message.offset
             )
@@ -519,6 +596,8 @@ class Subscriber:
         """
         if self._membership is None:
             raise Misuse("Only a subscriber of a group has positions to commit.")
+        if self._in_transactions:
+            raise Misuse("With EXACTLY_ONCE, positions are committed by tx.send_offsets only.")
         deadline = self._engine.cluster.deadline(self._timeout if timeout is None else timeout)
         await self._membership.commit(deadline)
 
@@ -671,7 +750,7 @@ class Subscriber:
         """Be a member of the group; it says what is read."""
         config, defaults = self._config, self._engine.settings.consumer
         ack_mode = config.ack_mode or (AckMode.AUTO if defaults.auto_commit else AckMode.MANUAL)
-        self._acks_by_asking = ack_mode is AckMode.AUTO
+        self._acks_by_asking = ack_mode is AckMode.AUTO and not self._in_transactions
         self._fetcher = Fetcher(self._engine.cluster, required=(), isolation=config.sees)
         self._membership = membership = Membership(
             cluster=self._engine.cluster,
@@ -684,7 +763,8 @@ class Subscriber:
                 session_timeout_ms=config.session_timeout_ms(defaults.session_timeout_ms),
             ),
             start=config.start,
-            keeps_positions=ack_mode is not AckMode.NONE,
+            keeps_positions=ack_mode is not AckMode.NONE or self._in_transactions,
+            in_transactions=self._in_transactions,
             timeout=self._timeout,
             reading=self,
             on_assigned=self._call_assigned,

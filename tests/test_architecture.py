@@ -22,7 +22,7 @@ MACHINE = {"wire", "raft", "storage", "cluster", "broker"}
 FRONT = {
     "engine", "message", "topics", "channel", "filters", "history", "producer", "publishing",
     "subscriber", "sync", "embedded", "cdc", "event", "stream", "gateway", "integrations",
-    "testing", "subscribe_config", "group", "membership", "handled", "persistent",
+    "testing", "subscribe_config", "group", "membership", "handled", "persistent", "transaction",
 }  # fmt: skip
 
 MAY_IMPORT: dict[str, set[str]] = {
@@ -73,6 +73,10 @@ CORES = (
     "broker/subscriptions/ranges.py",
     "broker/subscriptions/subscription_stm.py",
     "broker/subscriptions/subscription_table.py",
+    "broker/transactions/commands.py",
+    "broker/transactions/decisions.py",
+    "broker/transactions/transaction_stm.py",
+    "broker/transactions/transaction_table.py",
     "node/supervision.py",
     "handled.py",
     "stream/aggregates.py",

@@ -114,6 +114,10 @@ class PeerApi:
                 self.grant_producer_ids(self._answer(origin, request))
             case Api.FETCH:
                 self._fetch(origin, peer.client, request)
+            case Api.WRITE_MARKERS:
+                self._shard.transactions.write_markers(
+                    request.fields, self._answer(origin, request)
+                )
             case Api.COPY_LOG:
                 self._shard.clients.check_room(peer.client)
                 self._copy_log(origin, request)

@@ -19,11 +19,13 @@ from aegis_cluster.broker.partition import Partition
 from aegis_cluster.broker.snapshot_maker import SnapshotMaker
 from aegis_cluster.broker.snapshots import Body, body_from_values, recovered_membership
 from aegis_cluster.broker.subscriptions.subscription_stm import SubscriptionFold
+from aegis_cluster.broker.transactions.transaction_stm import TransactionFold
 from aegis_cluster.errors import Corruption, invariant
 from aegis_cluster.ids import (
     GROUPS_TOPIC,
     METADATA_GROUP,
     SUBSCRIPTIONS_TOPIC,
+    TRANSACTIONS_TOPIC,
     GroupId,
     LogIndex,
     Member,
@@ -203,6 +205,8 @@ class ReplicaManager:
             fold = GroupFold()
         elif name.topic == SUBSCRIPTIONS_TOPIC:
             fold = SubscriptionFold()
+        elif name.topic == TRANSACTIONS_TOPIC:
+            fold = TransactionFold()
         raft_log = RaftLog(
             first_index=log_.first_index,
             last_index=log_.last_index,

@@ -15,6 +15,7 @@ from aegis_cluster.broker import feeds, fetch, produce, status
 from aegis_cluster.broker.events.frontend import KIND as EVENTSTORE
 from aegis_cluster.broker.groups.frontend import GROUP_APIS
 from aegis_cluster.broker.subscriptions.frontend import SUBSCRIPTION_APIS
+from aegis_cluster.broker.transactions.frontend import TRANSACTION_APIS
 from aegis_cluster.cluster import controller
 from aegis_cluster.errors import (
     AegisError,
@@ -234,6 +235,11 @@ class RequestApi:
                 self._coordinate(self._shard.groups, api, exchange)
             case api if api in SUBSCRIPTION_APIS:
                 self._coordinate(self._shard.subscriptions, api, exchange)
+            case api if api in TRANSACTION_APIS:
+                request = exchange.request
+                self._shard.transactions.handle(
+                    api, request.fields, exchange, ms_left=request.ms_left
+                )
             case _:
                 raise PeerViolation(f"Api {api.name} is not for clients.")
 

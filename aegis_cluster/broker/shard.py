@@ -38,6 +38,7 @@ from aegis_cluster.broker.retention import Retention
 from aegis_cluster.broker.scrub import Scrub
 from aegis_cluster.broker.snapshot_transfer import SnapshotCopies, SnapshotServer
 from aegis_cluster.broker.subscriptions.frontend import SubscriptionFrontend
+from aegis_cluster.broker.transactions.frontend import TransactionFrontend
 from aegis_cluster.broker.transport import Listener, PeerKey
 from aegis_cluster.cluster.metadata_table import MetadataTable
 from aegis_cluster.errors import AegisError, StorageFailed
@@ -139,6 +140,7 @@ class Shard:
         self.groups = GroupFrontend(self, wall_ms)
         self.events = EventFrontend(self, context.event_index)
         self.subscriptions = SubscriptionFrontend(self, wall_ms)
+        self.transactions = TransactionFrontend(self)
         self.requests = RequestApi(self, transport)
         self.peer_api = PeerApi(self, transport)
         for key in self.addresses.seeds():
@@ -268,6 +270,7 @@ class Shard:
         self.groups.tick()
         self.events.tick()
         self.subscriptions.tick()
+        self.transactions.tick()
         self.backend.tick()
         self.balancer.tick()
         self.snapshot_server.tick()

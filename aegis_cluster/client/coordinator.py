@@ -1,5 +1,7 @@
 """Calls to a group's coordinator: whoever leads the group's partition of `__groups`.
 
+The coordinators of the cluster's other own topics are called in the same way.
+
 The idea: the coordinator is found like any partition's leader, and every call is harmless to repeat
 (a heartbeat says what is, a commit carries a number), so what was not answered is asked again.
 """
@@ -102,9 +104,15 @@ async def ask_coordinator(
 ) -> Reply:
     """Ask until somebody answers. Raises the coordinator's refusal; `RequestTimeout` when nothing
     was sent in time, `OutcomeUnknown` when something was."""
-    info = await internal_topic(cluster, deadline)
-    number = partition_for(group.encode(), len(info.partitions))
+    place = await place_of_group(cluster, group, deadline)
+    number = place.partition
     return await ask_partition(cluster, number, api, [group, *fields], deadline, ask_s=ask_s)
+
+
+async def place_of_group(cluster: ClusterClient, group: str, deadline: float) -> TopicPartition:
+    """The log that holds the group. Raises `RequestTimeout`."""
+    info = await internal_topic(cluster, deadline)
+    return TopicPartition(GROUPS_TOPIC, partition_for(group.encode(), len(info.partitions)))
 
 
 async def ask_partition(
@@ -165,10 +173,17 @@ async def positions_of(
     group: str,
     places: Iterable[TopicPartition] | None,
     deadline: float,
+    *,
+    stable: bool = False,
 ) -> dict[TopicPartition, GroupPosition]:
-    """Committed positions, of these partitions or of all that have one (read index)."""
+    """Committed positions, of these partitions or of all that have one (read index).
+
+    stable: wait for transactions that may still move one of them (KIP-447); whoever begins to read
+    there has to.
+    """
     asked = None if places is None else [list(place) for place in sorted(places)]
-    reply = await ask_coordinator(cluster, group, Api.GROUP_OFFSETS, [asked], deadline)
+    fields = [asked, stable]
+    reply = await ask_coordinator(cluster, group, Api.GROUP_OFFSETS, fields, deadline)
     rows = take_list(reply.fields, 0, "positions")
     found = {}
     for slot in range(len(rows)):
@@ -189,13 +204,16 @@ async def commit_positions(
     session: str = "",
     epoch: int = 0,
     number: int = 0,
+    producer: Sequence[int] = (),
 ) -> None:
     """Set positions, as a member or, without a name, while the group has no members.
 
-    Raises `MemberFenced`, `GroupNotEmpty`, `TopicNotFound`, `RequestTimeout`, `OutcomeUnknown`.
+    producer: id and epoch of the one in whose transaction they are set; at once without.
+    Raises `MemberFenced`, `ProducerFenced`, `GroupNotEmpty`, `TopicNotFound`, `RequestTimeout`,
+    `OutcomeUnknown`.
     """
     rows = [[*place, offset] for place, offset in sorted(positions.items())]
-    fields = [member, session, epoch, number, rows]
+    fields = [member, session, epoch, number, rows, *producer]
     await ask_coordinator(cluster, group, Api.GROUP_COMMIT, fields, deadline)
 
 

@@ -7,6 +7,10 @@ outcome can no longer be known, or its sequence was used up in vain, the partiti
 epoch: late copies of older ones are then fenced. Epochs are int16 on the wire; a producer id that
 has used up its last one makes way for a new id (`needs_producer_id`), which begins at epoch 0.
 
+A queue of a transaction has one epoch and no next one (KIP-890): where another would go on in a new
+epoch, it fails for good, and the transaction has to be aborted, which fences whatever may have been
+appended.
+
 The rule it protects: a batch is given a second sequence only if it certainly was not appended
 under the first.
 """
@@ -22,11 +26,13 @@ from aegis_cluster.errors import (
     OutcomeUnknown,
     OutOfOrderSequence,
     RequestTimeout,
+    TransactionAborted,
     UnknownProducer,
     invariant,
 )
 from aegis_cluster.limits import PRODUCER_WINDOW_BATCHES
 from aegis_cluster.wire.batch import with_producer
+from aegis_cluster.wire.layout import TRANSACTIONAL_BIT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,6 +75,10 @@ class PartitionQueue:
     producer_id: int = -1
     epoch: int = 0
     """Of this queue: it counts on over all of its producer ids, so that it never repeats."""
+    transactional: bool = False
+    """Everything belongs to one transaction, that of the epoch it was made with."""
+    failure: AegisError | None = None
+    """Why nothing more can be sent in this transaction."""
     next_sequence: int = 0
     waiting: deque[PendingBatch] = field(default_factory=deque)
     in_flight: list[PendingBatch] = field(default_factory=list)
@@ -100,7 +110,17 @@ class PartitionQueue:
     # ---- sending
 
     def add(self, batch: PendingBatch) -> None:
+        if self.failure is not None:
+            batch.done(self.failure)
+            return
         self.waiting.append(batch)
+
+    def fail(self, failure: AegisError) -> None:
+        """Nothing more can be sent: end what waits, and what is still to come."""
+        self.failure = self.failure or failure
+        waiting, self.waiting = list(self.waiting), deque()
+        for batch in waiting:
+            batch.done(self.failure)
 
     def can_send(self, now: float) -> bool:
         """Whether `take` would give a batch."""
@@ -129,7 +149,12 @@ class PartitionQueue:
         if self.producer_id < 0:
             batch.data = batch.data or batch.builder.build()
         elif not batch.data:
-            batch.data = batch.builder.build(self.producer_id, self._producer_epoch, batch.sequence)
+            batch.data = batch.builder.build(
+                self.producer_id,
+                self._producer_epoch,
+                batch.sequence,
+                attributes=TRANSACTIONAL_BIT if self.transactional else 0,
+            )
         else:
             batch.data = with_producer(
                 batch.data,
@@ -204,6 +229,9 @@ class PartitionQueue:
     def _again(self, batch: PendingBatch) -> None:
         """Back to the front, behind those that were sent before it."""
         self._holding = True
+        if self.failure is not None:
+            batch.done(self.failure)
+            return
         place = 0
         while place < len(self.waiting) and _precedes(self.waiting[place], batch):
             place += 1
@@ -212,6 +240,9 @@ class PartitionQueue:
     def _new_epoch(self) -> None:
         self._holding = True
         if self.producer_id < 0:
+            return
+        if self.transactional:
+            self.fail(_broken())
             return
         self.epoch += 1
         self.next_sequence = 0
@@ -224,6 +255,12 @@ def _precedes(batch: PendingBatch, other: PendingBatch) -> bool:
     if batch.epoch != other.epoch:
         return batch.epoch < other.epoch
     return (other.sequence - batch.sequence) % SEQUENCES < SEQUENCES // 2 and batch is not other
+
+
+def _broken() -> TransactionAborted:
+    return TransactionAborted(
+        "Another message of the transaction could not be stored, so it can only be aborted."
+    )
 
 
 def _unknown(why: str) -> OutcomeUnknown:

@@ -16,7 +16,7 @@ import time
 from collections import defaultdict
 from dataclasses import dataclass, field
 from itertools import repeat
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from aegis_cluster.client.partition_queue import Outcome, PartitionQueue, PendingBatch
 from aegis_cluster.errors import (
@@ -30,6 +30,7 @@ from aegis_cluster.errors import (
     RequestTimeout,
     Unavailable,
 )
+from aegis_cluster.ids import TopicPartition
 from aegis_cluster.limits import (
     BATCH_BYTES_DEFAULT,
     BATCH_RECORDS_MAX,
@@ -42,7 +43,7 @@ from aegis_cluster.wire.codes import error_from_reply
 from aegis_cluster.wire.protocol import Acks, Api, Reply, take_int, take_list
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
 
     from aegis_cluster.client.cluster import ClusterClient
     from aegis_cluster.client.link import Link
@@ -83,6 +84,19 @@ class ProducerOptions:
     """False: no producer id, so a leader cannot tell a retry, and may store it twice."""
     acks: Acks = Acks.QUORUM
     """Anything less goes without a producer id."""
+
+
+class InTransaction(NamedTuple):
+    """Whose transaction a producer sends in.
+
+    join: have the coordinator know of partitions. sticky: where records without a key go next, by
+    topic, so that the next transaction goes on from there.
+    """
+
+    producer_id: int
+    epoch: int
+    join: Callable[[list[TopicPartition]], Awaitable[None]]
+    sticky: dict[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +186,8 @@ class _Lane:
     failures: int = 0
     renewing: bool = False
     """A new producer id is being asked for."""
+    admitted: bool = True
+    """Part of the transaction, if any: nothing may be sent before its coordinator knows that."""
 
     @property
     def group(self) -> int:
@@ -187,8 +203,10 @@ class Producer:
         options: ProducerOptions,
         *,
         on_batch: Callable[[asyncio.Future[Stored]], None] | None = None,
+        within: InTransaction | None = None,
     ) -> None:
-        """on_batch: hears of every batch that is begun, and can wait for its outcome."""
+        """on_batch: hears of every batch that is begun, and can wait for its outcome. within: the
+        transaction that everything belongs to."""
         self.is_ready = False
         """`start` would return at once, and raise nothing."""
         self.batch_filled = False
@@ -200,11 +218,13 @@ class Producer:
         self._lanes: dict[tuple[str, int], _Lane] = {}
         self._busy: dict[tuple[str, int], _Lane] = {}
         """Lanes with something open, waiting or in flight: only those are looked at."""
-        self._sticky: dict[str, int] = {}
+        self._sticky: dict[str, int] = {} if within is None else within.sticky
         self._buffered = 0
         self._room: list[asyncio.Future[None]] = []
         self._in_flight: defaultdict[str, int] = defaultdict(int)
-        self._producer_id: int | None = None
+        self._within = within
+        self._admitting = False
+        self._producer_id: int | None = None if within is None else within.producer_id
         self._turn_due: asyncio.Handle | None = None
         """The next look at what can be sent, and whether it is now or at some later time."""
         self._turn_soon = False
@@ -351,6 +371,9 @@ class Producer:
         ):
             lane = _Lane(info, partition)
             lane.queue.producer_id = -1 if self._producer_id is None else self._producer_id
+            if self._within is not None:
+                lane.queue.epoch, lane.queue.transactional = self._within.epoch, True
+                lane.admitted = False
             self._lanes[info.name, partition] = lane
         lane.info = info  # its settings may have changed
         return lane
@@ -472,6 +495,9 @@ class Producer:
                     del self._busy[place]
                 continue
             pause = EXPIRY_STEP_S
+            if not lane.admitted:
+                self._admit()
+                continue
             if lane.queue.needs_producer_id:
                 if lane.queue.retry_at <= now:
                     self._renew(lane)
@@ -624,6 +650,28 @@ class Producer:
             lane.queue.retry_at = self._loop.time() + RETRY_S_MAX  # asked again then
         finally:
             lane.renewing = False
+        self._wake()
+
+    def _admit(self) -> None:
+        """Have the coordinator know of all partitions that are new to the transaction."""
+        if not self._admitting and not self._closed:
+            self._admitting = True
+            self._spawn(self._join([lane for lane in self._lanes.values() if not lane.admitted]))
+
+    async def _join(self, lanes: list[_Lane]) -> None:
+        within = self._within
+        places = [TopicPartition(lane.info.name, lane.partition) for lane in lanes]
+        try:
+            if within is not None:
+                await within.join(places)
+            for lane in lanes:
+                lane.admitted = True
+        except AegisError as error:
+            for lane in lanes:
+                self._close_batch(lane)
+                lane.queue.fail(error)
+        finally:
+            self._admitting = False
         self._wake()
 
     def _start_link(self, link: Link, lanes: list[_Lane], now: float) -> None:

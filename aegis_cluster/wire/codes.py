@@ -59,6 +59,8 @@ class Code(IntEnum):
     REQUEST_TIMEOUT = 154
     THROTTLED = 155
     DISK_FULL = 156
+    TRANSACTION_ABORTED = 160
+    NO_OPEN_TRANSACTION = 161
     UNAUTHORIZED = 170
     UNSUPPORTED_VERSION = 171
     WRONG_CLUSTER = 172
@@ -111,6 +113,8 @@ ERROR_OF_CODE: Final[dict[int, type[AegisError]]] = {
     Code.REQUEST_TIMEOUT: errors.RequestTimeout,
     Code.THROTTLED: errors.Throttled,
     Code.DISK_FULL: errors.DiskFull,
+    Code.TRANSACTION_ABORTED: errors.TransactionAborted,
+    Code.NO_OPEN_TRANSACTION: errors.NoOpenTransaction,
     Code.UNAUTHORIZED: errors.Unauthorized,
     Code.UNSUPPORTED_VERSION: errors.UnsupportedVersion,
     Code.WRONG_CLUSTER: errors.WrongCluster,

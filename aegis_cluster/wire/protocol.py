@@ -11,7 +11,7 @@ not know is not a violation but a refusal (`check_version`), because newer peers
 
 from __future__ import annotations
 
-from enum import IntEnum
+from enum import IntEnum, unique
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 import msgpack
@@ -41,6 +41,7 @@ Part: TypeAlias = bytes | memoryview
 """A raw part: bytes, or what ZeroMQ received without a copy."""
 
 
+@unique
 class Api(IntEnum):
     """What can be asked of a shard; numbers keep their meaning for ever."""
 
@@ -69,6 +70,14 @@ class Api(IntEnum):
     GROUP_DESCRIBE = 35
     GROUP_LIST = 36
     GROUP_DELETE = 37
+
+    TRANSACTION_INIT = 100
+    TRANSACTION_JOIN = 101
+    TRANSACTION_END = 102
+    TRANSACTION_DESCRIBE = 103
+    TRANSACTION_LIST = 104
+    TRANSACTION_ABORT = 105
+    WRITE_MARKERS = 106
 
     CLUSTER_VIEW = 40
     LEASE = 41

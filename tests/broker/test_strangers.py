@@ -79,6 +79,27 @@ SHAPES: dict[Api, list[Any]] = {
     Api.GROUP_DELETE: ["g"],
     Api.EVENT_APPEND: [[[1, [["s", -2, bytes(16), None]]]]],
     Api.EVENT_READ: [1, "s", None, 10, False, 1_000],
+    Api.FEED_FENCE: [1, 1, "writer"],
+    Api.FEED_APPEND: [1, 1, "writer", 1, 1, None],
+    Api.FEED_READ: [1],
+    Api.SUBSCRIPTION_OPEN: ["t", "s", "join", "token", None, 1, [[1, 0]]],
+    Api.SUBSCRIPTION_POLL: ["t", "s", "token", "c", "here", 1, 1, [0]],
+    Api.SUBSCRIPTION_REPORT: ["t", "s", "token", "c", 1, 0, 1, [[0, 1]], None],
+    Api.SUBSCRIPTION_SETTLE: ["t", "s", "token", "c", [["ack", 1, 0, 1, 1, 0, ""]]],
+    Api.SUBSCRIPTION_BIND: ["t", "s", "token", "c", [[1, 0, 0]]],
+    Api.SUBSCRIPTION_LEAVE: ["t", "s", "token", "c"],
+    Api.SUBSCRIPTION_DESCRIBE: ["t", "s"],
+    Api.SUBSCRIPTION_LIST: [0],
+    Api.SUBSCRIPTION_PARKED: ["t", "s", 0, 0, 10],
+    Api.SUBSCRIPTION_REPLAY: ["t", "s", [[1, 0]]],
+    Api.SUBSCRIPTION_DELETE: ["t", "s"],
+    Api.TRANSACTION_INIT: ["x", 10_000, "here"],
+    Api.TRANSACTION_JOIN: ["x", 1, 0, [["t", 0]], 0],
+    Api.TRANSACTION_END: ["x", 1, 0, True],
+    Api.TRANSACTION_DESCRIBE: ["x"],
+    Api.TRANSACTION_LIST: [0, "", 10],
+    Api.TRANSACTION_ABORT: ["x"],
+    Api.WRITE_MARKERS: [[[1, 1, 1, True, 1]]],
     Api.RAFT: [[[1, -1, [1, 1, 0]], [1, 0, [2, 1, 0, 0, 0, [[1, 1, 0, 10]]]]]],
 }
 
@@ -90,6 +111,8 @@ def cluster() -> Cluster:
     found.registered()
     found.topic(replicas=1)
     assert Client(found, found.elect()).ask(Api.INTERNAL_TOPIC, ["__groups"]).code == 0
+    assert Client(found, found.elect()).ask(Api.INTERNAL_TOPIC, ["__transactions"]).code == 0
+    assert Client(found, found.elect()).ask(Api.INTERNAL_TOPIC, ["__subscriptions"]).code == 0
     return found
 
 

@@ -83,6 +83,8 @@ def test_codes_are_for_ever() -> None:
         "REQUEST_TIMEOUT": 154,
         "THROTTLED": 155,
         "DISK_FULL": 156,
+        "TRANSACTION_ABORTED": 160,
+        "NO_OPEN_TRANSACTION": 161,
         "UNAUTHORIZED": 170,
         "UNSUPPORTED_VERSION": 171,
         "WRONG_CLUSTER": 172,

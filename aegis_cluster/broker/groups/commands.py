@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgpack
 
 from aegis_cluster.errors import CorruptRecord
-from aegis_cluster.ids import GroupId, RecordOffset, TopicPartition
+from aegis_cluster.ids import GroupId, ProducerId, RecordOffset, TopicPartition
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -91,11 +91,24 @@ class CommitOffsets:
 
 
 @dataclass(frozen=True, slots=True)
+class PendOffsets:
+    """Positions that become the group's if the transaction of this producer and epoch is committed;
+    see `CommitOffsets`."""
+
+    group: str
+    session: str
+    number: int
+    producer: ProducerId
+    epoch: int
+    positions: tuple[tuple[TopicPartition, GroupId, RecordOffset], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class DropGroup:
     group: str
 
 
-GroupCommand = PutMember | DropMember | SetTarget | CommitOffsets | DropGroup
+GroupCommand = PutMember | DropMember | SetTarget | CommitOffsets | PendOffsets | DropGroup
 
 
 def encode_command(command: GroupCommand) -> bytes:
@@ -110,8 +123,10 @@ def encode_command(command: GroupCommand) -> bytes:
             counts = dict(sorted(partitions.items())), dict(sorted(first_seen.items()))
             body = ["set_target", group, epoch, places, *counts]
         case CommitOffsets(group, session, number, positions):
-            rows = [[*place, log, offset] for place, log, offset in positions]
-            body = ["commit_offsets", group, session, number, rows]
+            body = ["commit_offsets", group, session, number, positions_to_fields(positions)]
+        case PendOffsets(group, session, number, producer, epoch, positions):
+            rows = positions_to_fields(positions)
+            body = ["pend_offsets", group, session, number, producer, epoch, rows]
         case DropGroup(group):
             body = ["drop_group", group]
     return bytes(msgpack.packb([COMMAND_VERSION, *body]))
@@ -141,14 +156,35 @@ def _decode(kind: str, body: list[Any]) -> GroupCommand:
             target = {name: places_from_fields(held) for name, held in places.items()}
             return SetTarget(group, epoch, target, counts, first)
         case "commit_offsets", [str(group), str(session), int(number), list(rows)]:
-            positions = tuple(
-                (TopicPartition(topic, partition), GroupId(log), RecordOffset(offset))
-                for topic, partition, log, offset in rows
-            )
-            return CommitOffsets(group, session, number, positions)
+            return CommitOffsets(group, session, number, positions_from_fields(rows))
+        case "pend_offsets", [
+            str(group),
+            str(session),
+            int(number),
+            int(producer),
+            int(epoch),
+            list(rows),
+        ]:
+            positions = positions_from_fields(rows)
+            return PendOffsets(group, session, number, ProducerId(producer), epoch, positions)
         case "drop_group", [str(group)]:
             return DropGroup(group)
     raise CorruptRecord(f"The group command {kind!r} is unknown to this version.")
+
+
+def positions_to_fields(
+    positions: Iterable[tuple[TopicPartition, GroupId, RecordOffset]],
+) -> list[list[Any]]:
+    return [[*place, log, offset] for place, log, offset in positions]
+
+
+def positions_from_fields(
+    rows: Iterable[list[Any]],
+) -> tuple[tuple[TopicPartition, GroupId, RecordOffset], ...]:
+    return tuple(
+        (TopicPartition(topic, partition), GroupId(log), RecordOffset(offset))
+        for topic, partition, log, offset in rows
+    )
 
 
 def places_to_fields(places: Iterable[TopicPartition]) -> dict[str, list[int]]:

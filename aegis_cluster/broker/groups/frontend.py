@@ -10,13 +10,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from aegis_cluster.broker.groups.commands import CommitOffsets, places_to_fields
+from aegis_cluster.broker.groups.commands import CommitOffsets, PendOffsets, places_to_fields
 from aegis_cluster.broker.groups.coordinator import Beat
 from aegis_cluster.broker.groups.group_coordinator import GroupCoordinator
 from aegis_cluster.broker.groups.group_stm import GroupFold
 from aegis_cluster.broker.groups.membership import Seen
-from aegis_cluster.errors import GroupNotFound, NotLeader, PeerViolation, TopicNotFound
-from aegis_cluster.ids import GROUPS_TOPIC, GroupId, RecordOffset, TopicPartition
+from aegis_cluster.errors import GroupNotFound, NotLeader, NotReady, PeerViolation, TopicNotFound
+from aegis_cluster.ids import (
+    GROUPS_TOPIC,
+    GroupId,
+    ProducerId,
+    RecordOffset,
+    TopicPartition,
+)
 from aegis_cluster.limits import (
     GROUP_COMMIT_POSITIONS_MAX,
     GROUP_NAME_CHARS_MAX,
@@ -185,12 +191,18 @@ class GroupFrontend:
     def _commit(
         self, coordinator: GroupCoordinator, group: str, fields: Sequence[Any], exchange: Exchange
     ) -> None:
-        """[group, member or "", session, epoch, number, [[topic, partition, offset], ...]] -> []"""
+        """[group, member or "", session, epoch, number, [[topic, partition, offset], ...]] -> []
+
+        With [..., producer id, its epoch]: as a part of that producer's transaction.
+        """
         rows = take_list(fields, 5, "positions", items_max=GROUP_COMMIT_POSITIONS_MAX)
         positions = tuple(self._position(row) for row in rows)
-        command = CommitOffsets(
-            group, take_str(fields, 2, "session"), take_int(fields, 4, "number"), positions
-        )
+        session, number = take_str(fields, 2, "session"), take_int(fields, 4, "number")
+        command: CommitOffsets | PendOffsets = CommitOffsets(group, session, number, positions)
+        if len(fields) > 6:
+            producer = ProducerId(take_int(fields, 6, "producer_id"))
+            producer_epoch = take_int(fields, 7, "producer_epoch", high=2**15 - 1)
+            command = PendOffsets(group, session, number, producer, producer_epoch, positions)
         coordinator.commit(
             exchange,
             command,
@@ -215,8 +227,10 @@ class GroupFrontend:
     ) -> None:
         """[group, [[topic, partition], ...] or None] -> [[[topic, partition, offset, time], ...]]
 
-        None: of all partitions that the group has a position in. Offsets: see `NO_POSITION`.
+        None: of all partitions that the group has a position in. Offsets: see `NO_POSITION`. With
+        [..., True]: not while a transaction may still move one of them (KIP-447); `NotReady` then.
         """
+        stable = len(fields) > 2 and take_bool(fields, 2, "stable")
         asked = None
         if not is_none(fields, 1, "places"):
             asked = [
@@ -225,6 +239,16 @@ class GroupFrontend:
             ]
 
         def answer() -> None:
+            table = coordinator.fold.table
+            unsettled = table.pending_places(group) if stable and table.pending else frozenset()
+            if asked is not None and unsettled.intersection(asked):
+                exchange.refuse(
+                    NotReady(
+                        f"A transaction may still move group {group} in"
+                        f" {min(unsettled.intersection(asked))}; it ends by its time-out at last."
+                    )
+                )
+                return
             exchange.reply([self._positions(coordinator.fold, group, asked)])
 
         coordinator.partition.wait_for_read(_Read(answer, exchange))

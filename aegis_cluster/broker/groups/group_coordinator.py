@@ -12,6 +12,7 @@ from aegis_cluster.broker.groups import coordinator
 from aegis_cluster.broker.groups.commands import (
     CommitOffsets,
     DropGroup,
+    PendOffsets,
     encode_command,
     places_to_fields,
 )
@@ -22,6 +23,7 @@ from aegis_cluster.errors import (
     GroupNotFound,
     NotLeader,
     NotReady,
+    ProducerFenced,
     Refused,
 )
 from aegis_cluster.limits import REBALANCE_TIMEOUT_MS
@@ -135,12 +137,26 @@ class GroupCoordinator:
             self._remove(group, [name])
         self._answer(group, exchange, [])
 
-    def commit(self, exchange: Exchange, command: CommitOffsets, *, name: str, epoch: int) -> None:
-        """Positions of a member, or, without a name, of an administrator while nobody is there.
+    def commit(
+        self,
+        exchange: Exchange,
+        command: CommitOffsets | PendOffsets,
+        *,
+        name: str,
+        epoch: int,
+    ) -> None:
+        """Positions of a member, or, without a name, of an administrator while nobody is there; at
+        once, or with a transaction.
 
-        Refused with `MemberFenced`, `GroupNotEmpty`. Raises `NotLeader`.
+        Refused with `MemberFenced`, `GroupNotEmpty`, `ProducerFenced`. Raises `NotLeader`.
         """
         group = self.fold.group(command.group)
+        if isinstance(command, PendOffsets):
+            known, index = self.partition.state.producers.epoch_of(command.producer)
+            if known > command.epoch:
+                done = _Answer(lambda: exchange.refuse(_ended(command, known)), exchange, own=False)
+                self.partition.wait_for(index, done)
+                return
         try:
             if name:
                 places = [place for place, _, _ in command.positions]
@@ -278,6 +294,15 @@ class GroupCoordinator:
         index = self.fold.index_of(group)
         done = _Answer(lambda: exchange.refuse(error), exchange, own=False)
         self.partition.wait_for(index, done)
+
+
+def _ended(command: PendOffsets, known: int) -> ProducerFenced:
+    return ProducerFenced(
+        f"The transaction of epoch {command.epoch} has ended in group {command.group}, so it moves"
+        " no position any more.",
+        have=known,
+        got=command.epoch,
+    )
 
 
 def _not_empty(group: str, members: int) -> GroupNotEmpty:

@@ -8,10 +8,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from aegis_cluster.broker.groups.commands import CommitOffsets, DropGroup, decode_command
+from aegis_cluster.broker.groups.commands import (
+    CommitOffsets,
+    DropGroup,
+    PendOffsets,
+    decode_command,
+)
 from aegis_cluster.broker.groups.group_table import Group, GroupTable
 from aegis_cluster.errors import CorruptRecord
-from aegis_cluster.ids import LogIndex
+from aegis_cluster.ids import LogIndex, ProducerId
 from aegis_cluster.wire.batch import decode_batch
 
 if TYPE_CHECKING:
@@ -52,7 +57,7 @@ class GroupFold:
         group = self.group(name).copy()
         for command in commands:
             match command:
-                case CommitOffsets():
+                case CommitOffsets() | PendOffsets():
                     continue
                 case DropGroup():
                     group = Group(name)
@@ -73,6 +78,8 @@ class GroupFold:
 
     def transaction_ended(self, header: FrameHeader, marker: Marker) -> None:
         """Positions of a transaction become the group's, or are forgotten."""
+        producer, epoch = ProducerId(marker.producer_id), marker.producer_epoch - 1
+        self.table.end_transaction(producer, epoch, header.time_ms, committed=marker.committed)
 
     def leadership_lost(self) -> None:
         self._ahead.clear()

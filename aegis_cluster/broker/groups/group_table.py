@@ -1,7 +1,8 @@
 """The state that a partition of `__groups` folds to: groups, their members, and their positions.
 
 Every replica applies the same commands and holds the same table. A late repeat of a commit is
-known by its session and number and leaves the position where it is.
+known by its session and number and leaves the position where it is. Positions of a transaction are
+kept apart until its marker stands in this log; meanwhile nobody begins to read there.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from aegis_cluster.broker.groups.commands import (
     DropMember,
     GroupCommand,
     GroupMember,
+    PendOffsets,
     Places,
     PutMember,
     SetTarget,
@@ -24,13 +26,14 @@ from aegis_cluster.broker.groups.commands import (
     places_to_fields,
 )
 from aegis_cluster.errors import invariant
-from aegis_cluster.ids import GroupId, RecordOffset, TopicPartition
+from aegis_cluster.ids import GroupId, ProducerId, RecordOffset, TopicPartition
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 GROUPS: Final = "groups"
 OFFSETS: Final = "offsets"
+PENDING: Final = "pending"
 SLICE_GROUPS: Final = 50
 SLICE_POSITIONS: Final = 1_000
 
@@ -47,6 +50,14 @@ class Committed(NamedTuple):
     time_ms: int
     session: str
     number: int
+
+
+@dataclass(slots=True)
+class Pending:
+    """What one transaction will do to positions: by group and partition."""
+
+    epoch: int
+    positions: dict[tuple[str, TopicPartition], Committed] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -120,15 +131,19 @@ class GroupTable:
     def __init__(self) -> None:
         self.groups: dict[str, Group] = {}
         self.offsets: dict[str, dict[TopicPartition, Committed]] = {}
+        self.pending: dict[ProducerId, Pending] = {}
 
     def apply(self, command: GroupCommand, time_ms: int) -> None:
         """Fold one committed command; time_ms: append time of its frame."""
         match command:
             case CommitOffsets():
                 self._commit(command, time_ms)
+            case PendOffsets():
+                self._pend(command, time_ms)
             case DropGroup(name):
                 self.groups.pop(name, None)
                 self.offsets.pop(name, None)
+                self._drop_pending(name)
             case PutMember() | DropMember() | SetTarget():
                 self.group(command.group).apply(command)
 
@@ -148,13 +163,58 @@ class GroupTable:
                 continue
             positions[place] = Committed(offset, log, time_ms, command.session, command.number)
 
+    def _pend(self, command: PendOffsets, time_ms: int) -> None:
+        self.group(command.group)
+        found = self.pending.get(command.producer)
+        if found is None or found.epoch < command.epoch:
+            found = self.pending[command.producer] = Pending(command.epoch)
+        invariant(found.epoch == command.epoch, "an older transaction moves positions")
+        for place, log, offset in command.positions:
+            before = found.positions.get((command.group, place))
+            if before is None or not _is_late(before, command):
+                found.positions[command.group, place] = Committed(
+                    offset, log, time_ms, command.session, command.number
+                )
+
+    def _drop_pending(self, group: str) -> None:
+        for pending in self.pending.values():
+            for key in [key for key in pending.positions if key[0] == group]:
+                del pending.positions[key]
+
+    def pending_places(self, group: str) -> frozenset[TopicPartition]:
+        """Where a transaction that has not ended here will perhaps move the group."""
+        return frozenset(
+            place
+            for pending in self.pending.values()
+            for name, place in pending.positions
+            if name == group
+        )
+
+    def end_transaction(
+        self, producer: ProducerId, epoch: int, time_ms: int, *, committed: bool
+    ) -> None:
+        """A marker stands in this log; epoch: the transaction's own."""
+        found = self.pending.get(producer)
+        if found is None or found.epoch > epoch:
+            return
+        del self.pending[producer]
+        if not committed or found.epoch < epoch:
+            return
+        for (group, place), position in found.positions.items():
+            positions = self.offsets.setdefault(group, {})
+            positions[place] = position._replace(time_ms=time_ms)
+
     # ---- snapshots
 
     def slices(self) -> Iterator[list[Any]]:
         """The table as it is at the call, in pieces for `add`."""
         groups = [group.copy() for _, group in sorted(self.groups.items())]
         offsets = [(name, sorted(found.items())) for name, found in sorted(self.offsets.items())]
-        return _slices(groups, offsets)
+        pending = [
+            (producer, one.epoch, sorted(one.positions.items()))
+            for producer, one in sorted(self.pending.items())
+        ]
+        return _slices(groups, offsets, pending)
 
     def add(self, piece: list[Any]) -> None:
         """Take in one piece of a table's `slices`."""
@@ -164,6 +224,13 @@ class GroupTable:
                 group = _group_from_fields(fields)
                 self.groups[group.name] = group
             return
+        if kind == PENDING:
+            producer, epoch, found = values
+            pending = self.pending.setdefault(ProducerId(producer), Pending(epoch))
+            for group, topic, partition, *committed in found:
+                place = TopicPartition(topic, partition)
+                pending.positions[group, place] = Committed(*committed)
+            return
         name, rows = values
         positions = self.offsets.setdefault(name, {})
         for topic, partition, *committed in rows:
@@ -171,7 +238,9 @@ class GroupTable:
 
 
 def _slices(
-    groups: list[Group], offsets: list[tuple[str, list[tuple[TopicPartition, Committed]]]]
+    groups: list[Group],
+    offsets: list[tuple[str, list[tuple[TopicPartition, Committed]]]],
+    pending: list[tuple[ProducerId, int, list[tuple[tuple[str, TopicPartition], Committed]]]],
 ) -> Iterator[list[Any]]:
     for start in range(0, len(groups), SLICE_GROUPS):
         yield [GROUPS, [_group_to_fields(one) for one in groups[start : start + SLICE_GROUPS]]]
@@ -179,9 +248,14 @@ def _slices(
         for start in range(0, len(rows), SLICE_POSITIONS):
             piece = rows[start : start + SLICE_POSITIONS]
             yield [OFFSETS, name, [[*place, *committed] for place, committed in piece]]
+    for producer, epoch, found in pending:
+        for start in range(0, len(found), SLICE_POSITIONS):
+            part = found[start : start + SLICE_POSITIONS]
+            values = [[group, *place, *committed] for (group, place), committed in part]
+            yield [PENDING, producer, epoch, values]
 
 
-def _is_late(before: Committed, command: CommitOffsets) -> bool:
+def _is_late(before: Committed, command: CommitOffsets | PendOffsets) -> bool:
     """The same process has committed something newer since it sent this."""
     same = bool(command.session) and before.session == command.session
     return same and command.number <= before.number

@@ -1,0 +1,163 @@
+"""The coordinator's decisions: a transactional id and what happened go in, commands come out.
+
+Pure. Called on the transactional id as it will be once everything under way has committed. Who asks
+is looked at before what is asked (B8 of other systems' outages): a producer that was replaced hears
+that it is fenced, whatever state its transaction was in.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from aegis_cluster.broker.transactions.commands import (
+    Begin,
+    Decide,
+    Finish,
+    Forget,
+    Identity,
+    Join,
+)
+from aegis_cluster.broker.transactions.transaction_table import Outcome, Phase, Transaction
+from aegis_cluster.errors import (
+    NoOpenTransaction,
+    ProducerFenced,
+    Throttled,
+    TransactionAborted,
+)
+from aegis_cluster.limits import TRANSACTION_PARTICIPANTS_MAX, TRANSACTIONAL_ID_EXPIRY_MS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from aegis_cluster.broker.transactions.commands import Participant, TransactionCommand
+    from aegis_cluster.ids import ProducerId
+
+    FreshId = Callable[[], ProducerId]
+
+LAST_EPOCH: Final = 32_765
+"""Epochs are int16, and the marker of a transaction carries one more than it."""
+BY_PRODUCER: Final = "by its producer"
+BY_TIME: Final = "it was open for longer than its time-out"
+BY_SUCCESSOR: Final = "another producer has taken its transactional id over"
+BY_OPERATOR: Final = "by an operator"
+
+
+class Unfinished(Exception):
+    """Never leaves the coordinator: the request waits until the transaction before has ended."""
+
+
+def begin(
+    name: str, one: Transaction | None, timeout_ms: int, client: str, fresh_id: FreshId
+) -> list[TransactionCommand]:
+    """A producer takes the transactional id over. Raises `Unfinished`; commands that end what its
+    predecessor left open may come first, and then `Unfinished` at the next call."""
+    if one is None:
+        return [Begin(name, Identity(fresh_id(), 0), timeout_ms, client)]
+    if one.phase is Phase.OPEN:
+        return [_decide(one, fresh_id, committed=False, reason=BY_SUCCESSOR)]
+    if one.is_decided:
+        raise Unfinished("Its last transaction is being ended.")
+    return [Begin(name, _after(one.identity, fresh_id), timeout_ms, client)]
+
+
+def join(
+    name: str, one: Transaction | None, identity: Identity, wanted: Iterable[Participant]
+) -> list[TransactionCommand]:
+    """Logs take part in the producer's transaction.
+
+    Raises `ProducerFenced`, `TransactionAborted`, `NoOpenTransaction`, `Throttled`, `Unfinished`.
+    """
+    if one is not None and one.is_decided and identity == one.follower:
+        raise Unfinished("Its last transaction is being ended.")
+    one = _check_owner(name, one, identity)
+    new = tuple(sorted(set(wanted) - set(one.participants)))
+    if len(one.participants) + len(new) > TRANSACTION_PARTICIPANTS_MAX:
+        raise Throttled(
+            f"A transaction of {name!r} has {TRANSACTION_PARTICIPANTS_MAX} partitions, the most it"
+            " may have."
+        )
+    return [Join(name, identity, new)] if new else []
+
+
+def end(
+    name: str,
+    one: Transaction | None,
+    identity: Identity,
+    fresh_id: FreshId,
+    *,
+    committed: bool,
+) -> tuple[list[TransactionCommand], Outcome | None]:
+    """The producer ends its transaction, or asks what became of it, which is the same: whatever was
+    decided first stands. Raises `ProducerFenced`.
+    """
+    if one is not None:
+        decided = one.outcome_of(identity)
+        if decided is not None:
+            return [], decided
+    one = _check_owner(name, one, identity)
+    reason = "" if committed else BY_PRODUCER
+    decision = _decide(one, fresh_id, committed=committed, reason=reason)
+    if one.phase is Phase.IDLE:  # nothing takes part, so there is nothing to wait for
+        return [decision, Finish(name, identity)], None
+    return [decision], None
+
+
+def abort(one: Transaction | None, name: str, fresh_id: FreshId) -> list[TransactionCommand]:
+    """An operator ends what is open. Raises `NoOpenTransaction`."""
+    if one is None or one.phase is not Phase.OPEN:
+        state = "is not known" if one is None else f"is {one.phase.name.lower()}"
+        raise NoOpenTransaction(
+            f"The transactional id {name!r} {state}: it has no open transaction to abort.",
+            transactional_id=name,
+        )
+    return [_decide(one, fresh_id, committed=False, reason=BY_OPERATOR)]
+
+
+def time_passed(one: Transaction, now_ms: int, fresh_id: FreshId) -> list[TransactionCommand]:
+    """now_ms: on the log's own clock, as frames are stamped with it."""
+    if one.phase is Phase.OPEN and now_ms >= one.since_ms + one.timeout_ms:
+        return [_decide(one, fresh_id, committed=False, reason=BY_TIME)]
+    if one.phase is Phase.IDLE and now_ms >= one.touched_ms + TRANSACTIONAL_ID_EXPIRY_MS:
+        return [Forget(one.name)]
+    return []
+
+
+def _decide(one: Transaction, fresh_id: FreshId, *, committed: bool, reason: str) -> Decide:
+    follower = _after(one.identity, fresh_id)
+    return Decide(one.name, one.identity, committed, reason, follower)
+
+
+def _after(identity: Identity, fresh_id: FreshId) -> Identity:
+    """The next epoch, or another id: the old one stays fenced by its last marker (KIP-360)."""
+    if identity.epoch < LAST_EPOCH:
+        return Identity(identity.producer, identity.epoch + 1)
+    return Identity(fresh_id(), 0)
+
+
+def _check_owner(name: str, one: Transaction | None, identity: Identity) -> Transaction:
+    """Raise unless this is the producer that has the transactional id, in a transaction that may
+    still take something in."""
+    if one is None:
+        raise ProducerFenced(
+            f"The transactional id {name!r} is not known (any more): nobody has used it for long."
+            " Make a new producer.",
+            transactional_id=name,
+        )
+    if one.identity == identity and not one.is_decided:
+        return one
+    outcome = one.outcome_of(identity)
+    if outcome is not None and not outcome.committed and outcome.reason != BY_SUCCESSOR:
+        raise TransactionAborted(
+            f"The transaction of {name!r} was aborted: {outcome.reason}.", transactional_id=name
+        )
+    if outcome is not None and outcome.committed:
+        raise NoOpenTransaction(
+            f"The transaction of {name!r} is committed already.", transactional_id=name
+        )
+    raise ProducerFenced(
+        f"Another producer has taken the transactional id {name!r} over; this one's epoch"
+        f" {identity.epoch} is too late.",
+        transactional_id=name,
+        have=one.identity.epoch,
+        got=identity.epoch,
+    )

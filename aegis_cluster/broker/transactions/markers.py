@@ -1,0 +1,191 @@
+"""The way of a marker from the coordinator to the log that it ends a transaction in.
+
+Sending: to whoever leads that log, over the links between shards; a call that is not answered, or
+answered by one who does not lead, is made again by whoever asked for it. Receiving: the leader
+appends the marker, unless it stands there, and answers once it is committed. Both may happen any
+number of times.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from aegis_cluster.broker import produce
+from aegis_cluster.broker.links import Call
+from aegis_cluster.broker.transport import PeerKey
+from aegis_cluster.errors import AegisError, NotLeader, PeerViolation
+from aegis_cluster.ids import GroupId, NodeId
+from aegis_cluster.limits import MARKERS_PER_CALL_MAX
+from aegis_cluster.wire.batch import batch_header
+from aegis_cluster.wire.codes import error_from_reply
+from aegis_cluster.wire.markers import Marker, encode_marker
+from aegis_cluster.wire.protocol import Api, Reply, take_bool, take_int, take_list
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from aegis_cluster.broker.partition import Partition
+    from aegis_cluster.broker.shard import Shard
+    from aegis_cluster.broker.transactions.commands import Participant
+
+    Done = Callable[[Reply | AegisError], None]
+
+CALL_MS: Final = 2_000
+
+
+class Errand(NamedTuple):
+    """One marker to be written to one log; `done` hears whether it stands there, committed."""
+
+    participant: Participant
+    marker: Marker
+    done: Callable[[bool], None]
+
+
+class MarkerSender:
+    """One per shard."""
+
+    def __init__(self, shard: Shard) -> None:
+        self._shard = shard
+        self._leaders: dict[GroupId, NodeId] = {}
+        self._turns: defaultdict[GroupId, int] = defaultdict(int)
+
+    def send(self, errands: Iterable[Errand]) -> None:
+        """Try each of them once."""
+        by_shard: defaultdict[PeerKey, list[Errand]] = defaultdict(list)
+        for errand in errands:
+            key = self._target(errand.participant)
+            if key is None:
+                errand.done(self._is_gone(errand.participant))
+            else:
+                by_shard[key].append(errand)
+        for key, found in by_shard.items():
+            for start in range(0, len(found), MARKERS_PER_CALL_MAX):
+                self._call(key, found[start : start + MARKERS_PER_CALL_MAX])
+
+    def _is_gone(self, participant: Participant) -> bool:
+        """The log's topic was deleted, and its open transactions with it."""
+        table = self._shard.table
+        return self._shard.freshness.is_fresh and table.partition_of(participant.log) is None
+
+    def _target(self, participant: Participant) -> PeerKey | None:
+        """Where its leader is, as far as we know, or the next replica to be asked."""
+        shard, log = self._shard, participant.log
+        found = shard.table.partition_of(log)
+        if found is None:
+            return None
+        here = shard.manager.partitions.get(log)
+        if here is not None and here.replica.leader is not None:
+            node = here.replica.leader.node
+        elif log in self._leaders:
+            node = self._leaders[log]
+        else:
+            replicas = found[1].replicas
+            node = replicas[self._turns[log] % len(replicas)].node
+        return shard.addresses.key_of(shard.table, node, log)
+
+    def _call(self, key: PeerKey, errands: list[Errand]) -> None:
+        shard = self._shard
+        rows = [[errand.participant.log, *errand.marker] for errand in errands]
+
+        def done(reply: Reply | AegisError) -> None:
+            self._answered(errands, reply)
+
+        if key == PeerKey(shard.context.me.node, shard.context.shard):
+            write_markers(shard, [rows], done)
+            return
+        shard.ensure_link(key)
+        call = Call(shard.now_ms + CALL_MS, done)
+        shard.links.call(key, Api.WRITE_MARKERS, [rows], now_ms=shard.now_ms, call=call)
+
+    def _answered(self, errands: list[Errand], reply: Reply | AegisError) -> None:
+        for slot, errand in enumerate(errands):
+            errand.done(self._take(errand.participant.log, slot, reply))
+
+    def _take(self, log: GroupId, slot: int, reply: Reply | AegisError) -> bool:
+        """Whether this marker is known to stand there."""
+        try:
+            if isinstance(reply, AegisError):
+                raise reply
+            result = take_list(take_list(reply.fields, 0, "results"), slot, "result")
+            code = take_int(result, 0, "code")
+            if code == 0:
+                return True
+            error = error_from_reply(code, result[1:])
+        except AegisError as failure:
+            error = failure
+        leader = error.details.get("leader") if isinstance(error, NotLeader) else None
+        self._ask_another(log, leader)
+        return False
+
+    def _ask_another(self, log: GroupId, leader: object) -> None:
+        if isinstance(leader, int) and leader > 0:
+            self._leaders[log] = NodeId(leader)
+            return
+        self._leaders.pop(log, None)
+        self._turns[log] += 1
+
+
+# ---- at the leader of the log
+
+
+def write_markers(shard: Shard, fields: Sequence[Any], done: Done) -> None:
+    """[[log, producer id, epoch, committed, coordinator's term], ...] -> [[code, …] each]."""
+    rows = take_list(fields, 0, "markers", items_max=MARKERS_PER_CALL_MAX)
+    call = _Writing(len(rows), done)
+    for slot in range(len(rows)):
+        row = take_list(rows, slot, "marker")
+        log = GroupId(take_int(row, 0, "log"))
+        marker = Marker(
+            take_int(row, 1, "producer_id"),
+            take_int(row, 2, "producer_epoch", high=2**15 - 1),
+            take_bool(row, 3, "committed"),
+            take_int(row, 4, "coordinator_term") % 2**31,
+        )
+        try:
+            _write(call, slot, shard.manager.partitions.get(log), marker)
+        except AegisError as error:
+            call.settle(slot, produce.refusal(error))
+
+
+def _write(call: _Writing, slot: int, partition: Partition | None, marker: Marker) -> None:
+    if partition is None:
+        raise NotLeader("This shard has no replica of the log.")
+    if not partition.serving:
+        raise partition.unable()
+    index = partition.state.producers.decide_marker(marker)
+    if index is None:
+        batch = encode_marker(marker, partition.now())
+        index = partition.append(batch, batch_header(batch)).index
+    partition.wait_for(index, _Written(call, slot))
+
+
+class _Writing:
+    """One call; answered when every marker is committed or refused."""
+
+    def __init__(self, count: int, done: Done) -> None:
+        if not count:
+            raise PeerViolation("A call to write markers needs one at least.")
+        self._results: list[list[Any]] = [[] for _ in range(count)]
+        self._open = count
+        self._done = done
+
+    def settle(self, slot: int, result: list[Any]) -> None:
+        self._results[slot] = result
+        self._open -= 1
+        if self._open == 0:
+            self._done(Reply(0, 0, 0, 0, [self._results], []))
+
+
+class _Written:
+    __slots__ = ("_call", "_slot")
+
+    def __init__(self, call: _Writing, slot: int) -> None:
+        self._call = call
+        self._slot = slot
+
+    def committed(self) -> None:
+        self._call.settle(self._slot, [0])
+
+    def lost(self, error: AegisError) -> None:
+        self._call.settle(self._slot, produce.refusal(error))
