@@ -222,7 +222,7 @@ class CdcSettings:
 
     enabled: bool = setting(BOOLEAN, default=True)
     buffer_size: int = setting(integer(1, 10_000_000), default=10_000)
-    """Changes, not bytes, that a subscription may hold."""
+    """Changes, not bytes, that a connector may hold."""
 
 
 def _path(value: object) -> Path:

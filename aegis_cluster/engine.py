@@ -222,6 +222,11 @@ class StreamingEngine:
             self._node = None
 
     @property
+    def is_embedded(self) -> bool:
+        """Its node runs in this process, and nobody else can use its directory."""
+        return self._directory is not None
+
+    @property
     def cluster(self) -> ClusterClient:
         """The client below, for the classes that an engine makes. Raises `Misuse` when the engine
         is not open."""

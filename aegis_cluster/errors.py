@@ -140,6 +140,16 @@ class StalePosition(Refused):
     """A change feed has this position of its source already."""
 
 
+class SourceError(Refused):
+    """A database cannot be captured as it is; another try would not help until that is mended."""
+
+
+class SourceUnavailable(Refused):
+    """A database that is captured does not answer; its connector tries again."""
+
+    retriable = True
+
+
 class LeaseHeld(Refused):
     """Another holder has the lease now; `details` tell which, and for how long at least."""
 

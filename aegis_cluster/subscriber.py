@@ -205,6 +205,11 @@ class Subscriber:
         if self._fetcher is not None:
             await self._fetcher.close()
 
+    @property
+    def is_closed(self) -> bool:
+        """Nothing is handed out any more."""
+        return self._closed
+
     # ---- messages
 
     def __aiter__(self) -> Self:

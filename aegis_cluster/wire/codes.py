@@ -68,6 +68,8 @@ class Code(IntEnum):
     LEASE_LOST = 181
     SUBSCRIPTION_NOT_FOUND = 190
     LOCK_LOST = 191
+    SOURCE_ERROR = 195
+    SOURCE_UNAVAILABLE = 196
 
     OUTCOME_UNKNOWN = 300
     PARTLY_PUBLISHED = 301
@@ -122,6 +124,8 @@ ERROR_OF_CODE: Final[dict[int, type[AegisError]]] = {
     Code.LEASE_LOST: errors.LeaseLost,
     Code.SUBSCRIPTION_NOT_FOUND: errors.SubscriptionNotFound,
     Code.LOCK_LOST: errors.LockLost,
+    Code.SOURCE_ERROR: errors.SourceError,
+    Code.SOURCE_UNAVAILABLE: errors.SourceUnavailable,
     Code.OUTCOME_UNKNOWN: errors.OutcomeUnknown,
     Code.PARTLY_PUBLISHED: errors.PartlyPublished,
     Code.CORRUPTION: errors.Corruption,

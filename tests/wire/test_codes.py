@@ -92,6 +92,8 @@ def test_codes_are_for_ever() -> None:
         "LEASE_LOST": 181,
         "SUBSCRIPTION_NOT_FOUND": 190,
         "LOCK_LOST": 191,
+        "SOURCE_ERROR": 195,
+        "SOURCE_UNAVAILABLE": 196,
         "OUTCOME_UNKNOWN": 300,
         "PARTLY_PUBLISHED": 301,
         "CORRUPTION": 400,

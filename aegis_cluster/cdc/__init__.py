@@ -1,0 +1,51 @@
+"""Change data capture: a database's changes as a feed, a specialised topic that others read.
+
+- `source`: what a connector needs of a database. `sqlite` (with `sqlite_schema`: its triggers) and
+  `postgres` are two; other names of theirs are private.
+- `connector`: copies a source's changes into its feed. `engine`: runs it, and reads the feed.
+- `envelope`, `values`: a change as it stands in the feed (Debezium's form), and back.
+- `subscription`: what a subscriber sees of it. `events`: the classes it gets.
+
+In: a `StreamingEngine` and a source. Out: `ChangeEvent`s. It stands on the client library alone.
+
+The rule it protects: a change is in its feed exactly once, whoever dies: its position in the source
+stands in the same frame, and the feed's leader refuses one that it has (`broker.feed_stm`).
+"""
+
+from __future__ import annotations
+
+from aegis_cluster.cdc.connector import ConnectorState
+from aegis_cluster.cdc.engine import CDCEngine
+from aegis_cluster.cdc.events import (
+    ChangeEvent,
+    ChangeSource,
+    Delete,
+    Insert,
+    Operation,
+    Position,
+    Truncate,
+    Update,
+)
+from aegis_cluster.cdc.sqlite import SQLiteSource
+from aegis_cluster.cdc.subscription import CDCConfig, ChangeSubscription
+from aegis_cluster.cdc.values import UNCHANGED
+from aegis_cluster.errors import SourceError, SourceUnavailable
+
+__all__ = [
+    "UNCHANGED",
+    "CDCConfig",
+    "CDCEngine",
+    "ChangeEvent",
+    "ChangeSource",
+    "ChangeSubscription",
+    "ConnectorState",
+    "Delete",
+    "Insert",
+    "Operation",
+    "Position",
+    "SQLiteSource",
+    "SourceError",
+    "SourceUnavailable",
+    "Truncate",
+    "Update",
+]

@@ -1,0 +1,250 @@
+"""The connector: copies a source's changes into its feed, so that none is lost and none is twice.
+
+The idea: it takes the feed over with a fence, learns from the feed where each partition stands, and
+has the source begin before that; what a partition has already is passed over. Each frame carries
+the position of its last change, so records and position are there together or not at all. Only
+when all partitions have a batch is it confirmed to the source.
+
+The rules it protects: changes held in memory are bounded (one batch on its way, one being read);
+a connector that lost its lease stops, and one that does not know it is refused by the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+import uuid
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from aegis_cluster.cdc.envelope import key_of, rows_of
+from aegis_cluster.cdc.source import PartitionPoint
+from aegis_cluster.client.feeds import FeedLog
+from aegis_cluster.client.leases import Leases
+from aegis_cluster.errors import (
+    AegisError,
+    FeedFenced,
+    LeaseHeld,
+    LeaseLost,
+    MessageTooLarge,
+    NotReady,
+    OutcomeUnknown,
+    RequestTimeout,
+    SourceUnavailable,
+    Unavailable,
+)
+from aegis_cluster.wire.batch import BatchBuilder
+from aegis_cluster.wire.partitioner import partition_for
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from aegis_cluster.cdc.envelope import RowChange
+    from aegis_cluster.cdc.source import Source, SourceBatch
+    from aegis_cluster.client.leases import Lease
+    from aegis_cluster.engine import StreamingEngine
+    from aegis_cluster.wire.descriptions import TopicInfo
+
+FRAME_BYTES: Final = 1 << 20
+"""A partition's share of a batch is cut into frames of about this size."""
+LEASE_TTL_S: Final = 6.0
+LEASE_WAIT_S: Final = 3.0
+"""How long one try to get the lease may take; then it is tried again."""
+PAUSE_S: Final = 0.2
+PAUSE_S_MAX: Final = 5.0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class ConnectorState:
+    """What a connector says of itself.
+
+    role: `"starting"`, `"running"`, `"waiting"` (another process holds the lease) or `"stopped"`.
+    is_current: it has reached the end of what there was to read. changes: sent since it started.
+    last_ms: the source's time of the newest one. error: what it
+    met last, and tries again after.
+    """
+
+    role: str = "starting"
+    is_current: bool = False
+    changes: int = 0
+    last_ms: int = 0
+    error: str | None = None
+
+
+class Connector:
+    """Runs until it is cancelled, or meets what another try would not help."""
+
+    def __init__(
+        self, engine: StreamingEngine, source: Source, info: TopicInfo, *, buffer_size: int
+    ) -> None:
+        self.state = ConnectorState()
+        self.on_change: Callable[[], None] = lambda: None
+        """Called when `state.role` or `state.error` has changed."""
+        self._engine = engine
+        self._source = source
+        self._info = info
+        self._rows_max = max(1, buffer_size // 2)
+
+    async def run(self) -> None:
+        """Raises what makes going on pointless: `SourceError`, `TopicNotFound`, …."""
+        pause_s = PAUSE_S
+        while True:
+            sent = self.state.changes
+            try:
+                await self._run_once()
+            except _TRY_AGAIN as error:
+                self._say("waiting" if isinstance(error, LeaseHeld) else "starting", str(error))
+            pause_s = PAUSE_S if self.state.changes > sent else min(2 * pause_s, PAUSE_S_MAX)
+            await asyncio.sleep(pause_s)
+
+    def _say(self, role: str, error: str | None = None) -> None:
+        if (role, error) != (self.state.role, self.state.error):
+            self.state.role, self.state.error = role, error
+            if error is not None:
+                log.info("The connector of feed %s: %s", self._info.name, error)
+            self.on_change()
+
+    async def _run_once(self) -> None:
+        if self._engine.is_embedded:  # nobody else can have it open
+            await self._hold(None)
+            return
+        leases = Leases(self._engine.cluster)
+        name = f"cdc/{self._info.name}"
+        lease = await leases.acquire(
+            name, ttl=LEASE_TTL_S, holder=f"feed {self._info.name}", timeout=LEASE_WAIT_S
+        )
+        async with lease:
+            working = asyncio.ensure_future(self._hold(lease))
+            losing = asyncio.ensure_future(lease.lost())
+            try:
+                await asyncio.wait({working, losing}, return_when=asyncio.FIRST_COMPLETED)
+                if not working.done():
+                    raise LeaseLost(f"The lease of {name!r} has ended.")
+                await working
+            finally:
+                for task in (working, losing):
+                    task.cancel()
+                await asyncio.gather(working, losing, return_exceptions=True)
+
+    async def _hold(self, lease: Lease | None) -> None:
+        """Be the connector, until something ends that."""
+        feed = FeedLog(self._engine.cluster, self._info)
+        if lease is not None:
+            epoch = lease.token
+        else:
+            before = await feed.read(self._engine.deadline(None))
+            epoch = max(point.epoch for point in before) + 1
+        found = await feed.fence(epoch, uuid.uuid4().hex, self._engine.deadline(None))
+        points = [PartitionPoint(point.position, point.mark) for point in found]
+        identity = f"{self._engine.cluster.metadata.cluster_id}/{self._info.name}"
+        try:
+            await self._source.open(identity, points, self._rows_max)
+            self._say("running")
+            await self._copy(feed, points, lease)
+        finally:
+            with contextlib.suppress(AegisError):
+                await self._source.close()
+
+    async def _copy(self, feed: FeedLog, points: list[PartitionPoint], lease: Lease | None) -> None:
+        """Read ahead by one batch while the last one is on its way."""
+        sender = _Sender(self._engine, feed, points)
+        reading = asyncio.ensure_future(self._source.read())
+        try:
+            while True:
+                batch = await reading
+                reading = asyncio.ensure_future(self._source.read())
+                if lease is not None:
+                    lease.check()
+                await sender.send(batch)
+                if batch.token is not None:
+                    await self._source.confirm(batch.token)
+                self._note(batch)
+        finally:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+
+    def _note(self, batch: SourceBatch) -> None:
+        if batch.changes:
+            self.state.changes += len(batch.changes)
+            self.state.last_ms = batch.changes[-1].ts_ms
+        if self.state.is_current == batch.more:
+            self.state.is_current = not batch.more
+            self.on_change()
+
+
+_TRY_AGAIN: Final = (
+    FeedFenced,
+    LeaseHeld,
+    LeaseLost,
+    NotReady,
+    OutcomeUnknown,
+    RequestTimeout,
+    SourceUnavailable,
+    Unavailable,
+)
+
+
+class _Sender:
+    """Takes batches apart into frames for each partition."""
+
+    def __init__(
+        self, engine: StreamingEngine, feed: FeedLog, points: list[PartitionPoint]
+    ) -> None:
+        self._engine = engine
+        self._feed = feed
+        self._positions = [point.position for point in points]
+        self._compression = feed.info.settings.compression
+
+    async def send(self, batch: SourceBatch) -> None:
+        """Returns once all of it is committed."""
+        shares = self._shares(batch)
+        await asyncio.gather(
+            *(self._send(number, share, batch.mark) for number, share in enumerate(shares) if share)
+        )
+
+    def _shares(self, batch: SourceBatch) -> list[list[RowChange]]:
+        """What each partition gets: its rows, and all that is about a table as a whole; not what
+        it has."""
+        count = len(self._positions)
+        shares: list[list[RowChange]] = [[] for _ in range(count)]
+        for change in batch.changes:
+            key = key_of(change)
+            everywhere = key is None and change.key is None
+            for number in range(count) if everywhere else (partition_for(key or b"", count),):
+                lacks = batch.only is None or number in batch.only
+                if lacks and change.position > self._positions[number]:
+                    shares[number].append(change)
+        return shares
+
+    async def _send(self, number: int, share: list[RowChange], mark: bytes | None) -> None:
+        for data, position, is_last in self._frames(share):
+            deadline = self._engine.deadline(None)
+            await self._feed.append(
+                number, position, data, deadline, mark=mark if is_last else None
+            )
+            self._positions[number] = position
+
+    def _frames(self, share: list[RowChange]) -> Iterator[tuple[bytes, tuple[int, int], bool]]:
+        """Batches with the position of their last change."""
+        now_ms = time.time_ns() // 1_000_000
+        builder = BatchBuilder(compression=self._compression)
+        allowed = self._feed.info.settings.max_message_bytes
+        for place, change in enumerate(share):
+            for time_ms, key, value, headers in rows_of(change, self._feed.info.name, now_ms):
+                if value is not None and len(value) > allowed:
+                    raise MessageTooLarge(
+                        f"A row of {change.source.full_name} takes {len(value)} bytes, and the feed"
+                        f" {self._feed.info.name} allows {allowed}. Raise its max_message_size"
+                        " (up to 8MB), or leave the table out.",
+                        have=len(value),
+                        at_most=allowed,
+                    )
+                builder.append(time_ms, key, value, headers)
+            is_last = place == len(share) - 1
+            if is_last or builder.size_bytes >= FRAME_BYTES:
+                yield builder.build(), change.position, is_last
+                builder = BatchBuilder(compression=self._compression)

@@ -1,0 +1,185 @@
+"""Change data capture for a program: a source's feed, and subscriptions to it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Final
+
+from aegis_cluster.cdc.connector import Connector
+from aegis_cluster.cdc.subscription import CDCConfig, ChangeSubscription
+from aegis_cluster.errors import AegisError, ConfigError, Misuse, TopicExists
+from aegis_cluster.topics import UNLIMITED, TopicConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+    from typing import Self
+
+    from aegis_cluster.cdc.connector import ConnectorState
+    from aegis_cluster.cdc.source import Source
+    from aegis_cluster.engine import StreamingEngine
+
+FEED_KIND: Final = "cdc"
+FIRST_READ_S: Final = 1.0
+FEED_MESSAGE_SIZE: Final = "8MB"
+"""The largest row of a feed that nobody has made before."""
+
+
+class CDCEngine:
+    """Captures one database into its feed, and reads the feed; an async context manager.
+
+        async with CDCEngine(engine, SQLiteSource("shop.db")) as cdc:
+            async with cdc.subscribe("users") as changes:
+                async for change in changes: ...
+
+    Of all processes that have one for the same feed, one runs the connector, under a lease; when
+    it dies another one goes on within seconds, without a gap and without a repeat.
+
+    connector: False: only read. topic: how to make the feed's topic where it is not there; None:
+    one partition, kept without limit. Rows of one key stay in one partition, in order; with one
+    partition, all changes are in the order of the source.
+    """
+
+    def __init__(
+        self,
+        engine: StreamingEngine,
+        source: Source,
+        *,
+        connector: bool = True,
+        topic: TopicConfig | None = None,
+    ) -> None:
+        self._engine = engine
+        self._source = source
+        self._captures = connector
+        self._topic = topic or TopicConfig()
+        self._connector: Connector | None = None
+        self._running: asyncio.Task[None] | None = None
+        self._failure: AegisError | None = None
+        self._news = asyncio.Event()
+
+    @property
+    def feed(self) -> str:
+        """The name of the feed's topic."""
+        return self._source.name
+
+    @property
+    def state(self) -> ConnectorState | None:
+        """What this process's connector does; None where there is none."""
+        return None if self._connector is None else self._connector.state
+
+    async def __aenter__(self) -> Self:
+        """Returns once changes are captured, here or by another process; and, if that takes no
+        longer than a second, what was there before has been read.
+
+        Raises `SourceError` where the database cannot be captured, `ConfigError`, `TopicExists`
+        (a topic of that name is no feed), and what making a topic does.
+        """
+        if self._running is not None:
+            raise Misuse("This CDCEngine is in use already.")
+        if not self._captures:
+            return self
+        if not self._engine.settings.cdc.enabled:
+            raise ConfigError(
+                "streaming.cdc.enabled = false: connectors may not run here. Set it to true, or"
+                " read only (connector=False).",
+                key="streaming.cdc.enabled",
+            )
+        await self._make_feed()
+        info = await self._engine.cluster.topic(self.feed, self._engine.deadline(None))
+        self._connector = Connector(
+            self._engine, self._source, info, buffer_size=self._engine.settings.cdc.buffer_size
+        )
+        self._connector.on_change = self._news.set
+        self._running = asyncio.create_task(self._run(self._connector), name=f"cdc {self.feed}")
+        try:
+            await self._started(self._connector)
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Stop the connector; another process that waits takes over. Subscriptions stay."""
+        if self._running is not None:
+            self._running.cancel()
+            await asyncio.gather(self._running, return_exceptions=True)
+            self._running = None
+
+    def subscribe(
+        self,
+        tables: str | Sequence[str],
+        config: CDCConfig | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> ChangeSubscription:
+        """The changes of some tables: one object, an async context manager and async iterator.
+
+        tables: names or patterns (`"*"`), with or without the schema (`"public.users"`).
+        """
+        names = [tables] if isinstance(tables, str) else list(dict.fromkeys(tables))
+        if not names:
+            raise Misuse("A subscription needs at least one table or pattern.")
+        return ChangeSubscription(
+            self._engine, self.feed, names, config or CDCConfig(), lambda: self._failure, timeout
+        )
+
+    async def stopped(self) -> None:
+        """Wait for the end of this process's connector. Raises why it has ended."""
+        if self._running is not None:
+            await asyncio.wait([self._running])
+        if self._failure is not None:
+            raise self._failure
+
+    async def _make_feed(self) -> None:
+        wanted = self._topic
+        config = TopicConfig(
+            partitions=wanted.partitions,
+            replication_factor=wanted.replication_factor,
+            retention=wanted.retention or UNLIMITED,
+            retention_bytes=wanted.retention_bytes,
+            cleanup=wanted.cleanup,
+            compression=wanted.compression,
+            max_message_size=wanted.max_message_size or FEED_MESSAGE_SIZE,
+            kind=FEED_KIND,
+        )
+        await self._engine.create_topic(self.feed, config, exist_ok=True)
+        found = await self._engine.describe_topic(self.feed)
+        if found.settings.kind != FEED_KIND:
+            raise TopicExists(
+                f"A topic {self.feed!r} is there and is no change feed; give the source another"
+                " name (name=…).",
+                topic=self.feed,
+            )
+
+    async def _run(self, connector: Connector) -> None:
+        try:
+            await connector.run()
+        except AegisError as error:
+            self._failure = error
+        finally:
+            connector.state.role = "stopped"
+            self._news.set()
+
+    async def _wait(self) -> None:
+        self._news.clear()
+        await self._news.wait()
+
+    async def _started(self, connector: Connector) -> None:
+        async with asyncio.timeout(self._engine.request_timeout):
+            while connector.state.role == "starting":
+                await self._wait()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FIRST_READ_S):
+                while connector.state.role == "running" and not connector.state.is_current:
+                    await self._wait()
+        if self._failure is not None:
+            raise self._failure

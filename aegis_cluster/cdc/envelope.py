@@ -1,0 +1,194 @@
+"""A change as it stands in a feed: Debezium's envelope, so that its consumers understand it.
+
+    key    {"id": 1}
+    value  {"before": …, "after": …, "source": {…}, "op": "c|u|d|r|t", "ts_ms": …}
+
+and after a delete a second record with the same key and no value, the tombstone, so that a
+compacted feed forgets the row. Beside that stands `types`, what the values of some columns are
+(see `values`); Debezium's consumers pass over it.
+
+The key is the row's primary key, so all changes of one row stand in one partition, in order.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from aegis_cluster.cdc.events import (
+    ChangeEvent,
+    ChangeSource,
+    Delete,
+    Insert,
+    Position,
+    Truncate,
+    Update,
+)
+from aegis_cluster.cdc.values import decode_row, encode_row
+from aegis_cluster.errors import CorruptRecord
+from aegis_cluster.message import from_ms
+from aegis_cluster.wire.payload import encode_key, encode_payload
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from aegis_cluster.client.producer import Row
+    from aegis_cluster.message import ReceivedMessage
+
+VERSION: Final = "1"
+SNAPSHOT_OP: Final = "r"
+_KEY_JSON: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+
+
+@dataclass(frozen=True, slots=True)
+class RowChange:
+    """One change as a source reports it.
+
+    op: Debezium's letter. position: above that of every change before it. key: None for a table as
+    a whole; empty for a row of a table without one. ts_ms: of the commit, or of the read.
+    """
+
+    source: ChangeSource
+    op: str
+    position: tuple[int, int]
+    ts_ms: int
+    key: Mapping[str, Any] | None
+    before: Mapping[str, Any] | None = None
+    after: Mapping[str, Any] | None = None
+    transaction_id: str | None = None
+
+
+def key_of(change: RowChange) -> bytes | None:
+    """The record's key, which chooses the partition."""
+    return encode_row_key(change.key) if change.key else None
+
+
+def encode_row_key(key: Mapping[str, Any]) -> bytes:
+    """Two rows are one in a feed if these are equal."""
+    text = _KEY_JSON.encode({name: _key_value(value) for name, value in key.items()})
+    return text.encode("utf-8", "backslashreplace")
+
+
+def rows_of(change: RowChange, feed: str, now_ms: int) -> list[Row]:
+    """The records of one change. now_ms: when the connector has it."""
+    key = key_of(change)
+    value, value_headers = encode_payload(_envelope(change, feed, now_ms))
+    _, key_headers = encode_key(None if key is None else key.decode())
+    rows = [(change.ts_ms, key, value, [*value_headers, *key_headers])]
+    if change.op == "d" and key is not None:
+        rows.append((change.ts_ms, key, None, list(key_headers)))
+    return rows
+
+
+def _envelope(change: RowChange, feed: str, now_ms: int) -> dict[str, Any]:
+    where = change.source
+    types: dict[str, dict[str, str]] = {}
+    envelope: dict[str, Any] = {
+        "before": _half("before", change.before, types),
+        "after": _half("after", change.after, types),
+        "source": {
+            "version": VERSION,
+            "connector": where.connector,
+            "name": feed,
+            "ts_ms": change.ts_ms,
+            "snapshot": "true" if change.op == SNAPSHOT_OP else "false",
+            "db": where.database,
+            "schema": where.schema,
+            "table": where.table,
+            "lsn": change.position[0],
+            "sequence": change.position[1],
+            "txId": change.transaction_id,
+        },
+        "op": change.op,
+        "ts_ms": now_ms,
+    }
+    key_types: dict[str, str] = {}
+    encode_row(change.key or {}, key_types)
+    if key_types:
+        types["key"] = key_types
+    if types:
+        envelope["types"] = types
+    if change.key is not None and change.key.keys() - (change.after or change.before or {}).keys():
+        envelope["key"] = encode_row(change.key, {})
+    return envelope
+
+
+def _half(
+    name: str, row: Mapping[str, Any] | None, types: dict[str, dict[str, str]]
+) -> dict[str, Any] | None:
+    if row is None:
+        return None
+    found: dict[str, str] = {}
+    encoded = encode_row(row, found)
+    if found:
+        types[name] = found
+    return encoded
+
+
+def _key_value(value: Any) -> Any:
+    """Text and bytes that look alike stay two keys."""
+    if isinstance(value, bytes):
+        return {"bytes": base64.b64encode(value).decode()}
+    if value is None or isinstance(value, (str, int, float)):
+        return value
+    return str(value)
+
+
+def change_from(message: ReceivedMessage) -> ChangeEvent | None:
+    """The change that a record of a feed holds; None for a tombstone. Raises `CorruptRecord`."""
+    if message.payload is None:
+        return None
+    try:
+        return _change_from(message, message.payload)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise CorruptRecord(
+            f"The record at offset {message.offset} of {message.topic} is no change: {error!r}.",
+            offset=message.offset,
+        ) from error
+
+
+def _change_from(message: ReceivedMessage, envelope: Mapping[str, Any]) -> ChangeEvent:
+    source, types, op = envelope["source"], envelope.get("types") or {}, envelope["op"]
+    rows = {
+        half: None if envelope[half] is None else decode_row(envelope[half], types.get(half) or {})
+        for half in ("before", "after")
+    }
+    common: dict[str, Any] = {
+        "source": ChangeSource(
+            source["db"], source.get("schema") or "", source["table"], source["connector"]
+        ),
+        "position": Position(source["lsn"], source["sequence"]),
+        "timestamp": from_ms(source["ts_ms"]),
+        "key": _key_from(message, envelope, rows, types),
+        "transaction_id": source.get("txId"),
+        "is_snapshot": op == SNAPSHOT_OP,
+        "partition": message.partition,
+        "offset": message.offset,
+        "message": message,
+    }
+    match op:
+        case "c" | "r":
+            return Insert(new_row=rows["after"] or {}, **common)
+        case "u":
+            return Update(new_row=rows["after"] or {}, old_row=rows["before"], **common)
+        case "d":
+            return Delete(old_row=rows["before"], **common)
+        case "t":
+            return Truncate(**common)
+    raise ValueError(f"no operation is called {op!r}")
+
+
+def _key_from(
+    message: ReceivedMessage,
+    envelope: Mapping[str, Any],
+    rows: Mapping[str, Any],
+    types: Mapping[str, Any],
+) -> dict[str, Any] | None:
+    if message.key is None:
+        return None
+    if "key" in envelope:
+        return decode_row(envelope["key"], types.get("key") or {})
+    row = rows["after"] or rows["before"] or {}
+    return {name: row[name] for name in json.loads(message.key) if name in row}
