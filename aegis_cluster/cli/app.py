@@ -74,6 +74,7 @@ class LazyGroup(click.Group):
         "topic": "aegis_cluster.cli.topic_commands:topic",
         "keys": "aegis_cluster.cli.keys_commands:keys",
         "group": "aegis_cluster.cli.group_commands:group",
+        "explain": "aegis_cluster.cli.explain_commands:explain",
         "publish": "aegis_cluster.cli.publish:publish",
         "consume": "aegis_cluster.cli.consume:consume",
         "bench": "aegis_cluster.cli.bench:bench",

@@ -161,12 +161,14 @@ def _topic_status(
         partitions.append(
             {
                 "partition": placed.partition,
+                "group": placed.group,
                 "leader": _name(cluster, found["leader"]),
                 "term": found["term"],
                 "replicas": [_name(cluster, member.node) for member in placed.replicas],
                 "in_sync": [_name(cluster, node) for node in found["in_sync"] or ()],
                 "log_start": found["log_start"],
                 "high_watermark": found["high_watermark"],
+                "last_stable": found["last_stable"],
                 "compaction": found["compaction"],
             }
         )
