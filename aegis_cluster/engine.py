@@ -285,14 +285,21 @@ class StreamingEngine:
         another partition than before, so its older messages stand in one and its newer ones in
         another, and order is kept within each only. Readers take up the new partitions within
         seconds, from their first message on; producers that are running elsewhere learn of them
-        within half a minute. Raises `TopicNotFound`, `InvalidTopic` (fewer partitions, a value
-        that is not possible), `NotEnoughReplicas`, `ConfigError`, `OutcomeUnknown`; `Misuse`
-        when nothing, or both ways, are given.
+        within half a minute.
+
+        `replication_factor` may grow and shrink; leaders copy to new replicas in the background,
+        one at a time, and `aegis topic describe` shows when they are in sync. A topic that was
+        written embedded has one replica, until it is given more in a cluster.
+
+        Raises `TopicNotFound`, `InvalidTopic` (fewer partitions, a value that is not possible),
+        `NotEnoughReplicas`, `ConfigError`, `OutcomeUnknown`; `Misuse` when nothing, or both ways,
+        are given.
         """
         wanted = wanted_changes(None if config is None else _topic_config(config), changes)
         await self.cluster.alter_topic(
             arguments.name(name),
             partitions=wanted.partitions,
+            replicas=wanted.replication_factor,
             changes=wanted.changed_settings(),
             deadline=self.deadline(timeout),
         )

@@ -107,6 +107,13 @@ SUBSCRIPTION_SESSIONS_KEPT: Final = 1_000
 SUBSCRIPTION_BURIALS_MAX: Final = 16
 """Dead letters of one subscription that are being written at a time."""
 
+# What ZeroMQ may hold of others' connections before it is taken
+READ_AHEAD_BYTES_MAX: Final = 128 * MIB
+"""Of one connection; a client has some requests of 4 MiB under way for each of its producers."""
+READ_AHEAD_BYTES_TOTAL_MAX: Final = 256 * MIB
+"""Of one listener; beyond it, the connection with the most is cut."""
+READ_AHEAD_LOOK_MS: Final = 20
+
 # A shard
 CONNECTIONS_MAX: Final = 10_000
 """Clients that one shard remembers; the longest idle ones have to greet again."""
@@ -250,6 +257,7 @@ invariant(FRAME_BYTES_MAX <= FETCH_BYTES_MAX, "a fetch can carry the largest fra
 invariant(FRAME_BYTES_MAX <= RAFT_IN_FLIGHT_BYTES_MAX, "the largest frame can be replicated")
 invariant(FETCH_BYTES_MAX <= REQUEST_BYTES_MAX, "a fetch's answer fits a message")
 invariant(FETCH_BYTES_MAX <= CLIENT_ANSWER_BYTES_MAX, "one answer fits a client's share")
+invariant(REQUEST_BYTES_MAX < READ_AHEAD_BYTES_MAX, "the largest request is never cut")
 invariant(REQUEST_BYTES_MAX <= SHARD_IN_FLIGHT_BYTES_OWN, "the largest request finds room")
 invariant(
     TOPIC_PARTITIONS_MAX <= FETCH_ITEMS_WAITING_PER_CLIENT_MAX,

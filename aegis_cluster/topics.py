@@ -76,14 +76,8 @@ class TopicConfig:
     def changed_settings(self) -> dict[str, Any]:
         """What is not None, as fields of `TopicSettings`, for a topic that exists already.
 
-        Raises `ConfigError`, naming the value, also for what cannot be changed (yet).
+        Raises `ConfigError`, naming the value, also for a kind, which cannot be changed.
         """
-        if self.replication_factor is not None:
-            raise ConfigError(
-                f"replication_factor = {self.replication_factor}: a topic's number of replicas"
-                " cannot be changed yet; leave it out.",
-                key="replication_factor",
-            )
         if self.kind != TOPIC_KIND:
             raise ConfigError(f"kind = {self.kind!r}: a topic keeps its kind.", key="kind")
         wanted = self.settings()
@@ -102,6 +96,7 @@ class TopicChanges(TypedDict, total=False):
     """What `alter_topic` takes as keywords; each as in `TopicConfig`."""
 
     partitions: int | None
+    replication_factor: int | None
     retention: str | None
     retention_bytes: str | int | None
     cleanup: str | None

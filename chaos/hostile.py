@@ -153,6 +153,17 @@ class Stranger:
         return bytes(good[: rng.choice((len(good), rng.randrange(len(good))))])
 
 
+def greet(raw: socket.socket) -> None:
+    """Shake hands as a NULL client does; what comes before the other side is ready is refused."""
+    raw.sendall(GREETING + READY)
+    heard = b""
+    while b"READY" not in heard:
+        piece = raw.recv(4_096)
+        if not piece:
+            raise ConnectionResetError("it was shown the door")
+        heard += piece
+
+
 # ---- attacks
 
 
@@ -192,6 +203,17 @@ def zmtp_endless(stranger: Stranger, place: str) -> None:
     raw.sendall(GREETING + READY)
     part = b"\x03" + struct.pack(">Q", 10_000) + bytes(10_000)
     raw.sendall(part * 100)
+
+
+def breaks_off(stranger: Stranger, place: str) -> None:
+    """Many small messages and pings, and the connection is reset before they are read."""
+    raw = stranger.raw(place)
+    message = b"\x00\x05hello"
+    ping = b"\x04\x07\x04PING\x00\x00"
+    greet(raw)
+    raw.sendall((message * 20 + ping) * stranger.rng.choice((2, 10, 60)))
+    raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    raw.close()
 
 
 def parts_of_garbage(stranger: Stranger, place: str) -> None:
@@ -278,6 +300,7 @@ ATTACKS: Final[dict[str, Attack]] = {
         half_open,
         zmtp_garbage,
         zmtp_endless,
+        breaks_off,
         parts_of_garbage,
         wrong_fields,
         near_misses,

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "aegis_cluster"
 
-BELOW_ALL = {"errors", "arguments", "ids", "limits", "config", "keys", "curve", "doorkeeper"}
+BELOW_ALL = {"errors", "arguments", "ids", "limits", "config", "keys", "curve", "doorkeeper",
+    "read_ahead",
+}  # fmt: skip
 MACHINE = {"wire", "raft", "storage", "cluster", "broker"}
 FRONT = {
     "engine", "message", "topics", "channel", "filters", "history", "producer", "publishing",
@@ -36,6 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "keys": set(),
     "curve": set(),
     "doorkeeper": set(),
+    "read_ahead": set(),
     "wire": set(),
     "storage": {"wire"},  # storage and raft do not know each other
     "raft": {"wire"},

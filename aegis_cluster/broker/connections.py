@@ -6,15 +6,17 @@ be gone is asked for once more: a router says of a message whether it has anyone
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Final
 
 import zmq
-from zmq.utils.monitor import recv_monitor_message
 
-from aegis_cluster.broker.readiness import has_input
+from aegis_cluster.read_ahead import ReadAhead
 from aegis_cluster.wire.protocol import Api, encode_reply
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from aegis_cluster.broker.readiness import Readiness
 
 NOBODY_ASKED: Final = 2**62
@@ -24,31 +26,43 @@ NOBODY_ASKED: Final = 2**62
 class Connections:
     """Of one listener."""
 
-    def __init__(self, socket: zmq.Socket[bytes], readiness: Readiness) -> None:
+    def __init__(
+        self, socket: zmq.Socket[bytes], readiness: Readiness, *, encrypted: bool, told: bool
+    ) -> None:
+        """told: it is asked who has `gone`, at once; the others are only kept in bounds."""
         self._socket = socket
         self._readiness = readiness
+        self._told = told
         self._origins: dict[int, bytes] = {}
         self._replaced: list[bytes] = []
-        self.monitor: zmq.Socket[bytes] = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
-        self.monitor.set(zmq.LINGER, 0)
-        readiness.register(self.monitor)
+        self._read_ahead = ReadAhead(socket, encrypted=encrypted, now_s=time.monotonic())
+        self.monitor = self._read_ahead.monitor
+        if told:
+            readiness.register(self.monitor)
 
-    def heard(self, frame: zmq.Frame) -> None:
-        """The first frame of a message, which names its sender."""
-        try:
-            descriptor, origin = int(frame.get(zmq.SRCFD)), frame.bytes
-        except zmq.ZMQError:
-            return  # its connection is gone already
-        before = self._origins.get(descriptor)
-        if before != origin:
-            self._origins[descriptor] = origin
-            if before is not None:
-                self._replaced.append(before)
+    def heard(self, frames: Sequence[zmq.Frame]) -> bool:
+        """A whole message, its sender first. False: of a connection that was cut; to be dropped."""
+        descriptor = self._read_ahead.heard(frames)
+        if descriptor is None:
+            return not self._read_ahead.is_cut(frames)
+        if self._told:
+            origin = frames[0].bytes
+            before = self._origins.get(descriptor)
+            if before != origin:
+                self._origins[descriptor] = origin
+                if before is not None:
+                    self._replaced.append(before)
+        return not self._read_ahead.is_cut(frames)
+
+    @property
+    def has_news(self) -> bool:
+        """Somebody may be gone, though the monitor has no more to say."""
+        return self._read_ahead.has_closed
 
     def gone(self) -> list[bytes]:
+        """Clients whose connection has closed since the last call."""
         closed, self._replaced = self._replaced, []
-        while has_input(self.monitor):
-            descriptor = recv_monitor_message(self.monitor)["value"]
+        for descriptor in self._read_ahead.closed():
             origin = self._origins.pop(descriptor, None)
             if origin is not None:
                 closed.append(origin)
@@ -67,7 +81,11 @@ class Connections:
             return False
         return True
 
+    def cut(self) -> list[str]:
+        """Cut connections that send faster than they are read; a sentence about each."""
+        return self._read_ahead.look(time.monotonic(), keep_closed=self._told)
+
     def close(self) -> None:
-        self._readiness.unregister(self.monitor)
-        self._socket.disable_monitor()
-        self.monitor.close(0)
+        if self._told:
+            self._readiness.unregister(self.monitor)
+        self._read_ahead.close()

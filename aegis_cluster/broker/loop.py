@@ -144,6 +144,8 @@ class ShardLoop:
         """What is to be done now and then, but not in each turn."""
         self._follow_keys()
         self._sockets.look_around(now_ms)
+        for said in self._sockets.cut_off():
+            self.shard.complaints.say("%s", said)
         self._checkpoint(now_ms)
 
     def _drain(self, listener: Listener) -> None:

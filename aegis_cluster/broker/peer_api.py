@@ -24,7 +24,14 @@ from aegis_cluster.errors import (
     StorageFailed,
     WrongCluster,
 )
-from aegis_cluster.ids import METADATA_GROUP, GroupId, LogIndex, Member, NodeId
+from aegis_cluster.ids import (
+    INTERNAL_TOPICS,
+    METADATA_GROUP,
+    GroupId,
+    LogIndex,
+    Member,
+    NodeId,
+)
 from aegis_cluster.raft.codec import message_from_fields
 from aegis_cluster.wire.codes import error_to_reply
 from aegis_cluster.wire.descriptions import node_from_fields
@@ -176,6 +183,10 @@ class PeerApi:
             done(result if isinstance(result, AegisError) else _reply([index]))
 
         self._controller().submit(lambda table: controller.register_node(table, info), answer)
+        for name in INTERNAL_TOPICS:  # this may be the node that they have waited for
+            self._controller().submit(
+                lambda table, name=name: controller.widen_internal_topic(table, name), _ignore
+            )
 
     def grant_producer_ids(self, done: Done) -> None:
         """Give away a block of producer ids; `done` hears [first, count] once committed."""
@@ -266,3 +277,7 @@ class PeerApi:
 def _reply(fields: Sequence[Any]) -> Reply:
     """The answer to a call that never left this process."""
     return Reply(0, 0, 0, 0, list(fields), [])
+
+
+def _ignore(_result: Command | AegisError | None, _index: LogIndex) -> None:
+    """Whoever registers next brings it about, if this did not."""

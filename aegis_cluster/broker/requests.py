@@ -439,15 +439,20 @@ class RequestApi:
         self._frontend().submit(decide, self._command_answer(exchange))
 
     def _alter_topic(self, exchange: Exchange) -> None:
-        """[name, partitions or None, {setting: value, ...}] -> [index]."""
+        """[name, partitions or None, {setting: value, ...}, replicas or None] -> [index].
+
+        The last one may be missing.
+        """
         fields = exchange.request.fields
         name = take_str(fields, 0, "name")
         partitions = None if is_none(fields, 1, "partitions") else take_int(fields, 1, "partitions")
         changes = take_map(fields, 2, "settings")
+        has_replicas = len(fields) > 3 and not is_none(fields, 3, "replicas")
+        replicas = take_int(fields, 3, "replicas") if has_replicas else None
         settings_with(TopicSettings(), changes)  # a stranger's words are checked before they wait
         self._frontend().submit(
             lambda table: controller.alter_topic(
-                table, name=name, partitions=partitions, changes=changes
+                table, name=name, partitions=partitions, changes=changes, replicas=replicas
             ),
             self._command_answer(exchange),
         )

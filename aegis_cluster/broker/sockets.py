@@ -59,6 +59,8 @@ KEYS_READ_S: Final = 1.0
 """How often the lists of accepted keys are looked at."""
 CONTROL_HEARTBEAT_TIMEOUT_MS: Final = 60_000
 """A client that sleeps keeps its connection: its session says how long it may be silent."""
+DROPPED_AT_ONCE: Final = 1_000
+"""Messages of a connection that was cut, in one turn."""
 COPY_BYTES: Final = 64 * KIB
 """Smaller parts are cheaper copied than counted."""
 
@@ -145,7 +147,7 @@ class Sockets:
         socket.set(zmq.ROUTER_MANDATORY, 1)
         socket.set(zmq.ROUTER_HANDOVER, 1)
         socket.set(zmq.MAXMSGSIZE, PART_BYTES_MAX[listener])
-        self._limit(socket)
+        self._limit(socket, endpoint)
         prepare(socket, endpoint)
         if self._keys is not None:
             listen_with(socket, self._keys.own, _DOMAINS[listener])
@@ -161,13 +163,19 @@ class Sockets:
                 endpoint=endpoint,
             ) from error
         self._readiness.register(socket)
-        if listener is Listener.CONTROL and endpoint.startswith("tcp://"):
-            self._watched[listener] = Connections(socket, self._readiness)
+        if endpoint.startswith("tcp://"):
+            self._watched[listener] = Connections(
+                socket,
+                self._readiness,
+                encrypted=self._keys is not None,
+                told=listener is Listener.CONTROL,
+            )
         return socket
 
-    def _limit(self, socket: zmq.Socket[bytes]) -> None:
+    def _limit(self, socket: zmq.Socket[bytes], endpoint: str) -> None:
         socket.set(zmq.SNDHWM, HIGH_WATER_MESSAGES)
-        socket.set(zmq.RCVHWM, HIGH_WATER_MESSAGES)
+        # Within a process there is no connection that could break; see `read_ahead`.
+        socket.set(zmq.RCVHWM, HIGH_WATER_MESSAGES if endpoint.startswith("inproc://") else 0)
         socket.set(zmq.HEARTBEAT_IVL, HEARTBEAT_MS)
         socket.set(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
         socket.set(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
@@ -201,7 +209,7 @@ class Sockets:
         socket.set(zmq.RECONNECT_IVL, RECONNECT_MS)
         socket.set(zmq.RECONNECT_IVL_MAX, RECONNECT_MS_MAX)
         socket.set(zmq.MAXMSGSIZE, PART_BYTES_MAX[Listener.PEERS])
-        self._limit(socket)
+        self._limit(socket, peer.endpoint)
         peer.handshakes.apply(socket)
         monitor: zmq.Socket[bytes] = socket.get_monitor_socket(LINK_EVENTS)
         monitor.set(zmq.LINGER, 0)
@@ -370,9 +378,20 @@ class Sockets:
         if not frames:
             return None
         watched = self._watched.get(listener)
-        if watched is not None:
-            watched.heard(frames[0])
+        if watched is not None and not watched.heard(frames):
+            return self._after_dropped(listener)
         return frames[0].bytes, _parts(frames[1:])
+
+    def _after_dropped(self, listener: Listener) -> tuple[bytes, list[Part]] | None:
+        """The first message behind those of a connection that was cut, unless they are many."""
+        socket, watched = self._listeners[listener], self._watched[listener]
+        for _ in range(DROPPED_AT_ONCE):
+            frames = self._receive(socket) if socket in self._ready else []
+            if not frames:
+                return None
+            if watched.heard(frames):
+                return frames[0].bytes, _parts(frames[1:])
+        return None
 
     def _receive(self, socket: zmq.Socket[bytes]) -> list[zmq.Frame]:
         """A message of a socket that has one, and whether it has more; [] if it has gone with its
@@ -393,10 +412,15 @@ class Sockets:
 
     def clients_gone(self) -> Iterator[tuple[Listener, bytes]]:
         """Clients of the control listener whose connection has closed since the last call."""
-        for listener, watched in self._watched.items():
-            if watched.monitor in self._ready:
-                for origin in watched.gone():
-                    yield listener, origin
+        watched = self._watched.get(Listener.CONTROL)
+        if watched is not None and (watched.monitor in self._ready or watched.has_news):
+            for origin in watched.gone():
+                yield Listener.CONTROL, origin
+
+    def cut_off(self) -> Iterator[str]:
+        """Cut connections that send faster than they are read; a sentence about each."""
+        for watched in self._watched.values():
+            yield from watched.cut()
 
     def peer_messages(self, limit: int) -> Iterator[tuple[PeerKey, list[Part]]]:
         """Replies on our own links, at most `limit` of each."""

@@ -80,7 +80,8 @@ def _listed(nodes: list[LocalNode]) -> list[dict[str, Any]]:
 
 
 @cluster.command()
-def down() -> None:
+@json_option
+def down(as_json: bool) -> None:
     """Stop all nodes: leaders hand over, shards end; what does not end by itself is killed.
 
     \b
@@ -88,12 +89,14 @@ def down() -> None:
       aegis cluster down
     """
     stopped = _local().down()
-    click.echo(f"{len(stopped)} nodes stopped")
+    names = [node.name for node in stopped]
+    click.echo(json.dumps({"stopped": names}) if as_json else f"{len(names)} nodes stopped")
 
 
 @cluster.command()
 @click.argument("node")
-def kill(node: str) -> None:
+@json_option
+def kill(node: str, as_json: bool) -> None:
     """SIGKILL to NODE's supervisor and shards in one instant, as if it had crashed.
 
     \b
@@ -101,13 +104,14 @@ def kill(node: str) -> None:
       aegis cluster kill node-2
     """
     _local().kill(node)
-    click.echo(f"{node} is killed")
+    click.echo(json.dumps({"killed": node}) if as_json else f"{node} is killed")
 
 
 @cluster.command()
 @click.argument("node")
 @timeout_option("60s")
-def restart(node: str, timeout_ms: int) -> None:
+@json_option
+def restart(node: str, timeout_ms: int, as_json: bool) -> None:
     """Stop NODE in order if it runs, start it, and return when it serves.
 
     \b
@@ -115,7 +119,7 @@ def restart(node: str, timeout_ms: int) -> None:
       aegis cluster restart node-2
     """
     _local().restart(node, seconds=timeout_ms / 1000)
-    click.echo(f"{node} serves")
+    click.echo(json.dumps({"serves": node}) if as_json else f"{node} serves")
 
 
 @cluster.command()

@@ -48,8 +48,14 @@ def topic() -> None:
 @click.option("--if-not-exists", is_flag=True, help="A topic of that name is no failure.")
 @bootstrap_option
 @timeout_option()
+@json_option
 def create(
-    name: str, if_not_exists: bool, bootstrap: str | None, timeout_ms: int, **settings: Any
+    name: str,
+    if_not_exists: bool,
+    bootstrap: str | None,
+    timeout_ms: int,
+    as_json: bool,
+    **settings: Any,
 ) -> None:
     """Create the topic NAME.
 
@@ -66,7 +72,7 @@ def create(
         await engine.create_topic(name, config, exist_ok=if_not_exists)
 
     _with_engine(bootstrap, timeout_ms, work)
-    click.echo(f"created {name}" if not if_not_exists else f"{name} exists")
+    _told(name, "created" if not if_not_exists else "exists", as_json=as_json)
 
 
 @topic.command("list")
@@ -116,6 +122,7 @@ def describe(name: str, bootstrap: str | None, timeout_ms: int, as_json: bool) -
 @topic.command()
 @click.argument("name")
 @click.option("--partitions", type=click.IntRange(min=1), help="More of them; never fewer.")
+@click.option("--replication-factor", type=click.IntRange(min=1), help="More or fewer replicas.")
 @click.option("--retention", metavar="DURATION", help='As "7d", or "unlimited".')
 @click.option(
     "--retention-bytes", metavar="SIZE", help='Of a partition, as "10GB", or "unlimited".'
@@ -128,7 +135,10 @@ def describe(name: str, bootstrap: str | None, timeout_ms: int, as_json: bool) -
 @click.option("--max-message-size", metavar="SIZE", help='The largest message, as "1MB".')
 @bootstrap_option
 @timeout_option()
-def alter(name: str, bootstrap: str | None, timeout_ms: int, **settings: Any) -> None:
+@json_option
+def alter(
+    name: str, bootstrap: str | None, timeout_ms: int, as_json: bool, **settings: Any
+) -> None:
     """Change the topic NAME: what is named changes at once, the rest stays.
 
     With more partitions, keys move: a key's new messages may go to another partition than its older
@@ -138,6 +148,7 @@ def alter(name: str, bootstrap: str | None, timeout_ms: int, **settings: Any) ->
     Examples:
       aegis topic alter flights --retention 1d --max-message-size 2MB
       aegis topic alter flights --partitions 12
+      aegis topic alter flights --replication-factor 3
     """
     from aegis_cluster import TopicConfig
 
@@ -149,7 +160,7 @@ def alter(name: str, bootstrap: str | None, timeout_ms: int, **settings: Any) ->
         await engine.alter_topic(name, config)
 
     _with_engine(bootstrap, timeout_ms, work)
-    click.echo(f"altered {name}")
+    _told(name, "altered", as_json=as_json)
 
 
 @topic.command()
@@ -157,7 +168,8 @@ def alter(name: str, bootstrap: str | None, timeout_ms: int, **settings: Any) ->
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @bootstrap_option
 @timeout_option()
-def delete(name: str, yes: bool, bootstrap: str | None, timeout_ms: int) -> None:
+@json_option
+def delete(name: str, yes: bool, bootstrap: str | None, timeout_ms: int, as_json: bool) -> None:
     """Delete the topic NAME and all of its messages; asks first when a person types it.
 
     \b
@@ -171,7 +183,15 @@ def delete(name: str, yes: bool, bootstrap: str | None, timeout_ms: int) -> None
         await engine.delete_topic(name)
 
     _with_engine(bootstrap, timeout_ms, work)
-    click.echo(f"deleted {name}")
+    _told(name, "deleted", as_json=as_json)
+
+
+def _told(name: str, done: str, *, as_json: bool) -> None:
+    """What became of a topic, for people or for scripts."""
+    if as_json:
+        click.echo(json.dumps({"topic": name, "done": done}))
+    else:
+        click.echo(f"{name} exists" if done == "exists" else f"{done} {name}")
 
 
 def _with_engine(

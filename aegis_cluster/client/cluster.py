@@ -286,11 +286,19 @@ class ClusterClient:
         await self._know([name], deadline, index_of(reply))
 
     async def alter_topic(
-        self, name: str, *, partitions: int | None, changes: Mapping[str, Any], deadline: float
+        self,
+        name: str,
+        *,
+        partitions: int | None,
+        replicas: int | None,
+        changes: Mapping[str, Any],
+        deadline: float,
     ) -> None:
         """Change a topic and know of it. Raises `TopicNotFound`, `InvalidTopic`,
         `NotEnoughReplicas`. To do it twice changes nothing more."""
-        fields = [name, partitions, dict(changes)]
+        fields: list[Any] = [name, partitions, dict(changes)]
+        if replicas is not None:
+            fields.append(replicas)
         reply, _ = await self.ask_controller(Api.ALTER_TOPIC, fields, deadline)
         index = index_of(reply)
         await self._know([name], deadline, index)

@@ -18,7 +18,7 @@ from aegis_cluster.cluster.metadata import (
     RegisterNode,
     ReplaceMember,
 )
-from aegis_cluster.cluster.placement import place
+from aegis_cluster.cluster.placement import place, resize
 from aegis_cluster.errors import (
     InvalidTopic,
     NotEnoughReplicas,
@@ -84,11 +84,7 @@ def create_topic(
     count = 1 if partitions is None else partitions
     factor = min(DEFAULT_REPLICATION, max(1, len(table.nodes))) if replicas is None else replicas
     _check_partitions(name, count)
-    if not 1 <= factor <= REPLICATION_FACTOR_MAX:
-        raise InvalidTopic(
-            f"Topic {name!r} asks for {factor} replicas;"
-            f" 1 to {REPLICATION_FACTOR_MAX} are possible."
-        )
+    _check_factor(name, factor)
     if name in table.topics:
         raise TopicExists(f"Topic {name!r} exists already.", topic=name)
     infos = _placed(table, first=0, count=count, replicas=factor)
@@ -96,10 +92,17 @@ def create_topic(
 
 
 def alter_topic(
-    table: MetadataTable, *, name: str, partitions: int | None, changes: Mapping[str, Any]
+    table: MetadataTable,
+    *,
+    name: str,
+    partitions: int | None,
+    changes: Mapping[str, Any],
+    replicas: int | None = None,
 ) -> AlterTopic | None:
-    """Other settings, or more partitions, placed like those of a new topic; None: as it is already,
-    so a repeat of the same request succeeds again.
+    """Other settings, more partitions, placed like those of a new topic, or another number of
+    replicas; None: as it is already, so a repeat of the same request succeeds again.
+
+    The leaders bring their partitions to other members by themselves, one at a time.
 
     changes: fields of `TopicSettings`. Raises `TopicNotFound`, `InvalidTopic`,
     `NotEnoughReplicas`; `PeerViolation` for what no setting is called.
@@ -119,11 +122,25 @@ def alter_topic(
             have=have,
             want=want,
         )
-    if settings == info.settings and want == have:
+    factor = info.replication_factor if replicas is None else replicas
+    _check_factor(name, factor)
+    moved = () if replicas is None else _resized(table, info, factor)
+    if settings == info.settings and want == have and not moved:
         return None
-    factor = info.replication_factor
     added = _placed(table, first=have, count=want - have, replicas=factor) if want > have else ()
-    return AlterTopic(name, settings, added)
+    return AlterTopic(name, settings, added, moved)
+
+
+def _resized(table: MetadataTable, info: TopicInfo, replicas: int) -> tuple[PartitionInfo, ...]:
+    """Its partitions with so many replicas each; empty where they have as many."""
+    if all(len(placed.replicas) == replicas for placed in info.partitions):
+        return ()
+    return resize(
+        nodes=list(table.nodes.values()),
+        topics=table.topics.values(),
+        partitions=info.partitions,
+        replicas=replicas,
+    )
 
 
 def _placed(
@@ -176,6 +193,18 @@ def internal_topic(table: MetadataTable, name: str, founders: int) -> CreateTopi
     return CreateTopic(TopicInfo(name, TopicSettings(), infos))
 
 
+def widen_internal_topic(table: MetadataTable, name: str) -> AlterTopic | None:
+    """More replicas for one of the cluster's own topics that was made in a smaller cluster, once
+    there are three nodes, and not two before: of two, both would have to live.
+
+    None where there is nothing to do.
+    """
+    info = table.topics.get(name)
+    if info is None or not info.replication_factor < DEFAULT_REPLICATION <= len(table.nodes):
+        return None
+    return AlterTopic(name, info.settings, (), _resized(table, info, DEFAULT_REPLICATION))
+
+
 def delete_topic(table: MetadataTable, name: str) -> DeleteTopic:
     _users(table, name)
     return DeleteTopic(name)
@@ -226,6 +255,14 @@ def _check_partitions(name: str, count: int) -> None:
     if not 1 <= count <= TOPIC_PARTITIONS_MAX:
         raise InvalidTopic(
             f"Topic {name!r} asks for {count} partitions; 1 to {TOPIC_PARTITIONS_MAX} are possible."
+        )
+
+
+def _check_factor(name: str, factor: int) -> None:
+    if not 1 <= factor <= REPLICATION_FACTOR_MAX:
+        raise InvalidTopic(
+            f"Topic {name!r} asks for {factor} replicas;"
+            f" 1 to {REPLICATION_FACTOR_MAX} are possible."
         )
 
 

@@ -53,11 +53,15 @@ class CreateTopic:
 
 @dataclass(frozen=True, slots=True)
 class AlterTopic:
-    """Other settings from now on, and partitions behind those that the topic has."""
+    """Other settings from now on, and partitions behind those that the topic has.
+
+    moved: all partitions that it has, where other members hold them from now on; else empty.
+    """
 
     name: str
     settings: TopicSettings
     added: tuple[PartitionInfo, ...] = ()
+    moved: tuple[PartitionInfo, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +105,12 @@ def encode_command(command: Command) -> bytes:
             body = ["replace_member", node_to_fields(info), list(old)]
         case CreateTopic(topic):
             body = ["create_topic", topic_to_fields(topic)]
-        case AlterTopic(name, settings, added):
+        case AlterTopic(name, settings, added, moved):
             first = added[0].partition if added else 0
             placed = partitions_to_fields(added)
             body = ["alter_topic", name, settings_to_fields(settings), first, placed]
+            if moved:
+                body.append(partitions_to_fields(moved))
         case DeleteTopic(name):
             body = ["delete_topic", name]
         case PlaceReplicas(group, replicas):
@@ -136,9 +142,10 @@ def decode_command(value: bytes) -> Command:
             return ReplaceMember(node_from_fields(values), Member(NodeId(node), incarnation))
         case "create_topic", [values]:
             return CreateTopic(topic_from_fields(values))
-        case "alter_topic", [str(name), list(settings), int(first), list(placed)]:
+        case "alter_topic", [str(name), list(settings), int(first), list(placed), *moved]:
             added = partitions_from_fields(placed, first=first)
-            return AlterTopic(name, settings_from_fields(settings), added)
+            elsewhere = partitions_from_fields(moved[0]) if moved else ()
+            return AlterTopic(name, settings_from_fields(settings), added, elsewhere)
         case "delete_topic", [str(name)]:
             return DeleteTopic(name)
         case "place_replicas", [int(group), list(members)]:

@@ -65,7 +65,9 @@ class MetadataTable:
                 self._replace(old, info.member)
             case CreateTopic(info):
                 self._add_topic(info)
-            case AlterTopic(name, settings, added):
+            case AlterTopic(name, settings, added, moved):
+                for placed in moved:
+                    self._place(placed.group, placed.replicas)
                 self._alter_topic(name, settings, added)
             case DeleteTopic(name):
                 self._drop_topic(name)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from aegis_cluster.ids import Member
-    from aegis_cluster.wire.descriptions import NodeInfo, TopicInfo
+    from aegis_cluster.wire.descriptions import NodeInfo, PartitionInfo, TopicInfo
 
 
 def place(
@@ -28,12 +28,7 @@ def place(
     """
     members = sorted(node.member for node in nodes)
     if len(members) < replicas:
-        raise NotEnoughReplicas(
-            f"{replicas} replicas need {replicas} nodes, and {len(members)} are registered."
-            " Start more nodes, or ask for fewer replicas.",
-            have=len(members),
-            want=replicas,
-        )
+        raise _too_few(have=len(members), want=replicas)
     leads, holds = _load(topics)
     placed: list[tuple[Member, ...]] = []
     for number in range(partitions):
@@ -45,6 +40,47 @@ def place(
         holds.update(chosen)
         placed.append(chosen)
     return placed
+
+
+def resize(
+    *,
+    nodes: Sequence[NodeInfo],
+    topics: Iterable[TopicInfo],
+    partitions: Sequence[PartitionInfo],
+    replicas: int,
+) -> tuple[PartitionInfo, ...]:
+    """The partitions with more replicas, on the nodes that carry least, or with fewer.
+
+    Whoever holds a partition keeps it as far as possible, its preferred leader first. Raises
+    `NotEnoughReplicas`.
+    """
+    members = sorted(node.member for node in nodes)
+    if len(members) < replicas:
+        raise _too_few(have=len(members), want=replicas)
+    _, holds = _load(topics)
+    resized = []
+    for placed in partitions:
+        turn = {
+            member: (rank - placed.partition) % len(members) for rank, member in enumerate(members)
+        }
+        others = sorted(
+            (member for member in members if member not in placed.replicas),
+            key=lambda member: (holds[member], turn[member]),
+        )
+        kept = placed.replicas[:replicas]
+        added = others[: replicas - len(kept)]
+        holds.update(added)
+        resized.append(placed._replace(replicas=(*kept, *added)))
+    return tuple(resized)
+
+
+def _too_few(*, have: int, want: int) -> NotEnoughReplicas:
+    return NotEnoughReplicas(
+        f"{want} replicas need {want} nodes, and {have} are registered."
+        " Start more nodes, or ask for fewer replicas.",
+        have=have,
+        want=want,
+    )
 
 
 def _load(topics: Iterable[TopicInfo]) -> tuple[Counter[Member], Counter[Member]]:

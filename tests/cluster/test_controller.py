@@ -30,7 +30,7 @@ from aegis_cluster.errors import (
     TopicExists,
     TopicNotFound,
 )
-from aegis_cluster.ids import GroupId, LogIndex, NodeId, ProducerId
+from aegis_cluster.ids import GROUPS_TOPIC, GroupId, LogIndex, NodeId, ProducerId
 from aegis_cluster.wire.descriptions import NodeInfo, TopicSettings
 
 
@@ -243,6 +243,50 @@ def test_moves_that_cannot_be_are_refused(
         controller.place_replicas(table, topic=topic, partition=partition, nodes=wanted)
 
 
+def test_a_topic_gets_more_replicas_and_fewer_again() -> None:
+    table = table_of(4)
+    table.apply(LogIndex(10), create(table, partitions=8, replicas=1))
+    before = table.topics["orders"].partitions
+    command = altered(table, replicas=3)
+    assert command is not None
+    table.apply(LogIndex(11), command)
+    info = table.topics["orders"]
+    assert info.replication_factor == 3
+    for old, new in zip(before, info.partitions, strict=True):
+        assert new.replicas[0] == old.replicas[0], "who has it keeps it, and is preferred"
+        assert len(set(new.replicas)) == 3
+        assert table.founders_of(new.group) == old.replicas, "the others join as learners"
+    held = Counter(member for placed in info.partitions for member in placed.replicas)
+    assert set(held.values()) == {6}, "spread evenly"
+    assert altered(table, replicas=3) is None, "a repeat changes nothing"
+    more = altered(table, replicas=2, partitions=9)
+    assert more is not None
+    table.apply(LogIndex(12), more)
+    after = table.topics["orders"].partitions
+    assert [placed.replicas for placed in after[:8]] == [p.replicas[:2] for p in info.partitions]
+    assert len(after[8].replicas) == 2
+    with pytest.raises(NotEnoughReplicas):
+        altered(table, replicas=5)
+    with pytest.raises(InvalidTopic):
+        altered(table, replicas=0)
+
+
+def test_the_clusters_own_topics_get_three_replicas_once_there_are_three_nodes() -> None:
+    table = table_of(1)
+    assert controller.widen_internal_topic(table, GROUPS_TOPIC) is None, "it is not made yet"
+    made = controller.internal_topic(table, GROUPS_TOPIC, 1)
+    assert made is not None
+    table.apply(LogIndex(10), made)
+    table.apply(LogIndex(11), RegisterNode(node(2)))
+    assert controller.widen_internal_topic(table, GROUPS_TOPIC) is None, "of two, both would matter"
+    table.apply(LogIndex(12), RegisterNode(node(3)))
+    command = controller.widen_internal_topic(table, GROUPS_TOPIC)
+    assert command is not None
+    table.apply(LogIndex(13), command)
+    assert {len(p.replicas) for p in table.topics[GROUPS_TOPIC].partitions} == {3}
+    assert controller.widen_internal_topic(table, GROUPS_TOPIC) is None
+
+
 def test_registering_again_without_news_changes_nothing() -> None:
     table = table_of(1)
     assert controller.register_node(table, node(1)) is None
@@ -273,6 +317,9 @@ def test_the_table_survives_a_snapshot() -> None:
         create(table_of(3), partitions=2),
         AlterTopic("orders", TopicSettings(retention_ms=1)),
         AlterTopic("orders", TopicSettings(), create(table_of(3), partitions=2).info.partitions),
+        AlterTopic(
+            "orders", TopicSettings(), moved=create(table_of(3), partitions=2).info.partitions
+        ),
         DeleteTopic("orders"),
         PlaceReplicas(GroupId(3), (node(1).member, node(2).member)),
         GrantProducerIds(ProducerId(1), 1000),

@@ -13,6 +13,7 @@ from aegis_cluster.errors import (
     InvalidTopic,
     MessageTooLarge,
     Misuse,
+    NotEnoughReplicas,
     TopicNotFound,
 )
 
@@ -95,8 +96,8 @@ async def take(subscriber: Any, count: int) -> list[Any]:
         ({"cleanup": "burn"}, InvalidTopic, "cleanup"),
         ({"compression": "rar"}, InvalidTopic, "compression"),
         ({"max_message_size": "1TB"}, InvalidTopic, "max_message_size"),
-        ({"replication_factor": 1}, Misuse, "replication_factor"),
-        ({"config": TopicConfig(replication_factor=1)}, ConfigError, "replication_factor"),
+        ({"replication_factor": 7}, NotEnoughReplicas, "7 replicas need 7 nodes"),
+        ({"replication_factor": 8}, InvalidTopic, "8 replicas"),
         ({"config": TopicConfig(kind="cdc")}, ConfigError, "kind"),
         ({"config": TopicConfig(retention="1d"), "retention": "2d"}, Misuse, "not by both"),
         ({}, Misuse, "Nothing to alter"),

@@ -26,6 +26,7 @@ from aegis_cluster import Message, TopicConfig
 from aegis_cluster.errors import OutcomeUnknown, Refused
 from aegis_cluster.limits import (
     MIB,
+    READ_AHEAD_BYTES_TOTAL_MAX,
     SHARD_ANSWER_BYTES_MAX,
     SHARD_ANSWER_BYTES_OWN,
     SHARD_IN_FLIGHT_BYTES_MAX,
@@ -52,7 +53,6 @@ SLACK_BYTES = 150 * MIB
 LATENCY_S_MAX = 5.0
 """Of an honest client's calls while others do not read, on a busy machine."""
 FLOOD_BYTES = 90_000
-"""ZeroMQ reads up to 1,000 messages of each connection ahead of the shard."""
 FLOODED_S_MAX = 40.0
 """The same while the disk is the limit: the pool of bytes in flight has to go first."""
 
@@ -277,7 +277,7 @@ def test_a_stopped_peer_and_writers_that_wait_for_nobody(nodes: RunningCluster) 
                     await asyncio.to_thread(thread.join)
             print(f"grew by {growth.most >> 20} MB, the slowest write {longest:.2f} s")  # noqa: T201 - the figure, when the test fails
             pools = SHARD_IN_FLIGHT_BYTES_MAX + SHARD_IN_FLIGHT_BYTES_OWN + TAIL_CACHE_BYTES
-            assert growth.most < pools + 2 * 1_000 * FLOOD_BYTES + SLACK_BYTES
+            assert growth.most < pools + READ_AHEAD_BYTES_TOTAL_MAX + SLACK_BYTES
             assert longest < FLOODED_S_MAX, "it waits its turn behind what is in flight"
             await asyncio.to_thread(nodes.up)
 

@@ -29,6 +29,7 @@ from aegis_cluster.cluster.view.frames import Frame
 from aegis_cluster.curve import FAILED_EVENTS, Handshakes, listen_with, prepare
 from aegis_cluster.doorkeeper import PEERS_DOMAIN
 from aegis_cluster.errors import ConfigError, PeerViolation
+from aegis_cluster.read_ahead import ReadAhead
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -43,7 +44,7 @@ _READER_ID_MAX: Final = 1_000_000
 _OPTIONS: Final = {
     zmq.LINGER: 0,
     zmq.SNDHWM: 200,
-    zmq.RCVHWM: 200,
+    zmq.RCVHWM: 0,  # see `read_ahead`, which bounds what others send
     zmq.MAXMSGSIZE: frames.FRAME_BYTES_MAX,
     zmq.HEARTBEAT_IVL: 500,
     zmq.HEARTBEAT_TIMEOUT: 1_500,
@@ -136,8 +137,9 @@ class ZmqTransport(Transport):  # type: ignore[misc]  # the library ships no typ
         self._router = (
             self._bind(place.listen or place.voters[place.me]) if place.is_voter else None
         )
+        self._ahead = None if self._router is None else self._read_ahead(self._router)
         self.dropped = 0
-        """Frames that were not let through."""
+        """Frames that were not let through, and connections that were cut."""
         for node in list(others):  # the library's own set, which changes
             self.addNode(node)
 
@@ -168,6 +170,12 @@ class ZmqTransport(Transport):  # type: ignore[misc]  # the library ships no typ
                 f"the address {endpoint} (cluster view) cannot be bound: {error}", endpoint=endpoint
             ) from error
         return socket
+
+    def _read_ahead(self, router: zmq.Socket[bytes]) -> ReadAhead | None:
+        endpoint = router.get_string(zmq.LAST_ENDPOINT)
+        if not endpoint.startswith("tcp://"):
+            return None
+        return ReadAhead(router, encrypted=self._place.keys is not None, now_s=time.monotonic())
 
     # ---- what the library calls
 
@@ -240,6 +248,8 @@ class ZmqTransport(Transport):  # type: ignore[misc]  # the library ships no typ
         """Close everything."""
         for link in self._links.values():
             self._close(link)
+        if self._ahead is not None:
+            self._ahead.close()
         if self._router is not None:
             self._router.close(0)
 
@@ -249,11 +259,26 @@ class ZmqTransport(Transport):  # type: ignore[misc]  # the library ships no typ
         """Take what has arrived, one frame after another; a bad one does not end the others."""
         for socket in self.sockets:
             for _ in range(_DRAIN_FRAMES):
-                try:
-                    parts = socket.recv_multipart(zmq.DONTWAIT)
-                except zmq.Again:
+                parts = self._next(socket)
+                if parts is None:
                     break
                 self._take(socket, parts)
+        if self._ahead is not None:
+            self.dropped += len(self._ahead.look(time.monotonic()))
+
+    def _next(self, socket: zmq.Socket[bytes]) -> list[bytes] | None:
+        """The next message; None when there is none now."""
+        ahead = self._ahead if socket is self._router else None
+        while True:
+            try:
+                found: list[zmq.Frame] = socket.recv_multipart(zmq.DONTWAIT, copy=False)
+            except zmq.Again:
+                return None
+            if ahead is not None:
+                ahead.heard(found)
+                if ahead.is_cut(found):
+                    continue
+            return [frame.bytes for frame in found]
 
     def _take(self, socket: zmq.Socket[bytes], parts: list[bytes]) -> None:
         try:
