@@ -44,6 +44,11 @@ if TYPE_CHECKING:
     from aegis_cluster.subscriber import MessageBatch, Subscriber
     from aegis_cluster.topics import TopicConfig, TopicDescription
     from aegis_cluster.transaction import Transaction, TransactionOutcome
+    from aegis_cluster.transactional_ids import (
+        PastOutcome,
+        TransactionDescription,
+        TransactionListing,
+    )
 
 __all__ = [
     "AckMode",
@@ -66,6 +71,7 @@ __all__ = [
     "OutcomeUnknown",
     "ParkedMessage",
     "PartitionOffsets",
+    "PastOutcome",
     "Pending",
     "PersistentConfig",
     "PersistentSubscription",
@@ -84,6 +90,8 @@ __all__ = [
     "TopicDescription",
     "TopicPartition",
     "Transaction",
+    "TransactionDescription",
+    "TransactionListing",
     "TransactionOutcome",
     "Unauthorized",
 ]
@@ -109,6 +117,7 @@ _PLACES = {
     "OutcomeUnknown": "aegis_cluster.errors",
     "ParkedMessage": "aegis_cluster.persistent",
     "PartitionOffsets": "aegis_cluster.message",
+    "PastOutcome": "aegis_cluster.transactional_ids",
     "Pending": "aegis_cluster.producer",
     "PersistentConfig": "aegis_cluster.persistent",
     "PersistentSubscription": "aegis_cluster.persistent",
@@ -127,6 +136,8 @@ _PLACES = {
     "TopicDescription": "aegis_cluster.topics",
     "TopicPartition": "aegis_cluster.ids",
     "Transaction": "aegis_cluster.transaction",
+    "TransactionDescription": "aegis_cluster.transactional_ids",
+    "TransactionListing": "aegis_cluster.transactional_ids",
     "TransactionOutcome": "aegis_cluster.transaction",
     "Unauthorized": "aegis_cluster.errors",
 }

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from aegis_cluster import arguments
 from aegis_cluster.channel import Channel
+from aegis_cluster.client import transactions
 from aegis_cluster.client.background import Background
 from aegis_cluster.client.cluster import ClusterClient, addresses_of
 from aegis_cluster.client.offsets import list_offsets
@@ -33,6 +34,7 @@ from aegis_cluster.subscribe_config import SubscribeConfig
 from aegis_cluster.subscriber import Subscriber
 from aegis_cluster.topics import TopicConfig, TopicDescription, wanted_changes
 from aegis_cluster.transaction import TransactionalProducer
+from aegis_cluster.transactional_ids import describe_id, list_ids
 from aegis_cluster.wire.descriptions import settings_to_fields
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     from aegis_cluster.message import BatchReceipt, Message, Receipt
     from aegis_cluster.persistent import PersistentConfig, SubscriptionListing
     from aegis_cluster.topics import TopicChanges
+    from aegis_cluster.transactional_ids import TransactionDescription, TransactionListing
 
 
 __all__ = ["EngineStats", "StreamingEngine", "TopicConfig", "TopicDescription"]
@@ -463,6 +466,26 @@ class StreamingEngine:
     def channel(self, topic: str) -> Channel:
         """The same calls, bound to one topic; nothing is asked until one is used."""
         return Channel(self, arguments.name(topic))
+
+    # ---- transactions
+
+    async def list_transactions(self, *, timeout: float | None = None) -> list[TransactionListing]:
+        """All transactional ids, by name. Raises `RequestTimeout`."""
+        return await list_ids(self.cluster, self.deadline(timeout))
+
+    async def describe_transaction(
+        self, transactional_id: str, *, timeout: float | None = None
+    ) -> TransactionDescription:
+        """What is open under this id, and how its last transactions ended. Raises
+        `NoOpenTransaction` for an id that nobody knows, `RequestTimeout`."""
+        return await describe_id(self.cluster, transactional_id, self.deadline(timeout))
+
+    async def abort_transaction(
+        self, transactional_id: str, *, timeout: float | None = None
+    ) -> None:
+        """Abort what is open under this id, whoever has begun it; returns when every partition
+        knows. Raises `NoOpenTransaction`, `RequestTimeout`, `OutcomeUnknown`."""
+        await transactions.abort(self.cluster, transactional_id, self.deadline(timeout))
 
     # ---- groups
 

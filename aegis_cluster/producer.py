@@ -354,6 +354,8 @@ class Producer:
     @property
     def buffered_bytes(self) -> int:
         """Of messages sent and not answered."""
+        if self._transactional is not None:
+            return self._transactional.buffered_bytes
         return self._lanes.buffered_bytes if self._lanes else 0
 
     @property

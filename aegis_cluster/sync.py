@@ -21,7 +21,7 @@ import threading
 from collections.abc import Callable, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
 
-from aegis_cluster import channel, engine, group, producer, subscriber
+from aegis_cluster import channel, engine, group, producer, subscriber, transaction
 from aegis_cluster.errors import Misuse
 
 if TYPE_CHECKING:
@@ -179,12 +179,46 @@ def _sent(
     return call
 
 
+class Transaction(_Blocking[transaction.Transaction]):
+    """See `aegis_cluster.Transaction`: a block that commits at its end, and aborts when it is left
+    with an exception."""
+
+    send = _sent(transaction.Transaction.send)
+    send_many = _blocking(transaction.Transaction.send_many)
+    outcome = _blocking(transaction.Transaction.outcome)
+
+    def send_offsets(self, subscriber: Subscriber, *, timeout: float | None = None) -> None:
+        """As `aegis_cluster.Transaction.send_offsets`."""
+        self._portal.run(self._inner.send_offsets(subscriber._inner, timeout=timeout))
+
+    def __enter__(self) -> Self:
+        self._portal.run(self._inner.__aenter__())
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._portal.run(self._inner.__aexit__(kind, error, trace))
+
+
 class Producer(_Blocking[producer.Producer]):
     """See `aegis_cluster.Producer`."""
 
     flush = _blocking(producer.Producer.flush)
     close = _blocking(producer.Producer.close)
     send = _sent(producer.Producer.send)
+
+    def transaction(self, *subscribers: Subscriber) -> Transaction:
+        """As `aegis_cluster.Producer.transaction`. Name the subscribers whose messages it handles:
+        each call here is a task of its own, so nothing else tells which they are."""
+        inner = [subscriber._inner for subscriber in subscribers]
+        return Transaction(
+            self._portal,
+            self._portal.run(_called(lambda: self._inner.transaction(*inner))),
+        )
 
     def __enter__(self) -> Self:
         self._portal.run(self._inner.__aenter__())
@@ -309,6 +343,9 @@ class StreamingEngine(_Blocking[engine.StreamingEngine]):
     subscribe = _made(Subscriber, engine.StreamingEngine.subscribe)
     group = _made(ConsumerGroup, engine.StreamingEngine.group)
     list_groups = _blocking(engine.StreamingEngine.list_groups)
+    list_transactions = _blocking(engine.StreamingEngine.list_transactions)
+    describe_transaction = _blocking(engine.StreamingEngine.describe_transaction)
+    abort_transaction = _blocking(engine.StreamingEngine.abort_transaction)
     channel = _made(Channel, engine.StreamingEngine.channel)
 
     def __init__(self, inner: engine.StreamingEngine) -> None:

@@ -75,6 +75,8 @@ class TransactionalProducer:
         self.identity: Identity | None = None
         """For the next transaction; None: it has to be asked for, which ends what is open."""
         self.sticky: dict[str, int] = {}
+        self.usual: set[TopicPartition] = set()
+        """Logs of the groups that the last transaction moved: this one will too, most likely."""
         self._timeout_ms = timeout_ms
         self._open: Transaction | None = None
         self._fenced: ProducerFenced | None = None
@@ -115,6 +117,10 @@ class TransactionalProducer:
         """Another producer has the transactional id; this one would only take it back."""
         self._fenced = error
 
+    @property
+    def buffered_bytes(self) -> int:
+        return 0 if self._open is None else self._open.buffered_bytes
+
     async def close(self) -> None:
         if self._open is not None:
             await self._open.drop()
@@ -137,6 +143,8 @@ class Transaction:
         self._lanes: Lanes | None = None
         self._joined = False
         """The coordinator may know of something in it."""
+        self._places: set[TopicPartition] = set()
+        """What the coordinator is known to know of."""
         self._under_way: set[asyncio.Future[Stored]] = set()
         self._failure: BaseException | None = None
         self._positions: list[tuple[Subscriber, dict[TopicPartition, int]]] = []
@@ -224,17 +232,24 @@ class Transaction:
         what has already failed: `ProducerFenced`, `TransactionAborted`; `Misuse` for a subscriber
         that is not in a group with `DeliveryMode.EXACTLY_ONCE`.
         """
-        self._lanes_now()
-        deadline = self._deadline(timeout)
+        lanes, deadline = self._lanes_now(), self._deadline(timeout)
         subscriber.is_committed_by(self._owner)
         positions = subscriber.positions_in_hand()
         if not positions:
             return
+        lanes.close_batches()  # they travel meanwhile
         place = await coordinator.place_of_group(self._owner.cluster, subscriber.group_id, deadline)
-        await self._join([place])
+        if place not in self._places:
+            await self._join([place])
+        self._owner.usual.add(place)
         assert self._identity is not None
         await subscriber.commit_within(self._identity, positions, deadline)
         self._positions.append((subscriber, positions))
+
+    @property
+    def buffered_bytes(self) -> int:
+        """Of messages sent and not answered."""
+        return 0 if self._lanes is None else self._lanes.buffered_bytes
 
     def _lanes_now(self) -> Lanes:
         if self._lanes is None:
@@ -253,8 +268,10 @@ class Transaction:
         assert self._identity is not None
         self._joined = True
         owner = self._owner
+        wanted = {*places, *owner.usual} - self._places
         deadline = owner.cluster.deadline(owner.request_timeout)
-        await transactions.join(owner.cluster, owner.name, self._identity, places, deadline)
+        await transactions.join(owner.cluster, owner.name, self._identity, wanted, deadline)
+        self._places |= wanted
 
     def _began(self, batch: asyncio.Future[Stored]) -> None:
         self._under_way.add(batch)
@@ -297,6 +314,8 @@ class Transaction:
         if not ended.committed:
             self._rewind()
             raise self._not_committed(ended)
+        if not self._positions:
+            self._owner.usual.clear()
         for subscriber, positions in self._positions:
             subscriber.committed_within(positions)
 

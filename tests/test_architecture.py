@@ -25,7 +25,7 @@ FRONT = {
     "engine", "message", "topics", "channel", "filters", "history", "producer", "publishing",
     "subscriber", "sync", "embedded", "cdc", "event", "stream", "gateway", "integrations",
     "testing", "subscribe_config", "group", "membership", "handled", "persistent", "transaction",
-    "explain",
+    "explain", "transactional_ids",
 }  # fmt: skip
 
 MAY_IMPORT: dict[str, set[str]] = {

@@ -74,6 +74,7 @@ class LazyGroup(click.Group):
         "topic": "aegis_cluster.cli.topic_commands:topic",
         "keys": "aegis_cluster.cli.keys_commands:keys",
         "group": "aegis_cluster.cli.group_commands:group",
+        "txn": "aegis_cluster.cli.txn_commands:txn",
         "explain": "aegis_cluster.cli.explain_commands:explain",
         "publish": "aegis_cluster.cli.publish:publish",
         "consume": "aegis_cluster.cli.consume:consume",

@@ -7,6 +7,7 @@ end that was decided before is answered with what was decided.
 
 from __future__ import annotations
 
+import uuid
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -99,7 +100,8 @@ async def begin_producer(
 ) -> Identity:
     """Take a transactional id over: what an earlier producer has open is aborted first, and it is
     fenced. Raises `RequestTimeout`, `OutcomeUnknown`."""
-    reply = await _ask(cluster, name, Api.TRANSACTION_INIT, [timeout_ms, client], deadline)
+    fields = [timeout_ms, client, uuid.uuid4().hex]
+    reply = await _ask(cluster, name, Api.TRANSACTION_INIT, fields, deadline)
     return Identity(take_int(reply.fields, 0, "producer_id"), take_int(reply.fields, 1, "epoch"))
 
 
@@ -171,9 +173,10 @@ async def list_all(cluster: ClusterClient, deadline: float) -> list[ListedTransa
 
 
 async def abort(cluster: ClusterClient, name: str, deadline: float) -> None:
-    """Abort what is open, whoever has begun it. Raises `NoOpenTransaction`, `RequestTimeout`,
+    """Abort what is open now, whoever has begun it. Raises `NoOpenTransaction`, `RequestTimeout`,
     `OutcomeUnknown`."""
-    await _ask(cluster, name, Api.TRANSACTION_ABORT, [], deadline)
+    found = await describe(cluster, name, deadline)
+    await _ask(cluster, name, Api.TRANSACTION_ABORT, [*found.identity], deadline)
 
 
 async def _ask(

@@ -4,24 +4,36 @@ from __future__ import annotations
 
 import inspect
 import threading
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
 
 import aegis_cluster
-from aegis_cluster import Message, Offset, SubscribeConfig, TopicConfig, sync
-from aegis_cluster.errors import Misuse, NotReady, TopicNotFound
+from aegis_cluster import (
+    DeliveryMode,
+    Message,
+    Offset,
+    ProducerConfig,
+    SubscribeConfig,
+    TopicConfig,
+    TransactionOutcome,
+    sync,
+)
+from aegis_cluster.errors import Misuse, NoOpenTransaction, NotReady, TopicNotFound
 from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-TWINS = ["StreamingEngine", "Producer", "Subscriber", "Channel", "ConsumerGroup"]
+TWINS = ["StreamingEngine", "Producer", "Transaction", "Subscriber", "Channel", "ConsumerGroup"]
 EARLIEST = SubscribeConfig(start=Offset.EARLIEST)
 NOT_FOR_USERS = {
     *("cluster", "background", "deadline", "forget", "started", "buffered_bytes"),
     *("publish", "publish_many", "handled", "begin", "stop", "is_waiting"),
+    *("go_back", "go_back_for", "is_committed_by", "positions_in_hand", "commit_within"),
+    *("committed_within", "group_id", "drop"),
 }
 """Names that are public between our own modules only (of `Producer` and the engine)."""
 
@@ -86,6 +98,33 @@ def test_from_the_first_message_to_the_last(tmp_path: Path) -> None:
     with pytest.raises(Misuse, match="not open"):
         engine.list_topics()
     assert "aegis-sync" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_a_transaction_in_a_block(tmp_path: Path) -> None:
+    once = SubscribeConfig(
+        group_id="g", start=Offset.EARLIEST, delivery_mode=DeliveryMode.EXACTLY_ONCE
+    )
+    with sync.StreamingEngine.open(tmp_path, request_timeout=10) as engine:
+        engine.create_topic("in")
+        engine.create_topic("out")
+        engine.publish_many("in", range(4))
+        config = ProducerConfig(transactional_id="billing-1")
+        with engine.producer(config) as producer, engine.subscribe("in", once) as subscriber:
+            for fails in (True, False):
+                messages = subscriber.poll(4)
+                with suppress(ZeroDivisionError), producer.transaction(subscriber) as tx:
+                    for message in messages:
+                        tx.send("out", Message(payload=message.payload))
+                    if fails:
+                        raise ZeroDivisionError
+                    tx.send_offsets(subscriber)
+            assert tx.outcome() is TransactionOutcome.COMMITTED
+        assert [m.payload for m in engine.history("out", 10)] == [0, 1, 2, 3]
+        (listed,) = engine.list_transactions()
+        assert (listed.transactional_id, listed.state) == ("billing-1", "idle")
+        assert engine.describe_transaction("billing-1").outcomes[-1].committed
+        with pytest.raises(NoOpenTransaction):
+            engine.abort_transaction("billing-1")
 
 
 def test_one_engine_from_several_threads(tmp_path: Path) -> None:

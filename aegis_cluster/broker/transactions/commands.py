@@ -32,12 +32,16 @@ class Participant(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Begin:
-    """A producer has taken the transactional id over; `identity` is its own from now on."""
+    """A producer has taken the transactional id over; `identity` is its own from now on.
+
+    token: of the request, by which it is known when it comes again.
+    """
 
     name: str
     identity: Identity
     timeout_ms: int
     client: str
+    token: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +88,8 @@ TransactionCommand = Begin | Join | Decide | Finish | Forget
 def encode_command(command: TransactionCommand) -> bytes:
     """The value of one record in `__transactions`."""
     match command:
-        case Begin(name, identity, timeout_ms, client):
-            body: list[Any] = ["begin", name, *identity, timeout_ms, client]
+        case Begin(name, identity, timeout_ms, client, token):
+            body: list[Any] = ["begin", name, *identity, timeout_ms, client, token]
         case Join(name, identity, participants):
             body = ["join", name, *identity, participants_to_fields(participants)]
         case Decide(name, identity, committed, reason, follower):
@@ -113,8 +117,15 @@ def decode_command(value: bytes) -> TransactionCommand:
 
 def _decode(kind: str, body: list[Any]) -> TransactionCommand:
     match kind, body:
-        case "begin", [str(name), int(number), int(epoch), int(timeout_ms), str(client)]:
-            return Begin(name, _identity(number, epoch), timeout_ms, client)
+        case "begin", [
+            str(name),
+            int(number),
+            int(epoch),
+            int(timeout_ms),
+            str(client),
+            str(token),
+        ]:
+            return Begin(name, _identity(number, epoch), timeout_ms, client, token)
         case "join", [str(name), int(number), int(epoch), list(rows)]:
             return Join(name, _identity(number, epoch), participants_from_fields(rows))
         case "decide", [str(name), int(number), int(epoch), bool(committed), str(reason), *next_]:

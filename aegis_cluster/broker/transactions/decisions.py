@@ -47,17 +47,30 @@ class Unfinished(Exception):
 
 
 def begin(
-    name: str, one: Transaction | None, timeout_ms: int, client: str, fresh_id: FreshId
+    name: str,
+    one: Transaction | None,
+    timeout_ms: int,
+    client: str,
+    token: str,
+    fresh_id: FreshId,
 ) -> list[TransactionCommand]:
     """A producer takes the transactional id over. Raises `Unfinished`; commands that end what its
-    predecessor left open may come first, and then `Unfinished` at the next call."""
+    predecessor left open may come first, and then `Unfinished` at the next call.
+
+    A request that comes again, however late, takes nothing over: raises `ProducerFenced` once its
+    producer was replaced, or has used what the first one gave it.
+    """
     if one is None:
-        return [Begin(name, Identity(fresh_id(), 0), timeout_ms, client)]
+        return [Begin(name, Identity(fresh_id(), 0), timeout_ms, client, token)]
+    if token in one.tokens:
+        if token == one.tokens[-1] and one.phase is Phase.IDLE:
+            return []
+        raise _fenced(name, one, one.identity)
     if one.phase is Phase.OPEN:
         return [_decide(one, fresh_id, committed=False, reason=BY_SUCCESSOR)]
     if one.is_decided:
         raise Unfinished("Its last transaction is being ended.")
-    return [Begin(name, _after(one.identity, fresh_id), timeout_ms, client)]
+    return [Begin(name, _after(one.identity, fresh_id), timeout_ms, client, token)]
 
 
 def join(
@@ -102,9 +115,11 @@ def end(
     return [decision], None
 
 
-def abort(one: Transaction | None, name: str, fresh_id: FreshId) -> list[TransactionCommand]:
-    """An operator ends what is open. Raises `NoOpenTransaction`."""
-    if one is None or one.phase is not Phase.OPEN:
+def abort(
+    one: Transaction | None, name: str, identity: Identity, fresh_id: FreshId
+) -> list[TransactionCommand]:
+    """An operator ends the transaction that was seen open. Raises `NoOpenTransaction`."""
+    if one is None or one.phase is not Phase.OPEN or one.identity != identity:
         state = "is not known" if one is None else f"is {one.phase.name.lower()}"
         raise NoOpenTransaction(
             f"The transactional id {name!r} {state}: it has no open transaction to abort.",
@@ -154,7 +169,11 @@ def _check_owner(name: str, one: Transaction | None, identity: Identity) -> Tran
         raise NoOpenTransaction(
             f"The transaction of {name!r} is committed already.", transactional_id=name
         )
-    raise ProducerFenced(
+    raise _fenced(name, one, identity)
+
+
+def _fenced(name: str, one: Transaction, identity: Identity) -> ProducerFenced:
+    return ProducerFenced(
         f"Another producer has taken the transactional id {name!r} over; this one's epoch"
         f" {identity.epoch} is too late.",
         transactional_id=name,

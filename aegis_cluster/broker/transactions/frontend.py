@@ -94,7 +94,10 @@ class TransactionFrontend:
                     high=TRANSACTION_TIMEOUT_MS_MAX,
                 )
                 client = take_str(fields, 2, "client", chars_max=GROUP_NAME_CHARS_MAX)
-                coordinator.begin(exchange, name, timeout_ms, client, deadline_ms=deadline_ms)
+                token = take_str(fields, 3, "token", chars_max=64)
+                coordinator.begin(
+                    exchange, name, timeout_ms, client, token, deadline_ms=deadline_ms
+                )
             case Api.TRANSACTION_JOIN:
                 participants = self._participants(fields)
                 identity = _identity_from(fields)
@@ -105,7 +108,8 @@ class TransactionFrontend:
             case Api.TRANSACTION_DESCRIBE:
                 self._describe(coordinator, name, exchange)
             case Api.TRANSACTION_ABORT:
-                coordinator.abort(exchange, name, deadline_ms=deadline_ms)
+                identity = _identity_from(fields)
+                coordinator.abort(exchange, name, identity, deadline_ms=deadline_ms)
             case _:
                 raise PeerViolation(f"Api {api.name} is not about transactions.")
 

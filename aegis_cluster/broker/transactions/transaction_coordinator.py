@@ -125,21 +125,31 @@ class TransactionCoordinator:
     # ---- requests: each answers through its exchange, or raises its refusal
 
     def begin(
-        self, exchange: Exchange, name: str, timeout_ms: int, client: str, *, deadline_ms: int
+        self,
+        exchange: Exchange,
+        name: str,
+        timeout_ms: int,
+        client: str,
+        token: str,
+        *,
+        deadline_ms: int,
     ) -> None:
         """[] -> [producer id, epoch]. Waits until what a predecessor left open has ended."""
 
         def again() -> None:
-            self.begin(exchange, name, timeout_ms, client, deadline_ms=deadline_ms)
+            self.begin(exchange, name, timeout_ms, client, token, deadline_ms=deadline_ms)
 
         try:
             one = self.fold.get(name)
-            commands = decisions.begin(name, one, timeout_ms, client, self._fresh_id)
+            commands = decisions.begin(name, one, timeout_ms, client, token, self._fresh_id)
             self._append(name, commands)
             if one is not None and one.phase is Phase.OPEN:
                 raise Unfinished("Its predecessor's transaction is being ended.")
         except Unfinished:
             self._waiting[name].append(_Waiting(exchange, deadline_ms, again))
+            return
+        except Refused as refusal:
+            self._refuse(name, exchange, refusal)
             return
         now = self.fold.get(name)
         self._answer(name, exchange, [] if now is None else [*now.identity])
@@ -194,10 +204,11 @@ class TransactionCoordinator:
 
         self._askers[name].append(_Waiting(exchange, self._now_ms + PATIENCE_MS, reply))
 
-    def abort(self, exchange: Exchange, name: str, *, deadline_ms: int) -> None:
+    def abort(self, exchange: Exchange, name: str, identity: Identity, *, deadline_ms: int) -> None:
         """[] once what was open is aborted, markers and all."""
         try:
-            self._append(name, decisions.abort(self.fold.get(name), name, self._fresh_id))
+            one = self.fold.get(name)
+            self._append(name, decisions.abort(one, name, identity, self._fresh_id))
         except Refused as refusal:
             self._refuse(name, exchange, refusal)
             return

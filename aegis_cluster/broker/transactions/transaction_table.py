@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 OUTCOMES_KEPT: Final = 16
 """Of each transactional id: how long a producer may ask what became of one."""
+TOKENS_KEPT: Final = 16
+"""Of each transactional id: how many take-overs back one that comes again is known."""
 SLICE_ROWS: Final = 100
 
 
@@ -60,7 +62,8 @@ class Transaction:
 
     identity: of its producer now; while decided, of the transaction that is being ended.
     follower: what the producer has afterwards. since_ms: append time of what opened it, 0 while
-    none is open. touched_ms: append time of the last command.
+    none is open. touched_ms: append time of the last command. tokens: of the requests by which the
+    last producers took it over, the newest last.
     """
 
     name: str
@@ -73,6 +76,7 @@ class Transaction:
     outcomes: tuple[Outcome, ...] = ()
     since_ms: int = 0
     touched_ms: int = 0
+    tokens: tuple[str, ...] = ()
 
     @property
     def is_decided(self) -> bool:
@@ -94,6 +98,7 @@ def moved(
         return None
     if isinstance(command, Begin):
         outcomes = () if before is None else before.outcomes
+        tokens = () if before is None else before.tokens
         invariant(before is None or before.phase is Phase.IDLE, "taken over while one is open")
         return Transaction(
             command.name,
@@ -102,6 +107,7 @@ def moved(
             command.client,
             outcomes=outcomes,
             touched_ms=time_ms,
+            tokens=(*tokens, command.token)[-TOKENS_KEPT:],
         )
     known = before is not None and before.identity == command.identity
     invariant(known, "a command of another producer", at=command.name, got=command.identity)
@@ -186,14 +192,13 @@ def _to_fields(one: Transaction) -> list[Any]:
         [[*o.identity, o.committed, o.reason, o.time_ms] for o in one.outcomes],
         one.since_ms,
         one.touched_ms,
+        list(one.tokens),
     ]
 
 
 def _from_fields(fields: list[Any]) -> Transaction:
-    name, identity, timeout_ms, client, phase, participants, follower, outcomes, *times = fields[
-        :10
-    ]
-    since_ms, touched_ms = times
+    name, identity, timeout_ms, client, phase, participants, *rest = fields[:11]
+    follower, outcomes, since_ms, touched_ms, tokens = rest
     return Transaction(
         name,
         Identity(*identity),
@@ -208,4 +213,5 @@ def _from_fields(fields: list[Any]) -> Transaction:
         ),
         since_ms,
         touched_ms,
+        tuple(tokens),
     )
