@@ -63,8 +63,8 @@ class _State:
     installs: int
     """As the store counts them; another log begins anew."""
     clean_to: RecordOffset = RecordOffset(0)  # noqa: RUF009 - a NewType call is a constant
-    tombstones: int = 0
-    """That stayed at the last pass."""
+    oldest_tombstone_ms: int | None = None
+    """Append time of the oldest one that stayed at the last pass."""
     at_ms: int | None = None
     """When the last pass ended, on the shard's clock."""
     not_before_ms: int = 0
@@ -174,9 +174,14 @@ class Compaction:
         if state.at_ms is None:
             return dirty > 0
         waited = self._shard.now_ms - state.at_ms
-        tombstones_ms = max(settings.tombstone_retention_ms // 4, EVERY_MS)
-        return (dirty > 0 and waited >= WAITED_MS) or (
-            state.tombstones > 0 and waited >= tombstones_ms
+        if dirty > 0 and waited >= WAITED_MS:
+            return True
+        oldest_ms, kept_ms = state.oldest_tombstone_ms, settings.tombstone_retention_ms
+        return (
+            oldest_ms is not None
+            and oldest_ms < partition.now() - kept_ms
+            and waited >= max(kept_ms // 4, EVERY_MS)
+            and self._held_by_all(partition) > NO_INDEX
         )
 
     def _held_by_all(self, partition: Partition) -> LogIndex:
@@ -228,7 +233,8 @@ class Compaction:
 
     def _end(self, under_way: _Pass, result: CompactionResult) -> None:
         state = under_way.state
-        state.clean_to, state.tombstones = result.clean_to, result.tombstones
+        state.clean_to = result.clean_to
+        state.oldest_tombstone_ms = result.oldest_tombstone_ms
         state.at_ms = self._shard.now_ms
         state.passes += 1
         self._busy = False

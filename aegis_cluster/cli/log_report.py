@@ -77,6 +77,8 @@ def _segments(console: Console, segments: list[dict[str, Any]]) -> None:
         offsets = f"offsets {_shown(one['base_offset'])} to {_shown(one['end_offset'])}"
         terms = "terms " + (" ".join(map(str, one["terms"])) or "-")
         counts = f"{one['bytes']} bytes, {one['frames']} frames, {one['records']} records"
+        if one.get("compactions"):
+            counts += f", {one['rewritten']} of them compacted"
         times = f"{_time(one['first_time_ms'])} to {_time(one['last_time_ms'])}"
         sparse = f"sparse index {one['index']['state']} ({one['index']['entries']} entries)"
         _line(console, f"  {one['file']}: {counts}; {index}, {offsets}, {terms}; {times}; {sparse}")

@@ -92,7 +92,10 @@ def compact(disk: Disk, job: CompactionJob) -> CompactionResult:
             raise
         return CompactionResult((), job.clean_to, len(latest.offsets), has_room=False)
     return CompactionResult(
-        tuple(rewritten), latest.end, len(latest.offsets), tombstones=latest.tombstones
+        tuple(rewritten),
+        latest.end,
+        len(latest.offsets),
+        oldest_tombstone_ms=latest.oldest_tombstone_ms,
     )
 
 
@@ -150,8 +153,8 @@ class _Latest:
     offsets: dict[bytes, int]
     end: RecordOffset
     """The offsets are those among the records below."""
-    tombstones: int = 0
-    """Null values that stay for now."""
+    oldest_tombstone_ms: int | None = None
+    """When the oldest null value that stays for now was appended."""
     keeps_tombstones: bool = False
     """Something could not be looked into: an older value may be hidden there."""
 
@@ -248,7 +251,9 @@ def _without_obsolete(
         kept = [
             one for one in records if _is_needed(one, latest, drops_tombstones=drops_tombstones)
         ]
-    latest.tombstones += sum(one.value is None and one.key is not None for one in kept)
+    if any(one.value is None and one.key is not None for one in kept):
+        known = latest.oldest_tombstone_ms
+        latest.oldest_tombstone_ms = header.time_ms if known is None else min(known, header.time_ms)
     if len(kept) == len(records):
         return None
     before = bytes(payload)

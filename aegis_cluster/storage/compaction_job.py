@@ -84,8 +84,8 @@ class CompactionResult:
     clean_to: RecordOffset
     """Where the next pass goes on."""
     keys: int
-    tombstones: int = 0
-    """Null values that stay until their time has passed."""
+    oldest_tombstone_ms: int | None = None
+    """When the oldest null value that stays for now was appended."""
     has_room: bool = True
     """False: the disk had no room to write aside, and nothing was kept."""
 
@@ -141,15 +141,17 @@ def encode_result(result: CompactionResult) -> bytes:
         [_header_values(one.header), one.end, one.max_time, one.bytes_before, one.records_dropped]
         for one in result.rewritten
     ]
-    return pack_body([rewritten, result.clean_to, result.keys, result.tombstones, result.has_room])
+    return pack_body(
+        [rewritten, result.clean_to, result.keys, result.oldest_tombstone_ms, result.has_room]
+    )
 
 
 def decode_result(data: bytes) -> CompactionResult:
     """Raises `CorruptLog`."""
     with shape_of("compaction result"):
-        rewritten, clean_to, keys, tombstones, has_room = unpack_body(data)
+        rewritten, clean_to, keys, tombstone_ms, has_room = unpack_body(data)
         found = tuple(Rewritten(_header(header), *numbers) for header, *numbers in rewritten)
-        return CompactionResult(found, RecordOffset(clean_to), keys, tombstones, has_room)
+        return CompactionResult(found, RecordOffset(clean_to), keys, tombstone_ms, has_room)
 
 
 def _header_values(header: SegmentHeader) -> list[Any]:

@@ -53,6 +53,8 @@ class SeenFrame(NamedTuple):
             "kind": header.kind.name.lower(),
             "time_ms": header.time_ms,
         }
+        if header.is_rewritten:
+            told["rewritten"] = True
         if batch is not None:
             told |= {
                 "base_offset": batch.base_offset,
@@ -92,6 +94,10 @@ class SegmentReport:
     first_time_ms: int | None = None
     last_time_ms: int | None = None
     kinds: dict[str, int] = field(default_factory=dict)
+    compactions: int = 0
+    """How often records were taken out of it."""
+    rewritten: int = 0
+    """Frames whose batch has lost records that way."""
     problems: list[Problem] = field(default_factory=list)
     leftover_bytes: int = 0
     """Whole frames behind the end, from before a truncation."""
@@ -102,6 +108,7 @@ class SegmentReport:
         """Count one frame of the log."""
         header, batch = seen.header, seen.batch
         self.frames += 1
+        self.rewritten += header.is_rewritten
         self.first_index = header.index if self.first_index is None else self.first_index
         self.last_index = header.index
         if header.term not in self.terms[-1:]:
@@ -188,6 +195,7 @@ def inspect_segment(
     segment = read_segment(path, group)
     report = SegmentReport(os.path.basename(path), len(segment.data), listed=[] if frames else None)
     if segment.header is not None:
+        report.compactions = segment.header.compactions
         report.base_offset = report.end_offset = segment.header.before.offset
     for found in frames_of(segment):
         if isinstance(found, SeenFrame):

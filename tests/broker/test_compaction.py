@@ -6,6 +6,9 @@ import random
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import pytest
+
+from aegis_cluster.broker import compaction
 from aegis_cluster.ids import LogIndex
 from aegis_cluster.wire.batch import decode_batch, encode_batch
 from aegis_cluster.wire.descriptions import TopicSettings
@@ -175,3 +178,51 @@ def test_nothing_old_is_deleted_unless_that_is_asked_for_too() -> None:
     leader = cluster.elect(feeds[1].group)
     cluster.until(lambda: leader.partition(feeds[1].group).log_start_offset == 20, "all is old")
     assert all(host.partition(feeds[0].group).log_start_offset == 0 for host in cluster.alive)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_nothing_is_lost_and_nothing_comes_back_in_any_trouble(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Power cuts, nodes away for long, wiped disks and new leaders, while all of them compact."""
+    monkeypatch.setattr(compaction, "WAITED_MS", 1_000)
+    rng = random.Random(seed)
+    cluster = Cluster(limits=replace(SMALL, segment_bytes=8_192), seed=seed)
+    settings = replace(COMPACTED, tombstone_retention_ms=4_000)
+    group = cluster.topic(settings=settings).partitions[0].group
+    feed = Feed(cluster, group)
+    away: Host | None = None
+    for _ in range(18):
+        for _ in range(rng.randrange(12)):
+            key = b"key-%d" % rng.randrange(12)
+            feed.put(key, None if rng.random() < 0.3 else b"%d" % feed.count + bytes(900))
+        cluster.now_ms += rng.choice((0, 0, 5_000))
+        cluster.tick(rng.randrange(60))
+        trouble = rng.choice(("cut", "kill", "wipe", "lead", "calm"))
+        if away is not None:
+            away.start()
+            cluster.until(lambda host=away: holds_there(host, cluster, group), "back", 2_000)  # type: ignore[misc]
+            away = None
+        elif trouble == "lead":
+            lead_with(cluster, rng.choice(cluster.alive), group)
+        elif trouble != "calm":
+            away = rng.choice(cluster.followers(group)) if trouble == "wipe" else None
+            away = away or rng.choice(cluster.alive)
+            if trouble == "cut":
+                cluster.power_off(away, rng)
+            elif trouble == "kill":
+                cluster.kill(away)
+            else:
+                cluster.wipe(away.key.node)
+        for host in cluster.alive:
+            if holds_there(host, cluster, group):
+                assert values(host, group) == feed.wanted
+    if away is not None:
+        away.start()
+    cluster.until(settled(cluster, group), "all are back", 2_000)
+    for host in list(cluster.hosts.values()):
+        lead_with(cluster, host, group)
+        cluster.until(all_have(cluster, group), "all compact", 2_000)
+        cluster.now_ms += 5_000
+        cluster.tick(100)
+        assert values(host, group) == feed.wanted

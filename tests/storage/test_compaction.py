@@ -24,6 +24,7 @@ from aegis_cluster.storage.compaction_job import (
     encode_job,
     encode_result,
 )
+from aegis_cluster.storage.segment_report import inspect_segment
 from aegis_cluster.testing.disk import SimulatedCrash, SimulatedDisk
 from aegis_cluster.wire.batch import Row, decode_batch, encode_batch
 from aegis_cluster.wire.frame import (
@@ -52,6 +53,7 @@ from tests.storage.support import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from aegis_cluster.storage.log import PartitionLog
     from aegis_cluster.storage.store import ShardStore
@@ -338,6 +340,27 @@ def test_a_follower_takes_what_is_left_frame_by_frame() -> None:
     commit_round(behind)
     assert copy.end == log.end
     assert visible(copy, writer.aborted) == visible(log, writer.aborted)
+
+
+def test_reports_know_compacted_segments(tmp_path: Path) -> None:
+    disk, store, _ = written(3)
+    log = store.log(GROUP)
+    one_pass(store, job_of(log))
+    seen = 0
+    for name in disk.list_dir(DIRECTORY):
+        (tmp_path / name).write_bytes(disk.files()[f"{DIRECTORY}/{name}"])
+    for segment in log.segments:
+        report = inspect_segment(str(tmp_path / segment.path.rpartition("/")[2]), frames=True)
+        assert not report.problems
+        assert report.leftover_bytes == 0
+        assert report.compactions == segment.header.compactions
+        assert (report.rewritten > 0) == (report.compactions > 0)
+        if segment.sealed:
+            assert (report.index["state"], report.index["sealed"]) == ("ok", True)
+        assert report.listed is not None
+        assert sum(one.get("rewritten", False) for one in report.listed) == report.rewritten
+        seen += report.records
+    assert seen == len(visible(log, set())) + len(markers(log)) < log.end_offset
 
 
 def crash_at(disk: SimulatedDisk, step: int) -> None:
