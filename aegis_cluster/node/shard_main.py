@@ -47,6 +47,9 @@ if TYPE_CHECKING:
 SWITCH_INTERVAL_S: Final = 0.0005
 """How long a helper thread that has finished a sync may wait for the interpreter."""
 
+GC_THRESHOLD: Final = 50_000
+"""New objects between two looks for cycles: a table that is folded makes millions that stay."""
+
 log = logging.getLogger(__name__)
 
 
@@ -109,6 +112,7 @@ def run(
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     gc.collect()
     gc.freeze()
+    gc.set_threshold(GC_THRESHOLD, *gc.get_threshold()[1:])
     log.info(
         "Shard %s of %s serves at %s, %s.", shard, config.name, control_endpoint(host, port, shard),
         f"with the public key {keys.own.public}" if keys else "without keys",

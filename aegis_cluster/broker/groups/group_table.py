@@ -8,6 +8,7 @@ kept apart until its marker stands in this log; meanwhile nobody begins to read 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from aegis_cluster.broker.groups.commands import (
@@ -29,7 +30,7 @@ from aegis_cluster.errors import invariant
 from aegis_cluster.ids import GroupId, ProducerId, RecordOffset, TopicPartition
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 GROUPS: Final = "groups"
 OFFSETS: Final = "offsets"
@@ -58,6 +59,12 @@ class Pending:
 
     epoch: int
     positions: dict[tuple[str, TopicPartition], Committed] = field(default_factory=dict)
+
+
+_COMMITTED: Final[Callable[[tuple[RecordOffset, GroupId, int, str, int]], Committed]] = partial(
+    tuple.__new__, Committed
+)
+"""Without a line of Python: after a restart there may be a million of them to make."""
 
 
 @dataclass(slots=True)
@@ -157,11 +164,12 @@ class GroupTable:
     def _commit(self, command: CommitOffsets, time_ms: int) -> None:
         self.group(command.group)
         positions = self.offsets.setdefault(command.group, {})
+        session, number = command.session, command.number
         for place, log, offset in command.positions:
             before = positions.get(place)
             if before is not None and _is_late(before, command):
                 continue
-            positions[place] = Committed(offset, log, time_ms, command.session, command.number)
+            positions[place] = _COMMITTED((offset, log, time_ms, session, number))
 
     def _pend(self, command: PendOffsets, time_ms: int) -> None:
         self.group(command.group)
