@@ -156,6 +156,7 @@ class Compaction:
             tombstones_to=bound,
             keys_max=COMPACTION_KEYS_MAX,
             index_interval_bytes=INDEX_INTERVAL_BYTES,
+            room_bytes=self._room(),
         )
         segments = {one.base_index: one for one in partition.log.segments}
         under_way = _Pass(partition, state, job, segments)
@@ -167,8 +168,8 @@ class Compaction:
         specs = [one for one in segments_of(partition.log, partition.applied) if one.closed]
         total = sum(one.end for one in specs)
         dirty = sum(one.end for one in specs if one.end_offset > state.clean_to)
-        if total + self._shard.store.limits.reserve_bytes > self._shard.store.free_bytes:
-            return False  # what is written aside must not fill the disk
+        if self._room() <= 0:
+            return False
         if dirty and dirty * 2 >= total:
             return True
         if state.at_ms is None:
@@ -183,6 +184,11 @@ class Compaction:
             and waited >= max(kept_ms // 4, EVERY_MS)
             and self._held_by_all(partition) > NO_INDEX
         )
+
+    def _room(self) -> int:
+        """What may be written aside: it must not fill the disk."""
+        store = self._shard.store
+        return store.free_bytes - 2 * store.limits.reserve_bytes
 
     def _held_by_all(self, partition: Partition) -> LogIndex:
         """The last index that every member is known to hold; 0 where this replica does not lead."""
@@ -215,13 +221,17 @@ class Compaction:
             return
         old = under_way.segments[found.header.base_index]
         if not self._still_stands(under_way) or not store.put_compacted(job, old, found):
-            self._busy = False  # the log has moved on; the next pass begins with what is there
+            # The log has moved on; the next pass begins with what is there.
+            self._shard.transport.read_later(lambda: store.discard_compacted(job), self._idle)
             return
         under_way.state.saved_bytes += found.bytes_before - found.end
         under_way.state.dropped += found.records_dropped
         self._shard.transport.read_later(
             lambda: store.sync_compacted(job), lambda _: self._put(under_way, result, left)
         )
+
+    def _idle(self, _: None) -> None:
+        self._busy = False
 
     def _still_stands(self, under_way: _Pass) -> bool:
         partition, job = under_way.partition, under_way.job

@@ -23,7 +23,7 @@ from hashlib import blake2b
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
-from aegis_cluster.errors import CorruptRecord
+from aegis_cluster.errors import Corruption, CorruptRecord
 from aegis_cluster.ids import LogIndex, RecordOffset
 from aegis_cluster.limits import MIB
 from aegis_cluster.storage.compaction_job import (
@@ -77,29 +77,36 @@ def compact(disk: Disk, job: CompactionJob) -> CompactionResult:
     limit = job.below if decided.open_from is None else min(job.below, decided.open_from)
     latest = _latest(disk, job, decided, RecordOffset(limit))
     rewritten: list[Rewritten] = []
+    end, used = latest.end, 0
     try:
         for spec in job.segments:
-            if not spec.closed or spec.header.before.offset >= latest.end:
+            if not spec.closed or spec.header.before.offset >= end or spec.end_offset > limit:
                 break
-            if spec.end_offset > limit:
+            if used + spec.end > job.room_bytes:
+                end = spec.header.before.offset  # the rest is the next pass's
                 break
             found = _rewrite(disk, job, spec, decided, latest)
             if found is not None:
                 rewritten.append(found)
-    except OSError as error:
-        _discard_asides(disk, job)
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                used += found.end
+    except (OSError, Corruption) as error:
+        discard(disk, job)
+        if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
+        return CompactionResult((), job.clean_to, len(latest.offsets), has_room=False)
+    if end < latest.end and end <= job.clean_to:  # no further than an earlier pass came
+        discard(disk, job)
         return CompactionResult((), job.clean_to, len(latest.offsets), has_room=False)
     return CompactionResult(
         tuple(rewritten),
-        latest.end,
+        end,
         len(latest.offsets),
         oldest_tombstone_ms=latest.oldest_tombstone_ms,
     )
 
 
-def _discard_asides(disk: Disk, job: CompactionJob) -> None:
+def discard(disk: Disk, job: CompactionJob) -> None:
+    """Remove what a pass has written aside and what is not in its place."""
     for spec in job.segments:
         aside = Segment(disk, job.directory, spec.header, HandleCache(1), suffix=job.suffix)
         with suppress(OSError):

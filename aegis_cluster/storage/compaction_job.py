@@ -52,6 +52,8 @@ class CompactionJob:
     """And only those that every replica is known to hold, at or below this index."""
     keys_max: int
     index_interval_bytes: int
+    room_bytes: int
+    """What may be written aside at once; the next pass goes on."""
 
     @property
     def suffix(self) -> str:
@@ -108,6 +110,7 @@ def encode_job(job: CompactionJob) -> bytes:
             job.tombstones_to,
             job.keys_max,
             job.index_interval_bytes,
+            job.room_bytes,
         ]
     )
 
@@ -116,7 +119,7 @@ def decode_job(data: bytes) -> CompactionJob:
     """Raises `CorruptLog`."""
     with shape_of("compaction job"):
         group, directory, token, segments, *numbers = unpack_body(data)
-        committed, below, clean_to, before_ms, to, keys_max, interval = numbers
+        committed, below, clean_to, before_ms, to, keys_max, interval, room = numbers
         return CompactionJob(
             group=GroupId(group),
             directory=directory,
@@ -132,6 +135,7 @@ def decode_job(data: bytes) -> CompactionJob:
             tombstones_to=LogIndex(to),
             keys_max=keys_max,
             index_interval_bytes=interval,
+            room_bytes=room,
         )
 
 

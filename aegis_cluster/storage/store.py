@@ -31,7 +31,7 @@ from aegis_cluster.storage.checkpoint import (
     join_checkpoint,
     pack_group,
 )
-from aegis_cluster.storage.compaction import compact
+from aegis_cluster.storage.compaction import compact, discard
 from aegis_cluster.storage.compaction_job import CompactionResult
 from aegis_cluster.storage.disk import make_dir_durable
 from aegis_cluster.storage.handles import HandleCache
@@ -548,6 +548,10 @@ class ShardStore:
             return False
         with self._guard(f"compaction of group {job.group}"):
             return group.log.put_compacted(old, found.aside(self._disk, job))
+
+    def discard_compacted(self, job: CompactionJob) -> None:
+        """What was written aside is not wanted any more. Blocks."""
+        discard(self._disk, job)
 
     def sync_compacted(self, job: CompactionJob) -> None:
         """Make the names durable. Blocks."""

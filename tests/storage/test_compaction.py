@@ -172,6 +172,7 @@ def job_of(
     clean_to: int = 0,
     keys_max: int = 1_000,
     tombstones_before_ms: int | None = None,
+    room_bytes: int = 1_000_000,
 ) -> CompactionJob:
     return CompactionJob(
         group=GROUP,
@@ -185,6 +186,7 @@ def job_of(
         tombstones_to=log.durable_index,
         keys_max=keys_max,
         index_interval_bytes=512,
+        room_bytes=room_bytes,
     )
 
 
@@ -418,8 +420,26 @@ def test_a_full_disk_leaves_the_log_as_it_was() -> None:
     assert one_pass(store, job_of(log)) > 0
 
 
+def test_little_room_makes_many_passes() -> None:
+    """What one pass leaves, the next ones do; at last it is as if there had been room for all."""
+    _, store, writer = written(1)
+    _, other, _ = written(1)
+    log, whole = store.log(GROUP), other.log(GROUP)
+    assert not store.compact(job_of(log, room_bytes=100)).has_room
+    before = visible(log, writer.aborted)
+    clean_to, passes = RecordOffset(0), 0
+    while clean_to < log.segments[-1].header.before.offset:
+        reached = one_pass(store, job_of(log, clean_to=clean_to, room_bytes=4_000))
+        assert reached > clean_to
+        clean_to, passes = reached, passes + 1
+        check_kept(before, visible(log, writer.aborted), all_tombstones=True)
+    assert passes > 2
+    one_pass(other, job_of(whole))
+    assert visible(log, writer.aborted) == visible(whole, writer.aborted)
+
+
 def test_what_has_moved_on_is_not_replaced() -> None:
-    _, store, _ = written(2)
+    disk, store, _ = written(2)
     log = store.log(GROUP)
     job = job_of(log)
     segments = {one.base_index: one for one in log.segments}
@@ -429,6 +449,8 @@ def test_what_has_moved_on_is_not_replaced() -> None:
     assert not store.put_compacted(job, segments[first.header.base_index], first)
     assert store.put_compacted(job, segments[second.header.base_index], second)
     assert not store.put_compacted(job, segments[second.header.base_index], second)
+    store.discard_compacted(job)
+    assert not [name for name in disk.list_dir(DIRECTORY) if name.endswith(".compact")]
 
 
 # Mistakes that these tests must find
