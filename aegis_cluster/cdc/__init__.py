@@ -1,10 +1,11 @@
 """Change data capture: a database's changes as a feed, a specialised topic that others read.
 
 - `source`: what a connector needs of a database. `sqlite` (with `sqlite_schema`: its triggers) and
-  `postgres` are two; other names of theirs are private.
+  `postgres` (with `pgoutput`, what a slot sends, and `postgres_types`) are two of them.
 - `connector`: copies a source's changes into its feed. `engine`: runs it, and reads the feed.
 - `envelope`, `values`: a change as it stands in the feed (Debezium's form), and back.
-- `subscription`: what a subscriber sees of it. `events`: the classes it gets.
+- `configuration`: a connector as a file. `subscription`: what a subscriber sees of a feed.
+  `events`: the classes it gets.
 
 In: a `StreamingEngine` and a source. Out: `ChangeEvent`s. It stands on the client library alone.
 
@@ -26,6 +27,7 @@ from aegis_cluster.cdc.events import (
     Truncate,
     Update,
 )
+from aegis_cluster.cdc.postgres import PostgresLag, PostgresSource
 from aegis_cluster.cdc.sqlite import SQLiteSource
 from aegis_cluster.cdc.subscription import CDCConfig, ChangeSubscription
 from aegis_cluster.cdc.values import UNCHANGED
@@ -43,6 +45,8 @@ __all__ = [
     "Insert",
     "Operation",
     "Position",
+    "PostgresLag",
+    "PostgresSource",
     "SQLiteSource",
     "SourceError",
     "SourceUnavailable",

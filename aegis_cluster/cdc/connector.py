@@ -205,6 +205,15 @@ class _Sender:
         await asyncio.gather(
             *(self._send(number, share, batch.mark) for number, share in enumerate(shares) if share)
         )
+        position = batch.position
+        if position is not None:
+            numbers = range(len(self._positions))
+            await asyncio.gather(*(self._move(number, position, batch.mark) for number in numbers))
+
+    async def _move(self, number: int, position: tuple[int, int], mark: bytes | None) -> None:
+        """Have the position and the mark in one partition, without a record."""
+        await self._feed.append(number, position, None, self._engine.deadline(None), mark=mark)
+        self._positions[number] = position
 
     def _shares(self, batch: SourceBatch) -> list[list[RowChange]]:
         """What each partition gets: its rows, and all that is about a table as a whole; not what

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from aegis_cluster.cdc.connector import Connector
 from aegis_cluster.cdc.subscription import CDCConfig, ChangeSubscription
-from aegis_cluster.errors import AegisError, ConfigError, Misuse, TopicExists
+from aegis_cluster.errors import AegisError, ConfigError, Misuse, SourceUnavailable, TopicExists
 from aegis_cluster.topics import UNLIMITED, TopicConfig
 
 if TYPE_CHECKING:
@@ -174,9 +174,15 @@ class CDCEngine:
         await self._news.wait()
 
     async def _started(self, connector: Connector) -> None:
-        async with asyncio.timeout(self._engine.request_timeout):
-            while connector.state.role == "starting":
-                await self._wait()
+        try:
+            async with asyncio.timeout(self._engine.request_timeout):
+                while connector.state.role == "starting":
+                    await self._wait()
+        except TimeoutError:
+            raise SourceUnavailable(
+                f"The connector of feed {self.feed} could not begin in time:"
+                f" {connector.state.error or 'the database does not answer'}."
+            ) from None
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(FIRST_READ_S):
                 while connector.state.role == "running" and not connector.state.is_current:

@@ -36,13 +36,14 @@ class SourceBatch:
 
     mark: for every partition that gets a part of it. only: which partitions lack these changes;
     None: all may. token: what `confirm` is to be called with. more: there was more to be had when
-    it was read.
+    it was read. position: with the mark, every partition gets this one, records or not.
     """
 
     changes: Sequence[RowChange] = ()
     mark: bytes | None = None
     only: frozenset[int] | None = None
     token: Any = None
+    position: tuple[int, int] | None = None
     more: bool = True
 
 

@@ -69,7 +69,7 @@ def decode_value(value: Any, tag: str | None) -> Any:
     """The value that was encoded. Raises `CorruptRecord`."""
     if tag is None or value is None:
         return value
-    if isinstance(value, list) and tag != "json":
+    if isinstance(value, list):
         return [decode_value(item, tag) for item in value]
     try:
         return _DECODERS[tag](value)

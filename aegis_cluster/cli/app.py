@@ -76,6 +76,7 @@ class LazyGroup(click.Group):
         "group": "aegis_cluster.cli.group_commands:group",
         "txn": "aegis_cluster.cli.txn_commands:txn",
         "explain": "aegis_cluster.cli.explain_commands:explain",
+        "cdc": "aegis_cluster.cli.cdc_commands:cdc",
         "publish": "aegis_cluster.cli.publish:publish",
         "consume": "aegis_cluster.cli.consume:consume",
         "bench": "aegis_cluster.cli.bench:bench",

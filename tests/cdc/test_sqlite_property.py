@@ -141,6 +141,6 @@ async def play(path: Path, seed: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [1, 5, 9, 32, 97, 180])
+@pytest.mark.parametrize("seed", [9, 32, 97])
 def test_the_feed_replayed_is_the_database(tmp_path: Path, seed: int) -> None:
     asyncio.run(play(tmp_path / "shop.db", seed))
