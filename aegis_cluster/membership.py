@@ -40,6 +40,9 @@ COMMIT_EVERY_S: Final = 0.2
 IDLE_S: Final = 1.0
 """A reader that waits for messages and has some unhandled for so long will not handle them."""
 RETRY_S: Final = 0.1
+PENDING_S: Final = 1.0
+"""Positions that a transaction may still move are waited for so long at a time; meanwhile the
+coordinator may have said something new."""
 
 
 class Reading(Protocol):
@@ -224,7 +227,10 @@ class Membership:
                     await self._reconcile(self._news)
                     self._joined.set()
             except AegisError:
-                # The cluster does not answer at the moment; the same again, soon.
+                # The cluster does not answer at the moment; the same again, soon. Where a dead
+                # member's transaction has to end first, a program may go on to end it itself.
+                if self._in_transactions:
+                    self._joined.set()
                 await asyncio.sleep(RETRY_S)
                 self._heard.set()
 
@@ -275,7 +281,9 @@ class Membership:
     async def _take(self, new: frozenset[TopicPartition]) -> None:
         deadline = self._cluster.now() + self._timeout
         group = self._config.group
-        found = await positions_of(self._cluster, group, new, deadline, stable=True)
+        patience = self._cluster.now() + PENDING_S if self._in_transactions else deadline
+        until = min(deadline, patience)
+        found = await positions_of(self._cluster, group, new, until, stable=True)
         positions = {place: one.offset for place, one in found.items() if one.offset >= 0}
         committed = dict(positions)
         for place in sorted(new - set(positions)):

@@ -77,6 +77,8 @@ class TransactionalProducer:
         self.sticky: dict[str, int] = {}
         self.usual: set[TopicPartition] = set()
         """Logs of the groups that the last transaction moved: this one will too, most likely."""
+        self._last: Identity | None = None
+        """Of the last transaction whose end we have not seen."""
         self._timeout_ms = timeout_ms
         self._open: Transaction | None = None
         self._fenced: ProducerFenced | None = None
@@ -89,14 +91,20 @@ class TransactionalProducer:
         """Own the transactional id. Raises `ProducerFenced` once another producer does."""
         if self._fenced is not None:
             raise self._fenced
-        if self.identity is None:
+        if self.identity is not None:
+            return
+        try:
             self.identity = await transactions.begin_producer(
                 self.cluster,
                 self.name,
                 timeout_ms=self._timeout_ms,
                 client=f"{socket.gethostname()}:{os.getpid()}"[:255],
                 deadline=deadline,
+                known=self._last,
             )
+        except ProducerFenced as error:
+            self._fenced = error
+            raise
 
     def transaction(self, subscribers: tuple[Subscriber, ...]) -> Transaction:
         return Transaction(self, subscribers)
@@ -108,10 +116,11 @@ class TransactionalProducer:
             )
         self._open = one
 
-    def ended(self, identity: Identity | None) -> None:
-        """The open transaction is over for us; identity: for the next one, None: not known."""
+    def ended(self, identity: Identity | None, last: Identity | None) -> None:
+        """The open transaction is over for us; identity: for the next one, None: not known. last:
+        its own."""
         self._open = None
-        self.identity = identity
+        self.identity, self._last = identity, last or self._last
 
     def fenced(self, error: ProducerFenced) -> None:
         """Another producer has the transactional id; this one would only take it back."""
@@ -160,11 +169,11 @@ class Transaction:
             await owner.ready(deadline)
             assert owner.identity is not None
             self._identity = owner.identity
-            within = InTransaction(*owner.identity, self._join, owner.sticky)
+            within = InTransaction(owner.name, *owner.identity, self._join, owner.sticky)
             self._lanes = Lanes(owner.cluster, owner.options, on_batch=self._began, within=within)
             await self._lanes.start(deadline)
         except BaseException:
-            owner.ended(owner.identity)
+            owner.ended(owner.identity, None)
             raise
         for subscriber in self._subscribers:
             subscriber.is_committed_by(owner)
@@ -177,9 +186,17 @@ class Transaction:
         trace: TracebackType | None,
     ) -> None:
         if kind is None:
-            await self._commit()
+            try:
+                await self._commit()
+            except BaseException:
+                if not self._over:  # cancelled while messages were still under way
+                    await self._abort()
+                raise
         else:
-            await self._abort()
+            ended = await self._abort()
+            if isinstance(error, ProducerFenced) and ended is not None and ended.follower:
+                # Partitions cannot tell a producer that was replaced from one that was too slow.
+                raise self._not_committed(ended) from error
 
     # ---- what it consists of
 
@@ -311,9 +328,14 @@ class Transaction:
                 f" {error} Ask `outcome()` of the transaction, which settles it.",
                 transactional_id=self._owner.name,
             ) from error
+        except BaseException:
+            self._rewind()
+            raise
         if not ended.committed:
             self._rewind()
             raise self._not_committed(ended)
+        if ended.follower is None:
+            self._owner.fenced(self._replaced("this one was committed before"))
         if not self._positions:
             self._owner.usual.clear()
         for subscriber, positions in self._positions:
@@ -373,15 +395,18 @@ class Transaction:
     def _not_committed(self, ended: Ended) -> ProducerFenced | TransactionAborted:
         name = self._owner.name
         if ended.follower is None:
-            error = ProducerFenced(
-                f"Another producer has taken the transactional id {name!r} over, and this"
-                " transaction is aborted.",
-                transactional_id=name,
-            )
+            error = self._replaced("this transaction is aborted")
             self._owner.fenced(error)
             return error
         return TransactionAborted(
             f"The transaction of {name!r} was aborted: {ended.reason}.", transactional_id=name
+        )
+
+    def _replaced(self, what: str) -> ProducerFenced:
+        name = self._owner.name
+        return ProducerFenced(
+            f"Another producer has taken the transactional id {name!r} over; {what}.",
+            transactional_id=name,
         )
 
     async def drop(self) -> None:
@@ -392,7 +417,7 @@ class Transaction:
         """follower: the identity for the next transaction; None: not known."""
         if not self._over:
             self._over = True
-            self._owner.ended(follower)
+            self._owner.ended(follower, self._identity)
         if self._lanes is not None:
             await self._lanes.close()
 

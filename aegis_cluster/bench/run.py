@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from aegis_cluster.bench import data_path, scale
+from aegis_cluster.bench import data_path, pipeline, scale
 from aegis_cluster.bench.figures import FSYNC, MEMORY, Figure, Sample, Scenario, figures_of
 from aegis_cluster.bench.machine import Limit, measure
 from aegis_cluster.bench.stage import running_stage
@@ -23,7 +23,11 @@ if TYPE_CHECKING:
     from aegis_cluster.bench.stage import Stage
     from aegis_cluster.node.local import Probe
 
-SCENARIOS: Final[tuple[Scenario, ...]] = (*data_path.SCENARIOS, *scale.SCENARIOS)
+SCENARIOS: Final[tuple[Scenario, ...]] = (
+    *data_path.SCENARIOS,
+    *pipeline.SCENARIOS,
+    *scale.SCENARIOS,
+)
 DURABILITIES: Final = (FSYNC, MEMORY)
 
 

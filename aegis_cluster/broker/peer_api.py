@@ -125,6 +125,8 @@ class PeerApi:
                 self._shard.transactions.write_markers(
                     request.fields, self._answer(origin, request)
                 )
+            case Api.VERIFY_TRANSACTION:
+                self._shard.transactions.verify(request.fields, self._answer(origin, request))
             case Api.COPY_LOG:
                 self._shard.clients.check_room(peer.client)
                 self._copy_log(origin, request)

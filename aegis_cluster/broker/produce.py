@@ -1,7 +1,8 @@
 """The produce request: batches in, one answer for each of them once its index is committed.
 
 request fields:  [[group, topic, partition], ...], and one batch per entry as a raw part; then
-                 perhaps how much has to be known before the answer, see `Acks`
+                 perhaps how much has to be known before the answer, see `Acks`, and the
+                 transactional id whose transaction they belong to
 reply fields:    [[code, base_offset, time_ms] or [code, message, details], ...] in the same order
 
 The broker never decodes a record; it checks what it trusts (`check_client_batch`).
@@ -9,19 +10,35 @@ The broker never decodes a record; it checks what it trusts (`check_client_batch
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from aegis_cluster.errors import AegisError, InvalidTopic, MessageTooLarge, NotLeader, PeerViolation
 from aegis_cluster.ids import GroupId, RecordOffset
-from aegis_cluster.limits import BATCH_BYTES_MAX, REQUEST_PARTS_MAX
+from aegis_cluster.limits import (
+    BATCH_BYTES_MAX,
+    REQUEST_PARTS_MAX,
+    TRANSACTIONAL_ID_CHARS_MAX,
+)
 from aegis_cluster.wire.batch import BATCH_HEADER_BYTES, BatchHeader, check_client_batch
 from aegis_cluster.wire.codes import error_to_reply
-from aegis_cluster.wire.protocol import Acks, Part, Request, take_int, take_list
+from aegis_cluster.wire.layout import TRANSACTIONAL_BIT
+from aegis_cluster.wire.protocol import (
+    Acks,
+    Part,
+    Request,
+    is_none,
+    take_int,
+    take_list,
+    take_str,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from aegis_cluster.broker.partition import Partition
+
+    Admit = Callable[[Partition, BatchHeader, Callable[[AegisError | None], None]], None]
 
 RECORD_OVERHEAD_BYTES: Final = 4_096
 """What key, headers and framing of one record may add to the largest message."""
@@ -139,14 +156,25 @@ def parse_acks(request: Request) -> Acks:
         raise PeerViolation("A produce request asks for unknown acks.", have=number) from None
 
 
+def parse_transactional_id(request: Request) -> str | None:
+    """Whose transaction the batches belong to, if any. Raises `PeerViolation`."""
+    if len(request.fields) < 3 or is_none(request.fields, 2, "transactional_id"):
+        return None
+    return take_str(request.fields, 2, "transactional_id", chars_max=TRANSACTIONAL_ID_CHARS_MAX)
+
+
 def produce(
     call: ProduceCall,
     batches: list[tuple[GroupId, Part]],
     partitions: Mapping[GroupId, Partition],
     max_message_bytes: Callable[[GroupId], int],
     acks: Acks = Acks.QUORUM,
+    admit: Admit | None = None,
 ) -> None:
-    """Give every batch to its partition, in order; answers come as they are known."""
+    """Give every batch to its partition, in order; answers come as they are known.
+
+    admit: says when a batch of a transaction may be judged, or why not.
+    """
     for slot, (group, part) in enumerate(batches):
         try:
             partition = partitions.get(group)
@@ -158,11 +186,33 @@ def produce(
                 )
             batch = bytes(part)
             header = check_batch(batch, max_message_bytes(group))
-            _place(call, slot, partition, batch, header, acks)
+            if header.attributes & TRANSACTIONAL_BIT and admit is not None:
+                go = partial(_place_later, call, slot, partition, batch, header, acks)
+                admit(partition, header, go)
+            else:
+                _place(call, slot, partition, batch, header, acks)
         except PeerViolation:
             raise
         except AegisError as error:
             call.settle(slot, refusal(error))
+
+
+def _place_later(
+    call: ProduceCall,
+    slot: int,
+    partition: Partition,
+    batch: bytes,
+    header: BatchHeader,
+    acks: Acks,
+    error: AegisError | None,
+) -> None:
+    """error: why the batch is not wanted, from whoever was asked."""
+    try:
+        if error is not None:
+            raise error
+        _place(call, slot, partition, batch, header, acks)
+    except AegisError as reason:
+        call.settle(slot, refusal(reason))
 
 
 def check_batch(batch: bytes, max_message_bytes: int) -> BatchHeader:

@@ -153,6 +153,14 @@ class ProducerTable:
             )
         )
 
+    def opens(self, batch: BatchHeader) -> bool:
+        """Whether a transactional batch would be the first of its transaction here."""
+        producer = ProducerId(batch.producer_id)
+        state = self._overlay.get(producer) or self._table.get(producer)
+        if state is None or batch.producer_epoch > state.epoch:
+            return True
+        return batch.producer_epoch == state.epoch and state.open_since is None
+
     def decide_marker(self, marker: Marker) -> LogIndex | None:
         """None: append it. Else it, or a later one, stands here already, and is known to once this
         index is committed.

@@ -290,7 +290,16 @@ class RequestApi:
             give_back=lambda part: clients.give_back(client, part),
         )
         partitions = self._shard.manager.partitions
-        produce.produce(call, batches, partitions, self._max_message_bytes, acks)
+        name = produce.parse_transactional_id(exchange.request)
+        admission = self._shard.transactions.admission
+        produce.produce(
+            call,
+            batches,
+            partitions,
+            self._max_message_bytes,
+            acks,
+            lambda partition, header, go: admission.admit(partition, header, name, go),
+        )
 
     def _max_message_bytes(self, group: GroupId) -> int:
         """Of a topic that takes batches of any client."""

@@ -210,6 +210,8 @@ class PartitionQueue:
             batch.done(_unknown("It was sent, and no answer came by the deadline."))
         late = [b for b in self.waiting if b.deadline <= now]
         for batch in late:
+            if self.failure is not None:
+                return  # in a transaction one failure has ended all of them
             self.waiting.remove(batch)
             if batch.epoch >= 0:
                 self._new_epoch()

@@ -93,6 +93,7 @@ class InTransaction(NamedTuple):
     topic, so that the next transaction goes on from there.
     """
 
+    transactional_id: str
     producer_id: int
     epoch: int
     join: Callable[[list[TopicPartition]], Awaitable[None]]
@@ -563,7 +564,11 @@ class Producer:
         parts = [batch.data for _, batch in batches]
         deadline = max(batch.deadline for _, batch in batches)
         try:
-            fields = [items] if self._options.acks is Acks.QUORUM else [items, self._options.acks]
+            fields: list[Any] = [items]
+            if self._within is not None:
+                fields += [Acks.QUORUM, self._within.transactional_id]
+            elif self._options.acks is not Acks.QUORUM:
+                fields.append(self._options.acks)
             future = link.send(Api.PRODUCE, fields, parts, deadline=deadline)
         except AegisError as error:
             self._failed(batches, error, unanswered=False)

@@ -96,11 +96,21 @@ class ListedTransaction(NamedTuple):
 
 
 async def begin_producer(
-    cluster: ClusterClient, name: str, *, timeout_ms: int, client: str, deadline: float
+    cluster: ClusterClient,
+    name: str,
+    *,
+    timeout_ms: int,
+    client: str,
+    deadline: float,
+    known: Identity | None = None,
 ) -> Identity:
     """Take a transactional id over: what an earlier producer has open is aborted first, and it is
-    fenced. Raises `RequestTimeout`, `OutcomeUnknown`."""
-    fields = [timeout_ms, client, uuid.uuid4().hex]
+    fenced. Raises `RequestTimeout`, `OutcomeUnknown`.
+
+    known: what the caller was, if it goes on after it lost sight of its last transaction: what is
+    open is aborted then, too, and `ProducerFenced` is raised if another one has the id by now.
+    """
+    fields = [timeout_ms, client, uuid.uuid4().hex, known]
     reply = await _ask(cluster, name, Api.TRANSACTION_INIT, fields, deadline)
     return Identity(take_int(reply.fields, 0, "producer_id"), take_int(reply.fields, 1, "epoch"))
 

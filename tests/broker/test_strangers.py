@@ -93,13 +93,14 @@ SHAPES: dict[Api, list[Any]] = {
     Api.SUBSCRIPTION_PARKED: ["t", "s", 0, 0, 10],
     Api.SUBSCRIPTION_REPLAY: ["t", "s", [[1, 0]]],
     Api.SUBSCRIPTION_DELETE: ["t", "s"],
-    Api.TRANSACTION_INIT: ["x", 10_000, "here", "token"],
+    Api.TRANSACTION_INIT: ["x", 10_000, "here", "token", [1, 0]],
     Api.TRANSACTION_JOIN: ["x", 1, 0, [["t", 0]], 0],
     Api.TRANSACTION_END: ["x", 1, 0, True],
     Api.TRANSACTION_DESCRIBE: ["x"],
     Api.TRANSACTION_LIST: [0, "", 10],
     Api.TRANSACTION_ABORT: ["x", 1, 0],
     Api.WRITE_MARKERS: [[[1, 1, 1, True, 1]]],
+    Api.VERIFY_TRANSACTION: ["x", 1, 0, 1],
     Api.RAFT: [[[1, -1, [1, 1, 0]], [1, 0, [2, 1, 0, 0, 0, [[1, 1, 0, 10]]]]]],
 }
 

@@ -23,6 +23,7 @@ from aegis_cluster.errors import (
     OutOfOrderSequence,
     Refused,
     RequestTimeout,
+    TransactionAborted,
 )
 from aegis_cluster.ids import LogIndex, RecordOffset
 from aegis_cluster.limits import PRODUCER_WINDOW_BATCHES
@@ -104,6 +105,33 @@ def test_a_final_refusal_moves_the_rest_to_a_new_epoch() -> None:
     header = batch_header(again.data)
     assert (header.producer_epoch, header.base_sequence) == (1, 0)
     assert decode_batch(again.data)[0].value == b"1"
+
+
+def test_in_a_transaction_one_failure_ends_all_and_there_is_no_next_epoch() -> None:
+    queue, results = queue_with(5)
+    queue.transactional, queue.epoch = True, 9
+    first, second, third = take(queue), take(queue), take(queue)
+    header = batch_header(third.data)
+    assert (header.is_transactional, header.producer_epoch, header.base_sequence) == (True, 9, 2)
+    queue.retry(third, unanswered=True, at=0.0)
+    queue.refused(first, InvalidBatch("broken"))
+    assert isinstance(results.of[0], InvalidBatch)
+    assert all(isinstance(results.of[number], TransactionAborted) for number in (2, 3, 4))
+    queue.refused(second, OutOfOrderSequence("a gap"))
+    assert isinstance(results.of[1], TransactionAborted)
+    queue.add(PendingBatch(BatchBuilder(), 100.0, results.callback(5)))
+    assert isinstance(results.of[5], TransactionAborted)
+    assert not queue.can_send(0.0)
+
+
+def test_in_a_transaction_all_end_at_the_first_deadline_that_passes() -> None:
+    queue, results = queue_with(4, deadline=1.0)
+    queue.transactional = True
+    queue.retry(take(queue), unanswered=True, at=0.0)
+    queue.retry(take(queue), unanswered=True, at=0.0)
+    queue.expire(2.0)
+    assert len(results.of) == 4
+    queue.expire(3.0)
 
 
 def test_a_refusal_after_an_unanswered_try_is_unknown() -> None:

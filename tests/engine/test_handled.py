@@ -21,6 +21,16 @@ def test_the_position_moves_over_handled_neighbours() -> None:
     assert one.is_idle
 
 
+def test_a_transaction_handles_all_before_its_position() -> None:
+    one = Handled(0)
+    for offset in range(5):
+        one.handed_out(offset)
+    one.all_before(3)
+    assert (one.position, one.is_idle) == (3, False)
+    one.all_before(8)
+    assert (one.position, one.is_idle) == (8, True)
+
+
 def test_what_a_filter_leaves_out_is_passed_over() -> None:
     one = Handled(0)
     one.passed(0)

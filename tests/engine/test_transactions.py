@@ -19,7 +19,14 @@ from aegis_cluster import (
     TopicConfig,
     TopicPartition,
 )
-from aegis_cluster.errors import ConfigError, Misuse, ProducerFenced, TransactionAborted
+from aegis_cluster.client import transactions
+from aegis_cluster.errors import (
+    ConfigError,
+    Misuse,
+    OutcomeUnknown,
+    ProducerFenced,
+    TransactionAborted,
+)
 from aegis_cluster.transaction import TransactionOutcome
 
 if TYPE_CHECKING:
@@ -195,6 +202,102 @@ def test_what_an_aborted_transaction_handled_is_handed_out_again(
                 await tx.send_offsets(subscriber)
             assert [m.payload for m in await subscriber.poll(2)] == [4, 5]
         assert await engine.group(f"g-{name}").positions() == {TopicPartition(topic, 0): 4}
+
+    engine_run(work)
+
+
+@pytest.mark.parametrize("arrived", [True, False])
+def test_a_commit_that_was_not_answered_can_be_asked_about(
+    engine_run: Run, topic: str, name: str, monkeypatch: pytest.MonkeyPatch, arrived: bool
+) -> None:
+    right = transactions.end
+
+    async def lost(*args: Any, **kwargs: Any) -> Any:
+        if arrived:
+            await right(*args, **kwargs)
+        raise OutcomeUnknown("The coordinator did not answer in time.")
+
+    async def work(engine: StreamingEngine) -> None:
+        await engine.create_topic(topic)
+        await engine.create_topic(f"{topic}-made")
+        await engine.publish_many(topic, range(6))
+        async with (
+            engine.producer(ProducerConfig(transactional_id=name)) as producer,
+            engine.subscribe(topic, exactly_once(f"g-{name}")) as subscriber,
+        ):
+            tx = producer.transaction(subscriber)
+            await tx.__aenter__()
+            for message in await subscriber.poll(3):
+                await tx.send(f"{topic}-made", Message(payload=message.payload))
+            await tx.send_offsets(subscriber)
+            with monkeypatch.context() as patch:
+                patch.setattr(transactions, "end", lost)
+                with pytest.raises(OutcomeUnknown, match="outcome"):
+                    await tx.__aexit__(None, None, None)
+            found = await tx.outcome()
+            assert found is (
+                TransactionOutcome.COMMITTED if arrived else TransactionOutcome.ABORTED
+            )
+            assert await tx.outcome() is found
+            left = list(range(3, 6) if arrived else range(6))
+            while left:
+                messages = await subscriber.poll(6)
+                async with producer.transaction() as again:
+                    for message in messages:
+                        assert message.payload == left.pop(0)
+                        await again.send(f"{topic}-made", Message(payload=message.payload))
+                    await again.send_offsets(subscriber)
+        assert await payloads(engine, f"{topic}-made") == list(range(6))
+
+    engine_run(work)
+
+
+def test_a_group_waits_for_what_a_dead_member_has_left_open(
+    engine_run: Run, topic: str, name: str
+) -> None:
+    """KIP-447: or what its transaction handled would be handled again before it is committed."""
+
+    async def work(engine: StreamingEngine) -> None:
+        await engine.create_topic(topic)
+        await engine.publish_many(topic, range(4))
+        config = ProducerConfig(transactional_id=name)
+        dead = engine.producer(config)
+        async with engine.subscribe(topic, exactly_once(f"g-{name}")) as subscriber:
+            tx = dead.transaction()
+            await tx.__aenter__()
+            assert len(await subscriber.poll(2)) == 2
+            await tx.send_offsets(subscriber)
+        async with engine.subscribe(topic, exactly_once(f"g-{name}")) as heir:
+            assert await heir.poll(4, timeout=0.5) == []
+            async with engine.producer(config):  # ends what its predecessor left open
+                assert [m.payload for m in await heir.poll(4)] == [0, 1, 2, 3]
+
+    engine_run(work)
+
+
+def test_a_commit_that_is_cancelled_hands_the_messages_out_again(
+    engine_run: Run, topic: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def never(*_: Any, **__: Any) -> None:
+        await asyncio.Event().wait()
+
+    async def work(engine: StreamingEngine) -> None:
+        await engine.create_topic(topic)
+        await engine.publish_many(topic, range(3))
+        async with (
+            engine.producer(ProducerConfig(transactional_id=name)) as producer,
+            engine.subscribe(topic, exactly_once(f"g-{name}")) as subscriber,
+        ):
+            tx = producer.transaction(subscriber)
+            await tx.__aenter__()
+            assert len(await subscriber.poll(3)) == 3
+            await tx.send_offsets(subscriber)
+            with monkeypatch.context() as patch:
+                patch.setattr(transactions, "end", never)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(0.1):
+                        await tx.__aexit__(None, None, None)
+            assert [m.payload for m in await subscriber.poll(3)] == [0, 1, 2]
 
     engine_run(work)
 

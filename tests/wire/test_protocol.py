@@ -208,7 +208,7 @@ def test_api_numbers_are_for_ever() -> None:
     later |= {f"SUBSCRIPTION_{name}": 80 + at for at, name in enumerate(subscriptions.split())}
     transactions = "INIT JOIN END DESCRIBE LIST ABORT"
     later |= {f"TRANSACTION_{name}": 100 + at for at, name in enumerate(transactions.split())}
-    later |= {"WRITE_MARKERS": 106}
+    later |= {"WRITE_MARKERS": 106, "VERIFY_TRANSACTION": 107}
     assert {api.name: api.value for api in Api} == first | later
 
 

@@ -24,18 +24,20 @@ from aegis_cluster.errors import (
     Throttled,
     TransactionAborted,
 )
+from aegis_cluster.ids import ProducerId
 from aegis_cluster.limits import TRANSACTION_PARTICIPANTS_MAX, TRANSACTIONAL_ID_EXPIRY_MS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from aegis_cluster.broker.transactions.commands import Participant, TransactionCommand
-    from aegis_cluster.ids import ProducerId
 
     FreshId = Callable[[], ProducerId]
 
 LAST_EPOCH: Final = 32_765
 """Epochs are int16, and the marker of a transaction carries one more than it."""
+NO_IDENTITY: Final = Identity(ProducerId(0), -1)
+"""In an answer to a producer that has been replaced."""
 BY_PRODUCER: Final = "by its producer"
 BY_TIME: Final = "it was open for longer than its time-out"
 BY_SUCCESSOR: Final = "another producer has taken its transactional id over"
@@ -52,13 +54,15 @@ def begin(
     timeout_ms: int,
     client: str,
     token: str,
+    known: Identity | None,
     fresh_id: FreshId,
 ) -> list[TransactionCommand]:
     """A producer takes the transactional id over. Raises `Unfinished`; commands that end what its
     predecessor left open may come first, and then `Unfinished` at the next call.
 
     A request that comes again, however late, takes nothing over: raises `ProducerFenced` once its
-    producer was replaced, or has used what the first one gave it.
+    producer was replaced, or has used what the first one gave it. Nor does a producer that goes on
+    (known: as whom) take the name back from its successor.
     """
     if one is None:
         return [Begin(name, Identity(fresh_id(), 0), timeout_ms, client, token)]
@@ -66,8 +70,11 @@ def begin(
         if token == one.tokens[-1] and one.phase is Phase.IDLE:
             return []
         raise _fenced(name, one, one.identity)
+    if known is not None and not _is_still(one, known):
+        raise _fenced(name, one, known)
     if one.phase is Phase.OPEN:
-        return [_decide(one, fresh_id, committed=False, reason=BY_SUCCESSOR)]
+        reason = BY_SUCCESSOR if known is None else BY_PRODUCER
+        return [_decide(one, fresh_id, committed=False, reason=reason)]
     if one.is_decided:
         raise Unfinished("Its last transaction is being ended.")
     return [Begin(name, _after(one.identity, fresh_id), timeout_ms, client, token)]
@@ -82,7 +89,7 @@ def join(
     """
     if one is not None and one.is_decided and identity == one.follower:
         raise Unfinished("Its last transaction is being ended.")
-    one = _check_owner(name, one, identity)
+    one = check_owner(name, one, identity)
     new = tuple(sorted(set(wanted) - set(one.participants)))
     if len(one.participants) + len(new) > TRANSACTION_PARTICIPANTS_MAX:
         raise Throttled(
@@ -107,7 +114,7 @@ def end(
         decided = one.outcome_of(identity)
         if decided is not None:
             return [], decided
-    one = _check_owner(name, one, identity)
+    one = check_owner(name, one, identity)
     reason = "" if committed else BY_PRODUCER
     decision = _decide(one, fresh_id, committed=committed, reason=reason)
     if one.phase is Phase.IDLE:  # nothing takes part, so there is nothing to wait for
@@ -137,6 +144,26 @@ def time_passed(one: Transaction, now_ms: int, fresh_id: FreshId) -> list[Transa
     return []
 
 
+def follower_of(one: Transaction, outcome: Outcome) -> Identity:
+    """The identity for the next transaction of whoever ended this one, unless it was replaced."""
+    if outcome.reason == BY_SUCCESSOR:
+        return NO_IDENTITY
+    if one.is_decided and one.identity == outcome.identity and one.follower is not None:
+        return one.follower
+    same = one.identity == (outcome.identity.producer, outcome.identity.epoch + 1)
+    renewed = outcome.identity.epoch == LAST_EPOCH and one.identity.epoch == 0
+    is_last = one.outcomes[-1] == outcome
+    return one.identity if is_last and (same or renewed) else NO_IDENTITY
+
+
+def _is_still(one: Transaction, known: Identity) -> bool:
+    """Nobody else has taken the name over since."""
+    outcome = one.outcome_of(known)
+    if outcome is None:
+        return one.identity == known
+    return follower_of(one, outcome) != NO_IDENTITY
+
+
 def _decide(one: Transaction, fresh_id: FreshId, *, committed: bool, reason: str) -> Decide:
     follower = _after(one.identity, fresh_id)
     return Decide(one.name, one.identity, committed, reason, follower)
@@ -149,7 +176,7 @@ def _after(identity: Identity, fresh_id: FreshId) -> Identity:
     return Identity(fresh_id(), 0)
 
 
-def _check_owner(name: str, one: Transaction | None, identity: Identity) -> Transaction:
+def check_owner(name: str, one: Transaction | None, identity: Identity) -> Transaction:
     """Raise unless this is the producer that has the transactional id, in a transaction that may
     still take something in."""
     if one is None:

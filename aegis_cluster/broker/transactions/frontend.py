@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from aegis_cluster.broker.transactions import markers
+from aegis_cluster.broker.transactions.admission import Admission
 from aegis_cluster.broker.transactions.commands import Identity, Participant
 from aegis_cluster.broker.transactions.markers import MarkerSender
 from aegis_cluster.broker.transactions.transaction_coordinator import TransactionCoordinator
@@ -41,7 +42,15 @@ from aegis_cluster.limits import (
     TRANSACTIONAL_ID_CHARS_MAX,
 )
 from aegis_cluster.wire.partitioner import partition_for
-from aegis_cluster.wire.protocol import Api, Reply, take_bool, take_int, take_list, take_str
+from aegis_cluster.wire.protocol import (
+    Api,
+    Reply,
+    is_none,
+    take_bool,
+    take_int,
+    take_list,
+    take_str,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -69,6 +78,7 @@ class TransactionFrontend:
 
     def __init__(self, shard: Shard) -> None:
         self._shard = shard
+        self.admission = Admission(shard)
         self._sender = MarkerSender(shard)
         self._coordinators: dict[GroupId, TransactionCoordinator] = {}
         self._spare_ids: list[ProducerId] = []
@@ -95,8 +105,9 @@ class TransactionFrontend:
                 )
                 client = take_str(fields, 2, "client", chars_max=GROUP_NAME_CHARS_MAX)
                 token = take_str(fields, 3, "token", chars_max=64)
+                known = None if is_none(fields, 4, "known") else _known(fields)
                 coordinator.begin(
-                    exchange, name, timeout_ms, client, token, deadline_ms=deadline_ms
+                    exchange, name, timeout_ms, client, token, known, deadline_ms=deadline_ms
                 )
             case Api.TRANSACTION_JOIN:
                 participants = self._participants(fields)
@@ -118,6 +129,18 @@ class TransactionFrontend:
     ) -> None:
         """What a coordinator elsewhere asks of the logs that are led here."""
         markers.write_markers(self._shard, fields, done)
+
+    def verify(self, fields: Sequence[Any], done: Callable[[Reply | AegisError], None]) -> None:
+        """[id, producer id, epoch, log] -> [] if the transaction is open with that log in it.
+        Raises `NotLeader`; see `admission`."""
+        name = take_str(fields, 0, "transactional_id", chars_max=TRANSACTIONAL_ID_CHARS_MAX)
+        coordinator = self._coordinator(self._partition_of(name))
+
+        def verified(error: AegisError | None) -> None:
+            done(Reply(0, 0, 0, 0, [], []) if error is None else error)
+
+        log = GroupId(take_int(fields, 3, "log"))
+        coordinator.verify(name, _identity_from(fields), log, verified)
 
     def tick(self) -> None:
         """Begin and end coordinators with the leaderships here, and let time pass for them."""
@@ -301,6 +324,12 @@ def _is_current(coordinator: TransactionCoordinator) -> bool:
     """It still is the leadership that the coordinator was made for."""
     partition = coordinator.partition
     return partition.serving and partition.replica.term == coordinator.term
+
+
+def _known(fields: Sequence[Any]) -> Identity:
+    pair = take_list(fields, 4, "known")
+    producer, epoch = take_int(pair, 0, "producer_id"), take_int(pair, 1, "epoch", high=2**15 - 1)
+    return Identity(ProducerId(producer), epoch)
 
 
 def _identity_from(fields: Sequence[Any]) -> Identity:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from aegis_cluster.broker import produce
 from aegis_cluster.broker.links import Call
-from aegis_cluster.broker.transport import PeerKey
+from aegis_cluster.broker.transactions.leaders import Leaders
 from aegis_cluster.errors import AegisError, NotLeader, PeerViolation
-from aegis_cluster.ids import GroupId, NodeId
+from aegis_cluster.ids import GroupId
 from aegis_cluster.limits import MARKERS_PER_CALL_MAX
 from aegis_cluster.wire.batch import batch_header
 from aegis_cluster.wire.codes import error_from_reply
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from aegis_cluster.broker.partition import Partition
     from aegis_cluster.broker.shard import Shard
     from aegis_cluster.broker.transactions.commands import Participant
+    from aegis_cluster.broker.transport import PeerKey
 
     Done = Callable[[Reply | AegisError], None]
 
@@ -47,14 +48,13 @@ class MarkerSender:
 
     def __init__(self, shard: Shard) -> None:
         self._shard = shard
-        self._leaders: dict[GroupId, NodeId] = {}
-        self._turns: defaultdict[GroupId, int] = defaultdict(int)
+        self._leaders = Leaders(shard)
 
     def send(self, errands: Iterable[Errand]) -> None:
         """Try each of them once."""
         by_shard: defaultdict[PeerKey, list[Errand]] = defaultdict(list)
         for errand in errands:
-            key = self._target(errand.participant)
+            key = self._leaders.of(errand.participant.log)
             if key is None:
                 errand.done(self._is_gone(errand.participant))
             else:
@@ -68,22 +68,6 @@ class MarkerSender:
         table = self._shard.table
         return self._shard.freshness.is_fresh and table.partition_of(participant.log) is None
 
-    def _target(self, participant: Participant) -> PeerKey | None:
-        """Where its leader is, as far as we know, or the next replica to be asked."""
-        shard, log = self._shard, participant.log
-        found = shard.table.partition_of(log)
-        if found is None:
-            return None
-        here = shard.manager.partitions.get(log)
-        if here is not None and here.replica.leader is not None:
-            node = here.replica.leader.node
-        elif log in self._leaders:
-            node = self._leaders[log]
-        else:
-            replicas = found[1].replicas
-            node = replicas[self._turns[log] % len(replicas)].node
-        return shard.addresses.key_of(shard.table, node, log)
-
     def _call(self, key: PeerKey, errands: list[Errand]) -> None:
         shard = self._shard
         rows = [[errand.participant.log, *errand.marker] for errand in errands]
@@ -91,7 +75,7 @@ class MarkerSender:
         def done(reply: Reply | AegisError) -> None:
             self._answered(errands, reply)
 
-        if key == PeerKey(shard.context.me.node, shard.context.shard):
+        if self._leaders.is_here(key):
             write_markers(shard, [rows], done)
             return
         shard.ensure_link(key)
@@ -114,16 +98,8 @@ class MarkerSender:
             error = error_from_reply(code, result[1:])
         except AegisError as failure:
             error = failure
-        leader = error.details.get("leader") if isinstance(error, NotLeader) else None
-        self._ask_another(log, leader)
+        self._leaders.failed(log, error)
         return False
-
-    def _ask_another(self, log: GroupId, leader: object) -> None:
-        if isinstance(leader, int) and leader > 0:
-            self._leaders[log] = NodeId(leader)
-            return
-        self._leaders.pop(log, None)
-        self._turns[log] += 1
 
 
 # ---- at the leader of the log

@@ -20,7 +20,13 @@ from aegis_cluster.broker.transactions.commands import Finish, Identity, encode_
 from aegis_cluster.broker.transactions.decisions import Unfinished
 from aegis_cluster.broker.transactions.markers import Errand
 from aegis_cluster.broker.transactions.transaction_table import Phase
-from aegis_cluster.errors import AegisError, NotLeader, NotReady, Refused
+from aegis_cluster.errors import (
+    AegisError,
+    NoOpenTransaction,
+    NotLeader,
+    NotReady,
+    Refused,
+)
 from aegis_cluster.wire.batch import batch_header, encode_batch
 from aegis_cluster.wire.markers import Marker
 
@@ -32,8 +38,9 @@ if TYPE_CHECKING:
     from aegis_cluster.broker.transactions.commands import Participant, TransactionCommand
     from aegis_cluster.broker.transactions.markers import MarkerSender
     from aegis_cluster.broker.transactions.transaction_stm import TransactionFold
-    from aegis_cluster.broker.transactions.transaction_table import Outcome, Transaction
-    from aegis_cluster.ids import LogIndex, ProducerId
+    from aegis_cluster.ids import GroupId, LogIndex, ProducerId
+
+    Verified = Callable[[AegisError | None], None]
 
 EXPIRE_EVERY_MS: Final = 100
 FORGET_EVERY_MS: Final = 60_000
@@ -42,8 +49,6 @@ RETRY_MS: Final = 100
 PATIENCE_MS: Final = 2_000
 """Whoever ends a transaction hears of the decision after so long, even if some log is without a
 leader and lacks its marker: it is decided all the same."""
-NO_IDENTITY: Final = (0, -1)
-"""In an answer to a producer that has been replaced."""
 
 
 class _Answer:
@@ -74,6 +79,20 @@ class _Decided:
 
     def lost(self, error: AegisError) -> None:
         """A later leader's log says whether it was decided."""
+
+
+class _Read:
+    """Answers once this replica is known to have led after the question."""
+
+    def __init__(self, answer: Callable[[], None], done: Verified) -> None:
+        self._answer = answer
+        self._done = done
+
+    def committed(self) -> None:
+        self._answer()
+
+    def lost(self, error: AegisError) -> None:
+        self._done(error)
 
 
 @dataclass(slots=True)
@@ -131,17 +150,21 @@ class TransactionCoordinator:
         timeout_ms: int,
         client: str,
         token: str,
+        known: Identity | None,
         *,
         deadline_ms: int,
     ) -> None:
-        """[] -> [producer id, epoch]. Waits until what a predecessor left open has ended."""
+        """[] -> [producer id, epoch]. Waits until what a predecessor left open has ended.
+
+        known: what the producer was, if it goes on after it lost sight of its last transaction.
+        """
 
         def again() -> None:
-            self.begin(exchange, name, timeout_ms, client, token, deadline_ms=deadline_ms)
+            self.begin(exchange, name, timeout_ms, client, token, known, deadline_ms=deadline_ms)
 
         try:
             one = self.fold.get(name)
-            commands = decisions.begin(name, one, timeout_ms, client, token, self._fresh_id)
+            commands = decisions.begin(name, one, timeout_ms, client, token, known, self._fresh_id)
             self._append(name, commands)
             if one is not None and one.phase is Phase.OPEN:
                 raise Unfinished("Its predecessor's transaction is being ended.")
@@ -194,7 +217,7 @@ class TransactionCoordinator:
         outcome = decided or (after.outcome_of(identity) if after is not None else None)
         if after is None or outcome is None:
             raise NotReady("The transaction is not known; ask again.")
-        fields = [outcome.committed, outcome.reason, *_follower_of(after, outcome)]
+        fields = [outcome.committed, outcome.reason, *decisions.follower_of(after, outcome)]
         if not after.is_decided:
             self._answer(name, exchange, fields)
             return
@@ -217,6 +240,38 @@ class TransactionCoordinator:
             self._answer(name, exchange, [])
 
         self._waiting[name].append(_Waiting(exchange, deadline_ms, reply))
+
+    def verify(self, name: str, identity: Identity, log: GroupId, done: Verified) -> None:
+        """Whether this transaction is open with this log in it, as far as that is committed; no is
+        said only after a round of read index. Raises `NotLeader`."""
+        if self._takes_part(name, identity, log):
+            done(None)
+            return
+
+        def answer() -> None:
+            if self._takes_part(name, identity, log):
+                done(None)
+                return
+            try:
+                decisions.check_owner(name, self.fold.table.transactions.get(name), identity)
+            except Refused as refusal:
+                done(refusal)
+            else:
+                done(
+                    NoOpenTransaction(
+                        f"The open transaction of {name!r} has not this partition in it; have it"
+                        " join first.",
+                        transactional_id=name,
+                    )
+                )
+
+        self.partition.wait_for_read(_Read(answer, done))
+
+    def _takes_part(self, name: str, identity: Identity, log: GroupId) -> bool:
+        one = self.fold.table.transactions.get(name)
+        if one is None or one.identity != identity or one.phase is not Phase.OPEN:
+            return False
+        return any(participant.log == log for participant in one.participants)
 
     def lacking_markers(self, name: str) -> frozenset[Participant]:
         """Of a decided transaction: the logs that have not confirmed their marker to us."""
@@ -358,15 +413,3 @@ class TransactionCoordinator:
     def _refuse(self, name: str, exchange: Exchange, error: Refused) -> None:
         done = _Answer(lambda: exchange.refuse(error), exchange, own=False)
         self.partition.wait_for(self.fold.index_of(name), done)
-
-
-def _follower_of(one: Transaction, outcome: Outcome) -> tuple[int, int]:
-    """The identity for the next transaction of whoever ended this one, unless it was replaced."""
-    if outcome.reason == decisions.BY_SUCCESSOR:
-        return NO_IDENTITY
-    if one.is_decided and one.identity == outcome.identity and one.follower is not None:
-        return one.follower
-    same = one.identity == (outcome.identity.producer, outcome.identity.epoch + 1)
-    renewed = outcome.identity.epoch == decisions.LAST_EPOCH and one.identity.epoch == 0
-    is_last = one.outcomes[-1] == outcome
-    return one.identity if is_last and (same or renewed) else NO_IDENTITY

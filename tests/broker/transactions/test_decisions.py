@@ -64,12 +64,14 @@ class Coordinator:
             assert decode_command(encode_command(command)) == command
             self.table.apply(command, self.now_ms)
 
-    def begin(self, token: str = "") -> Identity:
+    def begin(self, token: str = "", known: Identity | None = None) -> Identity:
         token = token or f"token-{next(self._tokens)}"
         while True:
             one = self.table.transactions.get("x")
             try:
-                commands = decisions.begin("x", one, TIMEOUT_MS, "here", token, self.fresh_id)
+                commands = decisions.begin(
+                    "x", one, TIMEOUT_MS, "here", token, known, self.fresh_id
+                )
             except decisions.Unfinished:
                 self.finish()
                 continue
@@ -154,6 +156,21 @@ def test_a_take_over_that_comes_again_takes_nothing_over() -> None:
     with pytest.raises(ProducerFenced):
         it.begin("one")
     it.join(second, ONE)
+
+
+def test_one_that_goes_on_takes_nothing_back_from_its_successor() -> None:
+    it = Coordinator()
+    first = it.begin()
+    it.join(first, ONE)
+    second = it.begin(known=first)
+    assert it.end(first).reason == decisions.BY_PRODUCER
+    it.join(second, ONE)
+    it.end(second)
+    third = it.begin(known=second)
+    it.begin()
+    for lost in (first, second, third):
+        with pytest.raises(ProducerFenced):
+            it.begin(known=lost)
 
 
 def test_time_aborts_what_is_open_and_nothing_else() -> None:

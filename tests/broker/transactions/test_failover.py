@@ -15,6 +15,7 @@ from aegis_cluster.broker.transactions.transaction_table import Phase
 from aegis_cluster.broker.transport import Listener
 from aegis_cluster.errors import (
     AegisError,
+    InvalidBatch,
     MemberFenced,
     NoOpenTransaction,
     ProducerFenced,
@@ -27,7 +28,7 @@ from aegis_cluster.wire.frame import FrameKind, frame_payload, iter_frames
 from aegis_cluster.wire.layout import TRANSACTIONAL_BIT
 from aegis_cluster.wire.markers import Marker
 from aegis_cluster.wire.partitioner import partition_for
-from aegis_cluster.wire.protocol import Api, Isolation
+from aegis_cluster.wire.protocol import Acks, Api, Isolation
 from tests.broker.harness import WALL_MS, Client, Cluster, Host
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class Producer:
     def __init__(self, cluster: Cluster, *topics: int) -> None:
         self.cluster = cluster
         self.identity = (0, -1)
+        self.name: str | None = NAME
         self.sequences: dict[int, int] = {}
 
     # ---- who is where
@@ -74,7 +76,7 @@ class Producer:
     # ---- what it does
 
     def begin(self, token: str = "first") -> None:
-        answer = self.ask(Api.TRANSACTION_INIT, TIMEOUT_MS, "here", token)
+        answer = self.ask(Api.TRANSACTION_INIT, TIMEOUT_MS, "here", token, None)
         assert isinstance(answer, list)
         self.identity = (answer[0], answer[1])
 
@@ -99,7 +101,8 @@ class Producer:
 
     def produce(self, group: int, data: bytes) -> tuple[int, int] | AegisError:
         client = Client(self.cluster, self.cluster.elect(group), Listener.DATA)
-        number = client.produce(group, data)
+        fields = [[[group, "t", 0]], Acks.QUORUM, self.name]
+        number = client.send(Api.PRODUCE, fields, [data])
         self.cluster.until(lambda: client.reply(number) is not None, "an acknowledgement")
         outcome = client.outcome(number)
         assert outcome is not None
@@ -155,13 +158,24 @@ def visible(cluster: Cluster, group: int) -> list[bytes | None]:
 
 @pytest.fixture
 def cluster() -> Cluster:
-    found = Cluster(3)
+    return ready(Cluster(3))
+
+
+def ready(found: Cluster) -> Cluster:
+    """With a topic of two partitions, and all that transactions need."""
     found.registered()
     for topic in ("__groups", "__transactions"):
         assert Client(found, found.elect()).ask(Api.INTERNAL_TOPIC, [topic]).code == 0
-    found.topic("t", partitions=2)
+    found.topic("t", partitions=2, replicas=min(3, found.nodes))
     found.settle()
     return found
+
+
+def test_shards_of_one_node_reach_each_other_too() -> None:
+    cluster = ready(Cluster(1, shards=3))
+    producer = opened(cluster)
+    assert producer.end() == (True, "")
+    until_seen(cluster, b"in")
 
 
 def logs(cluster: Cluster) -> list[GroupId]:
@@ -258,6 +272,29 @@ def test_an_operator_aborts_it_and_only_once(cluster: Cluster) -> None:
     assert isinstance(described, list)
     assert described[2] == Phase.IDLE
     assert described[7][-1][2:4] == [False, "by an operator"]
+
+
+def test_a_partition_takes_nothing_that_its_coordinator_does_not_know_of(cluster: Cluster) -> None:
+    """B6: or it would hold readers back for ever."""
+    producer = Producer(cluster)
+    producer.begin()
+    one, two = logs(cluster)
+    assert isinstance(producer.write(one, b"before"), NoOpenTransaction)
+    producer.join(["t", 0])
+    assert isinstance(producer.write(two, b"elsewhere"), NoOpenTransaction)
+    producer.sequences = {}
+    producer.name = None
+    assert isinstance(producer.write(one, b"of nobody"), InvalidBatch)
+    producer.name, producer.sequences = NAME, {}
+    assert isinstance(producer.write(one, b"in"), tuple)
+    stranger = Producer(cluster)
+    stranger.identity = (producer.identity[0] + 500, 0)
+    assert isinstance(stranger.write(two, b"out"), ProducerFenced)
+    assert producer.end() == (True, "")
+    cluster.until(lambda: visible(cluster, one) == [b"in"], "what was committed")
+    assert visible(cluster, two) == []
+    for group in (one, two):
+        assert cluster.elect(group).partition(group).state.producers.open_transactions == {}
 
 
 def test_packets_that_come_a_minute_late_change_nothing(cluster: Cluster) -> None:
