@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_NUMBERS: Final = (int, float)
 SECONDS_MAX: Final = 366 * 86_400.0
 """What stands for "without end" too: a year from now is a number that every clock can hold."""
 
@@ -67,7 +68,7 @@ def whole(value: Any, what: str, *, least: int) -> int:
 
 def seconds(value: Any, what: str = "timeout") -> float:
     """Seconds, a year at most; less than none counts as passed. Raises `Misuse`."""
-    if isinstance(value, int | float) and not isinstance(value, bool) and value == value:
+    if isinstance(value, _NUMBERS) and not isinstance(value, bool) and value == value:
         return min(value, SECONDS_MAX)
     raise Misuse(f"{what} is {_given(value)}; give seconds, as a number.")
 

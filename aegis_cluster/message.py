@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import Enum
+from functools import partial
+from itertools import repeat
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple, Protocol
 
@@ -16,8 +18,10 @@ from aegis_cluster.errors import Misuse
 from aegis_cluster.wire.payload import decode_key, decode_payload, encode_key, encode_payload
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from aegis_cluster.client.producer import Row
-    from aegis_cluster.wire.records import Record
+    from aegis_cluster.wire.records import Record, RecordColumns
 
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 RESERVED_HEADERS: Final = ("aegis", "aegis-key")
@@ -307,6 +311,27 @@ def from_record(
         offset,
         source,
         time_ms,
+    )
+
+
+def from_columns(
+    topic: str, partition: int, columns: RecordColumns, source: Redelivery | None
+) -> Iterator[ReceivedMessage]:
+    """Records as messages, each made when it is asked for; a step raises `CorruptRecord` when its
+    record does not decode."""
+    if columns.has_headers:
+        return map(partial(from_record, topic, partition, source=source), columns.records())
+    return map(
+        ReceivedMessage,
+        [None if key is None else decode_key(key, ()) for key in columns.keys],
+        columns.values,
+        repeat(NO_HEADERS),
+        repeat(None),
+        repeat(topic),
+        repeat(partition),
+        columns.offsets,
+        repeat(source),
+        columns.timestamps,
     )
 
 

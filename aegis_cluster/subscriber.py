@@ -31,14 +31,21 @@ from aegis_cluster.errors import (
 )
 from aegis_cluster.ids import TopicPartition
 from aegis_cluster.membership import Membership
-from aegis_cluster.message import EPOCH, Offset, ReceivedMessage, from_record, to_ms
+from aegis_cluster.message import (
+    EPOCH,
+    Offset,
+    ReceivedMessage,
+    from_columns,
+    from_record,
+    to_ms,
+)
 from aegis_cluster.subscribe_config import AckMode, DeliveryMode, SubscribeConfig
 from aegis_cluster.wire.payload import decode_key, decode_payload
 from aegis_cluster.wire.protocol import Isolation
 from aegis_cluster.wire.records import RecordColumns
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
     from types import TracebackType
     from typing import Self
 
@@ -82,7 +89,7 @@ class MessageBatch:
         self._offsets = offsets
         self._timestamps = timestamps
         self._keys = keys
-        self._columns = RecordColumns(()) if columns is None else columns
+        self._columns = RecordColumns.of(()) if columns is None else columns
 
     def __len__(self) -> int:
         return len(self.values)
@@ -116,13 +123,26 @@ class _Block:
     place: TopicPartition
     columns: RecordColumns
     at: int = 0
-    rows: list[Record] | None = None
-    """Made when they are asked for one by one."""
+    messages: Iterator[ReceivedMessage] | None = None
+    """Those from `at` on, made one by one."""
+
+    def next_message(self, source: Subscriber) -> ReceivedMessage | None:
+        """None at the end. Raises `CorruptRecord`, again and again, where it does not decode."""
+        if self.messages is None:
+            left = self.columns.after(self.at)
+            self.messages = from_columns(self.place.topic, self.place.partition, left, source)
+        try:
+            message = next(self.messages, None)
+        except Corruption as error:
+            self.messages = None  # it has moved on
+            raise _undecodable(self.place, self.columns.offsets[self.at], error) from error
+        if message is not None:
+            self.at += 1
+        return message
 
     def left(self) -> list[Record]:
         """What was not handed out yet."""
-        rows = self.columns.records() if self.rows is None else self.rows
-        return rows[self.at :]
+        return self.columns.after(self.at).records()
 
 
 _Waiting = tuple[TopicPartition, "Record | ReceivedMessage"]
@@ -460,14 +480,11 @@ class Subscriber:
                 return message
         while self._blocks:
             block = self._blocks[0]
-            rows, at = block.rows, block.at
-            if rows is None:
-                rows = block.rows = block.columns.records()
-            if at == len(rows):
+            made = block.next_message(self)
+            if made is None:
                 self._blocks.popleft()
                 continue
-            message = self._decoded(block.place, rows[at])
-            block.at = at + 1
+            message = made
             wanted = self._filter is None or self._filter.matches(message)
             if self._membership is not None:
                 self._note(self._membership, block.place, message.offset, wanted=wanted)

@@ -168,7 +168,7 @@ class PureCodec:
             raise CorruptRecord("a record does not decode", cause=str(cause)) from cause
         if position != len(data):
             raise CorruptRecord("bytes behind the last record", have=len(data), want=position)
-        return RecordColumns(records)
+        return RecordColumns.of(records)
 
 
 def _read_record(
