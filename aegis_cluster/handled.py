@@ -21,6 +21,11 @@ class Handled:
         return next(iter(self._open), self._next)
 
     @property
+    def end(self) -> int:
+        """Behind everything that was handed out."""
+        return self._next
+
+    @property
     def is_idle(self) -> bool:
         """Everything that was handed out is handled."""
         return not self._open

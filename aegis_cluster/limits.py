@@ -241,6 +241,15 @@ STREAM_WINDOW_VALUES_MAX: Final = 1_000_000
 STREAM_CACHE_ENTRIES_MAX: Final = 100_000
 """Decoded values of one step of one task that are kept in memory besides those that changed."""
 
+STREAM_STORE_ROWS_WAITING: Final = 20_000
+"""Rows of one task that wait to be written to its file."""
+STREAM_STORE_BYTES_CACHED: Final = 16 * MIB
+"""Pages of one task's file that SQLite keeps in memory."""
+STREAM_RESTORE_ROWS: Final = 50_000
+"""Of a changelog that are read before they are written to a task's file."""
+STREAM_CYCLE_RECORDS_MAX: Final = 50_000
+"""Records that are processed between two commits."""
+
 # The command line
 PUBLISH_ROWS_MAX: Final = 4_000
 """Rows that `aegis publish` has read and not yet published."""

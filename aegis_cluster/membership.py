@@ -313,9 +313,11 @@ class Membership:
     # ---- in transactions
 
     def moved_since_commit(
-        self, positions: Mapping[TopicPartition, int]
+        self, positions: Mapping[TopicPartition, int], *, unmoved: bool = False
     ) -> dict[TopicPartition, int]:
-        """Of these positions those that are not committed. Raises `MemberFenced`."""
+        """Of these positions those that are not committed, or all; and those of partitions that
+        are being given up, and are not read any more, of which messages are in hand. Raises
+        `MemberFenced`."""
         if self._lost_in_hand:
             place = min(self._lost_in_hand)
             raise MemberFenced(
@@ -323,10 +325,15 @@ class Membership:
                 " it were in hand here; whoever has it now handles them. Abort the transaction.",
                 partition=str(place),
             )
+        leaving = {
+            place: handled.end
+            for place, handled in self._handled.items()
+            if place not in positions and not handled.is_idle
+        }
         return {
             place: offset
-            for place, offset in positions.items()
-            if place in self._handled and self._committed.get(place) != offset
+            for place, offset in (leaving | dict(positions)).items()
+            if place in self._handled and (unmoved or self._committed.get(place) != offset)
         }
 
     async def commit_within(

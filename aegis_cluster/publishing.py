@@ -77,9 +77,12 @@ class Outcomes:
 
 
 class Publication:
-    """One call of `publish_many`."""
+    """One call of `publish_many`. partition: where all of it goes; None: by the keys."""
 
-    def __init__(self, lanes: Lanes, info: TopicInfo, deadline: float) -> None:
+    def __init__(
+        self, lanes: Lanes, info: TopicInfo, deadline: float, partition: int | None = None
+    ) -> None:
+        self._partition = partition
         self.outcomes = Outcomes()
         self._lanes = lanes
         self._info = info
@@ -109,13 +112,14 @@ class Publication:
         values, headers = packed
         if names is None and self._info.settings.compacts:
             return False
-        if names is None:
-            everything = Columns(self._at_ms, None, values, headers)
-            parts: list[_Part] = [(None, range(start, start + len(chunk)), everything)]
+        encoded = None if names is None else encode_keys(names)
+        if names is not None and encoded is None:
+            return False
+        if encoded is None or self._partition is not None:
+            everything = Columns(self._at_ms, encoded, values, headers)
+            numbers: Sequence[int] = range(start, start + len(chunk))
+            parts: list[_Part] = [(self._partition, numbers, everything)]
         else:
-            encoded = encode_keys(names)
-            if encoded is None:
-                return False
             parts = self._by_partition(start, encoded, values, headers)
         limit = self._info.settings.max_message_bytes + RECORD_OVERHEAD_BYTES
         if max(columns.largest for _, _, columns in parts) > limit:
@@ -172,7 +176,9 @@ class Publication:
         for number, message in enumerate(_messages(chunk, names), start):
             try:
                 row = to_row(message, self._at_ms)
-                partition = partition_of(self._lanes, self._info, row[1])
+                partition = self._partition
+                if partition is None:
+                    partition = partition_of(self._lanes, self._info, row[1])
                 batch, place = await self._lanes.add(self._info, partition, row, self._deadline)
             except AegisError as error:
                 self.outcomes.refused[number] = error  # those before it are under way already
@@ -213,6 +219,15 @@ def partition_of(lanes: Lanes, info: TopicInfo, key: bytes | None) -> int:
     if key is None:
         return lanes.choose_partition(info)
     return partition_for(key, len(info.partitions))
+
+
+def partition_in(info: TopicInfo, partition: int | None) -> int | None:
+    """A partition that a caller has named. Raises `Misuse` if the topic has none of that number."""
+    if partition is None or 0 <= partition < len(info.partitions):
+        return partition
+    raise Misuse(
+        f"{info.name} has partitions 0 to {len(info.partitions) - 1}; {partition} is none of them."
+    )
 
 
 def all_or_partly(results: list[Receipt | BaseException]) -> list[Receipt]:

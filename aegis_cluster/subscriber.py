@@ -196,6 +196,8 @@ class Subscriber:
         """Which has asked for messages last."""
         self._must_go_back = False
         """A transaction was not committed: what it handled is handed out again."""
+        self._polled: MessageBatch | None = None
+        """What `poll_batch` has handed out last."""
         self._is_waiting = False
         self._loop: asyncio.AbstractEventLoop | None = None
         """The one on which it has started."""
@@ -283,11 +285,37 @@ class Subscriber:
                 continue
             batch = self._take_batch()
             if len(batch):
-                if self._membership is not None and self._in_transactions:
-                    place = TopicPartition(batch.topic, batch.partition)
-                    self._membership.handed_out(place, batch.offsets[-1])
+                self._batch_in_hand(batch)
                 yield batch
                 self._batch_done(batch)
+
+    async def poll_batch(self, timeout: float | None = None) -> MessageBatch | None:
+        """The next whole batch as columns, for speed; None when none came within `timeout` seconds.
+
+        In a group a batch counts as handled when the next one is asked for, and when `commit` is
+        called, whatever the ack mode; with EXACTLY_ONCE by `tx.send_offsets` only. Raises what
+        `batches` and `poll` do.
+        """
+        if self._filter is not None:
+            raise Misuse("poll_batch() hands out whole batches; subscribe without a filter for it.")
+        if self._closed:
+            raise Misuse("This subscriber is closed; subscribe again.")
+        wait_s = self._timeout if timeout is None else arguments.seconds(timeout)
+        deadline = self._now() + wait_s
+        while not self._closed:
+            if self._membership is not None:
+                await self._asked(self._membership)
+            self._polled_done()
+            if not self._ready and not self._blocks:
+                if self._now() > deadline or not await self._fill(deadline):
+                    return None
+                continue
+            batch = self._take_batch()
+            if len(batch):
+                self._polled = batch
+                self._batch_in_hand(batch)
+                return batch
+        return None
 
     # ---- where it stands
 
@@ -535,6 +563,17 @@ class Subscriber:
         else:
             membership.passed(place, offset)
 
+    def _polled_done(self) -> None:
+        """The program is done with what `poll_batch` has handed out."""
+        if self._polled is not None:
+            self._batch_done(self._polled)
+            self._polled = None
+
+    def _batch_in_hand(self, batch: MessageBatch) -> None:
+        if self._membership is not None and self._in_transactions:
+            place = TopicPartition(batch.topic, batch.partition)
+            self._membership.handed_out(place, batch.offsets[-1])
+
     def _batch_done(self, batch: MessageBatch) -> None:
         place = TopicPartition(batch.topic, batch.partition)
         if self._membership is not None and not self._in_transactions:
@@ -558,9 +597,9 @@ class Subscriber:
             )
         self._committer = owner
 
-    def positions_in_hand(self) -> dict[TopicPartition, int]:
-        """Where each partition goes on once all that was handed out is handled; only those that
-        have moved since their last commit. Raises `MemberFenced`, `Misuse`."""
+    def positions_in_hand(self, *, unmoved: bool = False) -> dict[TopicPartition, int]:
+        """Where each partition goes on once all that was handed out is handled; unmoved: also of
+        those that have not moved since their last commit. Raises `MemberFenced`, `Misuse`."""
         if self._must_go_back:
             raise Misuse(
                 "The last transaction was not committed, so what it handled is handed out again:"
@@ -568,7 +607,7 @@ class Subscriber:
             )
         if self._membership is None:
             return {}
-        return self._membership.moved_since_commit(self._positions())
+        return self._membership.moved_since_commit(self._positions(), unmoved=unmoved)
 
     async def commit_within(
         self, producer: Sequence[int], positions: Mapping[TopicPartition, int], deadline: float
@@ -620,6 +659,7 @@ class Subscriber:
             raise Misuse("Only a subscriber of a group has positions to commit.")
         if self._in_transactions:
             raise Misuse("With EXACTLY_ONCE, positions are committed by tx.send_offsets only.")
+        self._polled_done()
         deadline = self._engine.cluster.deadline(self._timeout if timeout is None else timeout)
         await self._membership.commit(deadline)
 

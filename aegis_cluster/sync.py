@@ -187,9 +187,13 @@ class Transaction(_Blocking[transaction.Transaction]):
     send_many = _blocking(transaction.Transaction.send_many)
     outcome = _blocking(transaction.Transaction.outcome)
 
-    def send_offsets(self, subscriber: Subscriber, *, timeout: float | None = None) -> None:
+    def send_offsets(
+        self, subscriber: Subscriber, *, unmoved: bool = False, timeout: float | None = None
+    ) -> None:
         """As `aegis_cluster.Transaction.send_offsets`."""
-        self._portal.run(self._inner.send_offsets(subscriber._inner, timeout=timeout))
+        self._portal.run(
+            self._inner.send_offsets(subscriber._inner, unmoved=unmoved, timeout=timeout)
+        )
 
     def __enter__(self) -> Self:
         self._portal.run(self._inner.__aenter__())
@@ -237,6 +241,7 @@ class Subscriber(_Blocking[subscriber.Subscriber]):
     """See `aegis_cluster.Subscriber`; a step of the iterator blocks until there is a message."""
 
     poll = _blocking(subscriber.Subscriber.poll)
+    poll_batch = _blocking(subscriber.Subscriber.poll_batch)
     lag = _blocking(subscriber.Subscriber.lag)
     seek = _blocking(subscriber.Subscriber.seek)
     commit = _blocking(subscriber.Subscriber.commit)

@@ -29,7 +29,7 @@ from aegis_cluster.errors import (
     TransactionAborted,
 )
 from aegis_cluster.message import now_ms, to_row
-from aegis_cluster.publishing import Publication, partition_of
+from aegis_cluster.publishing import Publication, partition_in, partition_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -230,20 +230,29 @@ class Transaction:
         messages: Iterable[Any],
         keys: Iterable[str | bytes | None] | None = None,
         *,
+        partition: int | None = None,
         timeout: float | None = None,
     ) -> None:
         """Add many messages, or bare payloads with optional `keys` beside them, as fast as
-        `publish_many`; returns once they are buffered. Raises as `send`."""
+        `publish_many`; returns once they are buffered.
+
+        partition: where all of them go, whatever their keys; None: by the keys. Raises as `send`.
+        """
         lanes, deadline = self._lanes_now(), self._deadline(timeout)
         info = await self._owner.cluster.topic(topic, deadline)
-        publication = Publication(lanes, info, deadline)
+        publication = Publication(lanes, info, deadline, partition_in(info, partition))
         await publication.add(messages, keys)
         for refused in publication.outcomes.refused.values():
             raise refused
 
-    async def send_offsets(self, subscriber: Subscriber, *, timeout: float | None = None) -> None:
+    async def send_offsets(
+        self, subscriber: Subscriber, *, unmoved: bool = False, timeout: float | None = None
+    ) -> None:
         """Make the group's positions a part of the transaction: everything that the subscriber has
         handed out so far counts as handled if it is committed, and is handed out again if not.
+
+        unmoved: send positions that have not moved too: so a transaction that depends on nothing
+        that was read, but on being the member that reads it, is refused once it is that no more.
 
         Raises `MemberFenced` when the group has given some of it to another member meanwhile, and
         what has already failed: `ProducerFenced`, `TransactionAborted`; `Misuse` for a subscriber
@@ -251,7 +260,7 @@ class Transaction:
         """
         lanes, deadline = self._lanes_now(), self._deadline(timeout)
         subscriber.is_committed_by(self._owner)
-        positions = subscriber.positions_in_hand()
+        positions = subscriber.positions_in_hand(unmoved=unmoved)
         if not positions:
             return
         lanes.close_batches()  # they travel meanwhile

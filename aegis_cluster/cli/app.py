@@ -79,6 +79,7 @@ class LazyGroup(click.Group):
         "cdc": "aegis_cluster.cli.cdc_commands:cdc",
         "publish": "aegis_cluster.cli.publish:publish",
         "consume": "aegis_cluster.cli.consume:consume",
+        "stream": "aegis_cluster.cli.stream_commands:stream",
         "bench": "aegis_cluster.cli.bench:bench",
         "log": "aegis_cluster.cli.log_commands:log",
         "completion": "aegis_cluster.cli.completion:completion",

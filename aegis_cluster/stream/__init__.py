@@ -12,12 +12,14 @@ from __future__ import annotations
 
 from aegis_cluster.stream.aggregates import Aggregator, Avg, Count, Max, Min, Reduce, Sum
 from aegis_cluster.stream.errors import ProcessingFailed, TopologyChanged, WindowTooLarge
+from aegis_cluster.stream.event_time import PROCESSING_TIME
 from aegis_cluster.stream.processor import Stream, StreamProcessor, Table, WindowedStream
 from aegis_cluster.stream.settings import ProcessorSettings
 from aegis_cluster.stream.topology import Topology
 from aegis_cluster.stream.windows import Hopping, Session, Sliding, Tumbling, Window
 
 __all__ = [
+    "PROCESSING_TIME",
     "Aggregator",
     "Avg",
     "Count",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from aegis_cluster.errors import ConfigError, Misuse
 from aegis_cluster.message import to_ms
@@ -12,17 +12,29 @@ from aegis_cluster.message import to_ms
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+
+class ProcessingTime:
+    """Says that time is the moment at which a record is processed."""
+
+    def __repr__(self) -> str:
+        return "PROCESSING_TIME"
+
+
+PROCESSING_TIME: Final = ProcessingTime()
+"""`source(topic, timestamp=PROCESSING_TIME)`: windows go by the clock of whoever processes, so a
+replay gives other windows."""
 TIME_MS_MIN = -62_135_596_800_000
 TIME_MS_MAX = 253_402_300_799_999
 """The years 1 to 9999, which a `datetime` can name."""
 
 
 def time_reader(timestamp: object) -> Callable[[Any], int] | None:
-    """Reads milliseconds since 1970 off a value; None: the message's own timestamp counts.
+    """Reads milliseconds since 1970 off a value; None: the message's own timestamp counts, or the
+    clock.
 
     Raises `ConfigError`; the function raises `Misuse` with a sentence.
     """
-    if timestamp is None:
+    if timestamp is None or timestamp is PROCESSING_TIME:
         return None
     if isinstance(timestamp, str):
         return lambda value: milliseconds(_field(value, timestamp), f"field {timestamp!r}")

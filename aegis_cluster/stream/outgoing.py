@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from aegis_cluster.errors import UnsupportedPayload
 from aegis_cluster.message import Message, from_ms
-from aegis_cluster.stream.codec import pack
-from aegis_cluster.wire.partitioner import partition_for
 
 if TYPE_CHECKING:
     from aegis_cluster.stream.columns import WindowBounds
@@ -60,10 +58,4 @@ def dead_message(dead: Dead, topic: str, partition: int, original: Any) -> Messa
         headers["window-start"] = from_ms(start).isoformat()
         headers["window-end"] = from_ms(end).isoformat()
         return Message(message_key(key), None, headers)
-    return Message(original.key, original.payload, headers, original.timestamp)
-
-
-def partition_of_key(key: Any, partitions: int) -> tuple[bytes, int]:
-    """A key's bytes in a repartition topic, and its partition there; no key: the first one."""
-    packed = pack(key)
-    return packed, 0 if key is None else partition_for(packed, partitions)
+    return Message(message_key(original.key), original.payload, headers, original.timestamp)

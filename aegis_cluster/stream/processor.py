@@ -16,6 +16,7 @@ from aegis_cluster.stream import describe
 from aegis_cluster.stream import topology as spec
 from aegis_cluster.stream.aggregates import Aggregator, Reduce, aggregator_of
 from aegis_cluster.stream.event_time import time_reader
+from aegis_cluster.stream.launch import start
 from aegis_cluster.stream.settings import ProcessorSettings
 from aegis_cluster.stream.topology import Node, Port, Topology
 from aegis_cluster.stream.windows import span_ms, window_kind
@@ -24,7 +25,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from aegis_cluster.engine import StreamingEngine
+    from aegis_cluster.stream.event_time import ProcessingTime
+    from aegis_cluster.stream.running import Running
     from aegis_cluster.stream.windows import WindowKind
+
+    Timestamp = str | Callable[[Any], Any] | ProcessingTime | None
 
 NO_GRACE: Final = timedelta(0)
 _NAME_CHARS: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
@@ -68,7 +73,7 @@ class StreamProcessor:
     def source(
         self,
         topics: str | Sequence[str],
-        timestamp: str | Callable[[Any], Any] | None = None,
+        timestamp: Timestamp = None,
         *,
         name: str | None = None,
     ) -> Stream:
@@ -76,7 +81,7 @@ class StreamProcessor:
 
         timestamp: where event time comes from: a field's name, or a function of the value, giving
         seconds since 1970, an aware `datetime` or its ISO 8601 text; None: the message's own
-        timestamp. Raises `ConfigError`.
+        timestamp; `PROCESSING_TIME`: the clock. Raises `ConfigError`.
         """
         found = (topics,) if isinstance(topics, str) else tuple(topics)
         if not found or not all(isinstance(topic, str) and topic for topic in found):
@@ -88,7 +93,7 @@ class StreamProcessor:
     def table(
         self,
         topic: str,
-        timestamp: str | Callable[[Any], Any] | None = None,
+        timestamp: Timestamp = None,
         *,
         name: str | None = None,
     ) -> Table:
@@ -98,6 +103,20 @@ class StreamProcessor:
     def describe(self, style: str = "text") -> str:
         """The topology as text, or as a diagram for Mermaid (`style="mermaid"`)."""
         return describe.described(self.topology, style)
+
+    async def start(self, engine: StreamingEngine | None = None) -> Running:
+        """Join the group of the application and work, until `stop`.
+
+        engine: where, if not on the processor's own.
+
+        Raises `TopicNotFound` for a source or sink that does not exist, `TopologyChanged` where
+        the state was written by another topology, `ConfigError`, `RequestTimeout`, `Misuse`
+        without an engine.
+        """
+        chosen = self.engine if engine is None else engine
+        if chosen is None:
+            raise Misuse("This processor has no engine: StreamProcessor(engine, application_id).")
+        return await start(self, chosen)
 
     def _add(self, kind: str, what: Any, inputs: tuple[Port, ...], name: str | None) -> Port:
         number = len(self._nodes)

@@ -23,7 +23,7 @@ from aegis_cluster.stream import topology as spec
 from aegis_cluster.stream.codec import pack, unpack
 from aegis_cluster.stream.columns import Columns
 from aegis_cluster.stream.errors import ProcessingFailed, TopologyChanged
-from aegis_cluster.stream.event_time import time_reader
+from aegis_cluster.stream.event_time import PROCESSING_TIME, time_reader
 from aegis_cluster.stream.join_steps import (
     RunningAggregateStep,
     StreamJoinStep,
@@ -147,6 +147,7 @@ class Task:
         self.watermark = NO_TIME
         """How far event time has come."""
         self.origin = -1
+        self._now_ms = 0
         self.processed = 0
         self.late: Counter[str] = Counter()
         """Records that came too late, by step."""
@@ -160,7 +161,7 @@ class Task:
         self._roots = topology.roots(topic)
         self._writers: dict[str, int] = dict.fromkeys(writers, NO_TIME)
         """Watermarks of the tasks that write to this repartition topic."""
-        self._is_behind_repartition = topic in topology.repartitions
+        self.is_behind_repartition = topic in topology.repartitions
         self._load()
         self._steps = self._wired()
         self._readers = [
@@ -173,14 +174,29 @@ class Task:
         """Unique in its application."""
         return f"{self.topic}/{self.partition}"
 
+    @property
+    def known_watermark(self) -> int | None:
+        """How far event time has come; None when nothing is known yet."""
+        return None if self.watermark == NO_TIME else self.watermark
+
     # ---- records
 
-    async def process(self, records: Records) -> None:
-        """Take records of the partition, in order. Raises `ProcessingFailed` to stop: what it did
-        since the last commit is then void."""
+    @property
+    def goes_by_clock(self) -> bool:
+        """Its time is that of processing, so its watermark is the present moment."""
+        return any(
+            isinstance(root.spec, spec.Source) and root.spec.timestamp is PROCESSING_TIME
+            for root in self._roots
+        )
+
+    async def process(self, records: Records, now_ms: int = 0) -> None:
+        """Take records of the partition, in order. now_ms: the present moment, for those that go by
+        the time of processing. Raises `ProcessingFailed` to stop: what it did since the last commit
+        is then void."""
+        self._now_ms = now_ms
         offsets = records.offsets
         self.origin = offsets[-1]
-        if self._is_behind_repartition:
+        if self.is_behind_repartition:
             await self._process_repartitioned(records)
         else:
             before = self.watermark
@@ -201,7 +217,8 @@ class Task:
     ) -> None:
         keys, values, offsets = list(records.keys), records.values, records.offsets
         if reader is None:
-            times = list(records.timestamps)
+            by_clock = root.spec.timestamp is PROCESSING_TIME
+            times = [self._now_ms] * len(offsets) if by_clock else list(records.timestamps)
             batch = Columns(keys, values, times, [], offsets)
         else:
             batch = self._timed(root, reader, Columns(keys, values, [], [], offsets))
@@ -287,15 +304,26 @@ class Task:
 
     def take(self) -> Taken:
         """What was done since the last time."""
-        marks = {}
+        marks = self._new_marks()
+        self._marks_told |= marks
+        taken = Taken(self._sent, self._dead, marks)
+        self._sent, self._dead = [], []
+        return taken
+
+    @property
+    def has_done_something(self) -> bool:
+        """Whether there is anything to take or to save."""
+        return bool(self._sent or self._dead or self.state.changes or self._new_marks())
+
+    def _new_marks(self) -> dict[int, int]:
+        """Watermarks that have moved, of what it writes to repartition topics, by node number."""
+        found = {}
         for number, step in self._steps.items():
             is_end = isinstance(step, SendStep) and isinstance(step.node.spec, spec.Repartition)
             mark = self.watermark - step.delay
             if is_end and mark > self._marks_told.get(number, NO_TIME):
-                marks[number] = self._marks_told[number] = mark
-        taken = Taken(self._sent, self._dead, marks)
-        self._sent, self._dead = [], []
-        return taken
+                found[number] = mark
+        return found
 
     def save(self) -> dict[bytes, bytes | None]:
         """Write everything to the store; returns what changed there since the last time. Raises

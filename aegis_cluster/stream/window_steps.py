@@ -11,7 +11,7 @@ as long as none is later than the grace allows.
 
 from __future__ import annotations
 
-from inspect import isawaitable
+from inspect import isawaitable, iscoroutinefunction
 from typing import TYPE_CHECKING, Any
 
 from aegis_cluster.stream.aggregates import Aggregator
@@ -154,6 +154,20 @@ class WindowingStep(Step):
             return
         self._send(key, result, start, end, origin)
 
+    def _so_far(self, key: Any, name: bytes, first: int, last: int, end: int) -> Any:
+        """What a window that keeps its values would give now; of an async function how many values
+        there are."""
+        values = [value for _, value in self._values.between(name, first, last)]
+        aggregate = self._aggregate
+        if isinstance(aggregate, Aggregator):
+            state = aggregate.initial()
+            for value in values:
+                state = aggregate.add(state, value)
+            return aggregate.result(state)
+        if iscoroutinefunction(aggregate):
+            return len(values)
+        return aggregate(Window(values, key, first, end))
+
     def _send(self, key: Any, result: Any, start: int, end: int, origin: int) -> None:
         self._out.add(key, result, end - 1, self._mark - self._grace, origin, (start, end))
 
@@ -255,14 +269,17 @@ class AlignedStep(WindowingStep):
         self._passing.flush()
 
     def query(self, key: Any) -> dict[int, Any]:
-        """By start in milliseconds: the aggregate so far of each open window, or its number of
-        values."""
+        """By start in milliseconds: the result so far of each open window."""
         name = key_bytes(key)
         found = {}
         for due, other, state in self._open.items():
             if other == name:
-                start = due - self._grace - self._size
-                found[start] = self._incremental.result(state) if self._incremental else state
+                end = due - self._grace
+                start = end - self._size
+                if self._incremental is not None:
+                    found[start] = self._incremental.result(state)
+                else:
+                    found[start] = self._so_far(key, name, start, end - 1, end)
         return found
 
 
@@ -324,9 +341,12 @@ class SessionStep(WindowingStep):
         self._ends.flush()
 
     def query(self, key: Any) -> dict[int, Any]:
-        """By start in milliseconds: how many values each open session has."""
-        sessions = self._sessions.get(key_bytes(key)) or []
-        return {first: count for first, _, count in sessions}
+        """By start in milliseconds: the result so far of each open session."""
+        name = key_bytes(key)
+        return {
+            first: self._so_far(key, name, first, last, last + self._gap)
+            for first, last, _ in self._sessions.get(name) or []
+        }
 
 
 def window_step(node: Node, context: Context) -> WindowingStep:

@@ -10,14 +10,17 @@ Tasks, state and event time are those of a running processor; repartition topics
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections import defaultdict, deque
 from dataclasses import dataclass
+from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any
 
 from aegis_cluster.errors import AegisError, Misuse
 from aegis_cluster.message import Message, ReceivedMessage
+from aegis_cluster.stream.codec import pack, unpack
 from aegis_cluster.stream.event_time import milliseconds
-from aegis_cluster.stream.outgoing import dead_message, partition_of_key, result_message
+from aegis_cluster.stream.outgoing import dead_message, result_message
 from aegis_cluster.stream.state import MemoryStore
 from aegis_cluster.stream.task import Task, packed_mark, packed_record
 from aegis_cluster.stream.topology import Repartition
@@ -25,12 +28,13 @@ from aegis_cluster.wire.partitioner import partition_for
 from aegis_cluster.wire.payload import decode_payload, encode_key, encode_payload
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Coroutine, Iterable
     from datetime import datetime
 
     from aegis_cluster.stream.columns import Columns
     from aegis_cluster.stream.processor import StreamProcessor
     from aegis_cluster.stream.task import Dead, Sent
+    from aegis_cluster.stream.topology import Node
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +60,7 @@ class TopologyTestDriver:
         self._settings = processor.settings
         self._dead_topic = processor.dead_letter_topic
         self._partitions = partitions
+        self._is_async = any(map(_is_async, self._topology.nodes))
         self._stores: dict[tuple[str, int], MemoryStore] = {}
         self._tasks: dict[tuple[str, int], Task] = {}
         self._ends: dict[tuple[str, int], int] = defaultdict(int)
@@ -144,11 +149,10 @@ class TopologyTestDriver:
     def advance(self, time: float | datetime) -> None:
         """Event time has come so far in every partition of the sources, without a record."""
         mark = milliseconds(time, "time")
-        with asyncio.Runner() as runner:
-            for (topic, _), task in self._tasks.items():
-                if topic in self._topology.source_topics:
-                    runner.run(task.follow(mark))
-                    self._collect(task)
+        for (topic, _), task in self._tasks.items():
+            if topic in self._topology.source_topics:
+                self._drive(task.follow(mark))
+                self._collect(task)
         self._run()
 
     def crash(self) -> None:
@@ -181,12 +185,28 @@ class TopologyTestDriver:
     # ---- inside
 
     def _run(self) -> None:
-        with asyncio.Runner() as runner:
-            while self._waiting:
-                topic, partition, batch = self._waiting.popleft()
-                task = self._tasks[topic, partition]
-                runner.run(task.process(batch))
-                self._collect(task)
+        while self._waiting:
+            topic, partition, batch = self._waiting.popleft()
+            task = self._tasks[topic, partition]
+            # Time goes by the message's where a topology goes by the clock.
+            self._drive(task.process(batch, max(batch.timestamps, default=0)))
+            self._collect(task)
+
+    def _drive(self, work: Coroutine[Any, Any, None]) -> None:
+        """To its end; without async functions nothing in it ever waits, so it needs no event loop
+        and may be called within one."""
+        if self._is_async:
+            asyncio.run(work)
+            return
+        try:
+            work.send(None)
+        except StopIteration:
+            return
+        work.close()
+        raise Misuse(
+            "A function of this processor waits for something and is not declared with 'async def';"
+            " the driver knows async functions by that."
+        )
 
     def _collect(self, task: Task) -> None:
         taken = task.take()
@@ -219,17 +239,28 @@ class TopologyTestDriver:
         return found
 
     def _dead(self, task: Task, dead: Dead) -> Message:
-        original = self._inputs[task.topic, task.partition].get(dead.offset)
+        original: Message = self._inputs[task.topic, task.partition][dead.offset]
+        if task.is_behind_repartition:
+            _, key, payload, _ = unpack(original.payload)
+            original = Message(key, payload)
         return dead_message(dead, task.topic, task.partition, original)
 
     def _loop_back(self, sent: Sent) -> None:
         topic = self._topology.repartition_topic(sent.node)
         batch: Columns = sent.batch
         for key, value, time in zip(batch.keys, batch.values, batch.times, strict=True):
-            name, partition = partition_of_key(key, self._partitions)
+            name = pack(key)
+            partition = partition_for(name, self._partitions)
             self._feed(topic, partition, name, packed_record(sent.output, key, value, time))
 
     def _feed(self, topic: str, partition: int, key: bytes, value: bytes) -> None:
         batch = _Batch([], [], [], [])
         self._append(topic, partition, batch, (key, value, 0))
         self._waiting.append((topic, partition, batch))
+
+
+def _is_async(node: Node) -> bool:
+    """Whether one of a node's functions is declared with `async def`."""
+    values = [getattr(node.spec, field.name) for field in dataclasses.fields(node.spec)]
+    found = [value for one in values for value in (one if isinstance(one, tuple) else (one,))]
+    return any(map(iscoroutinefunction, found))

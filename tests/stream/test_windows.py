@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from aegis_cluster.errors import AegisError
 from aegis_cluster.message import Message, from_ms, to_ms
 from aegis_cluster.stream import (
+    PROCESSING_TIME,
     Count,
     Hopping,
     Session,
@@ -201,6 +202,28 @@ def test_late_is_decided_alike_however_records_are_batched() -> None:
     one_by_one = run(1)
     assert one_by_one == [[[1], [12], [25], [38], [40]], [3, 14, 11, 27, 22]]
     assert all(run(size) == one_by_one for size in (2, 3, 11))
+
+
+def test_windows_over_the_time_of_processing() -> None:
+    app = StreamProcessor(None, "app")
+    source = app.source("in", timestamp=PROCESSING_TIME)
+    source.window(second(10)).aggregate(list).sink("out")
+    driver = TopologyTestDriver(app)
+    for time, told in ((1, 500), (9, -3), (11, 2)):  # the clock, and what the record says
+        driver.pipe("in", told, key="k", timestamp=time)
+    assert [message.payload for message in driver.read("out")] == [[500, -3]]
+
+
+@pytest.mark.parametrize("aggregate", [sum, Sum()])
+@pytest.mark.parametrize("kind", [Tumbling(second(10)), Session(second(3))])
+def test_results_so_far_on_demand(kind: Any, aggregate: Any) -> None:
+    app = StreamProcessor(None, "app")
+    app.source("in").window(kind).aggregate(aggregate).sink("out")
+    driver = TopologyTestDriver(app)
+    for time in (10, 11, 12):
+        driver.pipe("in", time, key="k", timestamp=time)
+    assert driver.query("k") == {"window-1": {10_000: 33}}
+    assert driver.query("other") == {}
 
 
 def test_state_of_another_topology_is_refused() -> None:

@@ -1,0 +1,132 @@
+"""What tasks have done since the last commit, turned into messages.
+
+The rule it protects: within a partition, what a task sends stands before the watermark that comes
+after it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from aegis_cluster.errors import AegisError
+from aegis_cluster.message import Message, from_ms
+from aegis_cluster.stream.changelog import to_text
+from aegis_cluster.stream.codec import pack, unpack
+from aegis_cluster.stream.outgoing import dead_message, result_message
+from aegis_cluster.stream.task import packed_mark, packed_record
+from aegis_cluster.stream.topology import Repartition
+from aegis_cluster.wire.payload import encode_payload
+
+if TYPE_CHECKING:
+    from aegis_cluster.stream.layout import Layout
+    from aegis_cluster.stream.task import Dead, Records, Sent, Task
+
+
+class Outgoing(NamedTuple):
+    """Messages, or payloads with keys beside them, for one topic; partition None: by the keys."""
+
+    topic: str
+    partition: int | None
+    messages: list[Any]
+    keys: list[str] | None
+
+
+class Cycle:
+    """Everything between two commits. Collects, in the order in which it has to be sent."""
+
+    def __init__(self, layout: Layout, dead_letter_topic: str) -> None:
+        self._layout = layout
+        self._dead_topic = dead_letter_topic
+        self._messages: defaultdict[str, list[Message]] = defaultdict(list)
+        self._keyed: defaultdict[str, tuple[list[Any], list[str]]] = defaultdict(lambda: ([], []))
+        self._marks: dict[tuple[str, str], int] = {}
+        self._changes: list[Outgoing] = []
+        self.records = 0
+        """Records that were processed."""
+
+    def add(self, task: Task, records: Records | None) -> None:
+        """What a task has done just now. records: what it was given, for dead letters.
+
+        Raises `ProcessingFailed` for what cannot be sent.
+        """
+        taken = task.take()
+        for sent in taken.sent:
+            if isinstance(sent.node.spec, Repartition):
+                self._repartition(task, sent)
+            else:
+                self._results(task, sent)
+        for number, mark in taken.marks.items():
+            topic = self._layout.topology.repartition_topic(self._layout.topology.nodes[number])
+            self._marks[topic, task.name] = mark
+        for dead in [*taken.dead, *task.take().dead]:
+            self._messages[self._dead_topic].append(_dead(task, dead, records))
+
+    def _repartition(self, task: Task, sent: Sent) -> None:
+        batch = sent.batch
+        values, keys = self._keyed[self._layout.topology.repartition_topic(sent.node)]
+        rows = zip(batch.keys, batch.values, batch.times, batch.origins, strict=True)
+        for key, value, time, origin in rows:
+            try:
+                packed = packed_record(sent.output, key, value, time)
+                name = to_text(pack(key))
+            except AegisError as error:
+                task.failed(sent.node, origin, error)
+                continue
+            values.append(packed)
+            keys.append(name)
+
+    def _results(self, task: Task, sent: Sent) -> None:
+        batch = sent.batch
+        messages = self._messages[sent.node.spec.topic]
+        windows = batch.windows or [None] * len(batch)
+        rows = zip(batch.keys, batch.values, batch.times, windows, batch.origins, strict=True)
+        for key, value, time, window, origin in rows:
+            try:
+                encode_payload(value)
+                messages.append(result_message(key, value, time, window))
+            except AegisError as error:
+                task.failed(sent.node, origin, error)
+
+    def save(self, task: Task, changelog: str) -> None:
+        """The task's state as it is now, for the changelog. Raises `UnsupportedPayload`."""
+        changes = task.save()
+        kept = {key: value for key, value in changes.items() if value is not None}
+        gone = [key for key, value in changes.items() if value is None]
+        if gone:
+            self._changes.append(
+                Outgoing(changelog, task.partition, [None] * len(gone), list(map(to_text, gone)))
+            )
+        if kept:
+            keys = list(map(to_text, kept))
+            self._changes.append(Outgoing(changelog, task.partition, list(kept.values()), keys))
+
+    def outgoing(self) -> list[Outgoing]:
+        """All of it, in order."""
+        found = [
+            Outgoing(topic, None, rows, None) for topic, rows in self._messages.items() if rows
+        ]
+        found += [
+            Outgoing(topic, None, values, keys)
+            for topic, (values, keys) in self._keyed.items()
+            if values
+        ]
+        for (topic, writer), mark in self._marks.items():
+            packed = packed_mark(writer, mark)
+            found += [
+                Outgoing(topic, partition, [packed], [""])
+                for partition in range(self._layout.partitions[topic])
+            ]
+        return found + self._changes
+
+
+def _dead(task: Task, dead: Dead, records: Records | None) -> Message:
+    original = Message()
+    if records is not None and dead.window is None:
+        place = records.offsets.index(dead.offset)
+        time = from_ms(max(0, records.timestamps[place]))
+        key, value = records.keys[place], records.values[place]
+        if task.is_behind_repartition:
+            _, key, value, _ = unpack(value)
+        original = Message(key, value, timestamp=time)
+    return dead_message(dead, task.topic, task.partition, original)
