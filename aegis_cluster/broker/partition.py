@@ -509,11 +509,32 @@ class Partition:
         if term == self._led_term:
             return
         self._led_term = term
+        if term is not None:
+            self._follow_clock()
         self.state.leadership_lost()
         self._proposals.clear()
         self._next_offset = self.log.end_offset
         self._fail_waiters()
         self.on_advance(self)
+
+    def _follow_clock(self) -> None:
+        """Let nothing that this leader appends be older than what stands before it.
+
+        What is not applied yet has not moved our clock; retention would take the newest frame's
+        time for that of all, and drop records before their time.
+        """
+        last = self.log.last_index
+        if last <= self.applied:
+            return
+        try:
+            if self._unapplied and self._unapplied[-1][0] == last:
+                frame = self._unapplied[-1][1]
+            else:
+                frame = self.log.read(last, last, 1).data
+        except Corruption as error:
+            self.damage_met(error)
+            return
+        self._time_ms = max(self._time_ms, decode_header(frame).time_ms)
 
     def _fail_waiters(self) -> None:
         waiting, self._waiters = self._waiters, defaultdict(list)

@@ -18,6 +18,7 @@ from aegis_cluster.broker.shard import Shard
 from aegis_cluster.broker.transport import Listener
 from aegis_cluster.config import peers_endpoint
 from aegis_cluster.storage.manifest import PARTITIONS_DIR, entry_from_directory
+from aegis_cluster.storage.segment import parse_segment_name
 from aegis_cluster.storage.store import ShardStore
 from aegis_cluster.testing.network import Port
 from aegis_cluster.testing.scheduler import MS
@@ -253,7 +254,7 @@ class SimulatedProcess:
         self._checkpointing = True
         begun = self._opened.begin_checkpoint()
         stored = self.node.disk.stored(".log") if self.node.keeps_settled else {}
-        stored = {path: data for path, data in stored.items() if self._is_mine(path)}
+        stored = {path: data for path, data in stored.items() if self._is_settled(path)}
         self._scheduler.after(
             self._sync_time(), self._in_thread, self.boot, self._sync_checkpoint, begun, stored
         )
@@ -268,11 +269,18 @@ class SimulatedProcess:
         if stored:
             self.node.checkpointed(self.number, stored)
 
-    def _is_mine(self, path: str) -> bool:
-        """Whether a file belongs to a log that this shard owns."""
-        directory = path.partition(f"/{PARTITIONS_DIR}/")[2].partition("/")[0]
-        entry = entry_from_directory(directory)
-        return entry is not None and entry.group % self.node.shards == self.number
+    def _is_settled(self, path: str) -> bool:
+        """Whether the watermark of this checkpoint covers a segment of this shard.
+
+        Of a round that is under way more may be stored, and of a new segment only its header;
+        damage there looks like a torn tail.
+        """
+        directory, _, name = path.partition(f"/{PARTITIONS_DIR}/")[2].partition("/")
+        entry, base = entry_from_directory(directory), parse_segment_name(name)
+        partition = self._running.manager.partitions.get(entry.group) if entry else None
+        if partition is None or base is None:
+            return False
+        return base <= partition.log.durable_index == partition.log.last_index
 
     def _sync_time(self) -> int:
         traits = self.node.traits

@@ -12,7 +12,7 @@ from collections import defaultdict, deque
 from typing import TYPE_CHECKING
 
 from aegis_cluster.errors import AegisError
-from aegis_cluster.ids import GroupId, LogIndex
+from aegis_cluster.ids import METADATA_GROUP, GroupId, LogIndex
 from aegis_cluster.storage.log import read_log_start
 from aegis_cluster.wire.frame import FrameKind, frame_payload, iter_frames
 from aegis_cluster.wire.layout import batch_header
@@ -44,8 +44,10 @@ class _Group:
         """The highest that a committed LOG_START frame has decided."""
         self.young: deque[tuple[int, int]] = deque()
         """(last offset, append time) of the frames that hold records and stay."""
-        self.too_young: list[str] = []
-        """Frames that a LOG_START frame let go before their time."""
+        self.time_ms = 0
+        """When the newest frame was appended."""
+        self.broken: list[str] = []
+        """What the frames themselves show to be wrong."""
 
     @property
     def last(self) -> int:
@@ -58,6 +60,9 @@ class _Group:
         for position, header in iter_frames(frames):
             self.starts.append(self.starts[-1] + header.size)
             self.terms.append(header.term)
+            if header.time_ms < self.time_ms:
+                self.broken.append(f"index {header.index} is older than the one before it")
+            self.time_ms = max(self.time_ms, header.time_ms)
             if header.kind is FrameKind.DATA:
                 batch = batch_header(frame_payload(frames, header, position))
                 last = batch.base_offset + batch.last_offset_delta
@@ -73,7 +78,7 @@ class _Group:
         while self.young and self.young[0][0] < self.log_start:
             offset, time_ms = self.young.popleft()
             if self.retention_ms is not None and time_ms >= now_ms - self.retention_ms:
-                self.too_young.append(f"offset {offset} went after {now_ms - time_ms} ms")
+                self.broken.append(f"offset {offset} went after {now_ms - time_ms} ms")
 
 
 class ReplicaWatch:
@@ -84,6 +89,7 @@ class ReplicaWatch:
         self.violations: list[str] = []
         self.elections = 0
         self._groups: defaultdict[GroupId, _Group] = defaultdict(lambda: _Group(retention_ms))
+        self._groups[METADATA_GROUP] = _Group(None)  # it is cut to its snapshots
         self._promises: dict[tuple[Member, GroupId], tuple[int, int, object]] = {}
         """(member, group) -> the start in which it was seen, term, vote."""
         self._kept: dict[tuple[Member, GroupId], tuple[int, int]] = {}
@@ -115,6 +121,9 @@ class ReplicaWatch:
             if before != partition.applied:
                 self._check_applied(node, group, partition, before)
                 self._check_log_start(node, group, partition)
+                for what in self._groups[group].broken:
+                    self._violated(group, what)
+                self._groups[group].broken.clear()
                 self._applied[key] = partition.applied
 
     def _check_promise(
@@ -177,8 +186,6 @@ class ReplicaWatch:
         start, decided = partition.log_start_offset, self._groups[group].log_start
         if start > decided and not partition.is_internal:
             self._violated(group, f"node {node.number} begins at offset {start}, not {decided}")
-        if self._groups[group].too_young and not partition.is_internal:
-            self._violated(group, self._groups[group].too_young.pop())
 
     def _check_leader(self, node: SimulatedNode, group: GroupId, partition: Partition) -> None:
         known = self._groups[group]

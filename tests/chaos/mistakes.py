@@ -304,6 +304,11 @@ def a_follower_moves_its_log_start(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Partition, "tick", tick)
 
 
+def a_new_leader_ignores_its_predecessors_clock(patch: pytest.MonkeyPatch) -> None:
+    """Ours (seed 1304): its first frame was older than those before it; retention went by it."""
+    patch.setattr(Partition, "_follow_clock", lambda self: None)
+
+
 def records_go_before_their_time(patch: pytest.MonkeyPatch) -> None:
     """A segment is too old by its own beginning, not by that of the one behind it."""
     right = Retention._wanted_start

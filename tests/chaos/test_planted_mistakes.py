@@ -75,6 +75,7 @@ MISTAKES: Final[list[tuple[Mistake, Faults, int]]] = [
     (planted.a_log_that_lost_its_end_begins_after_its_snapshot, BAD_DISK, 1),
     (planted.a_follower_moves_its_log_start, None, 0),
     (planted.records_go_before_their_time, RETENTION, 0),
+    (planted.a_new_leader_ignores_its_predecessors_clock, OLD_LEADER, 0),
     (planted.old_epochs_are_let_in, LEASE, 0),
     (planted.client_gives_a_second_sequence, OLD_LEADER, 1),
     (planted.client_calls_unanswered_refused, OLD_LEADER, 1),
