@@ -188,6 +188,10 @@ _TRY_AGAIN: Final = (
 )
 
 
+_Keyed = tuple["RowChange", "bytes | None"]
+"""A change and its record's key."""
+
+
 class _Sender:
     """Takes batches apart into frames for each partition."""
 
@@ -215,21 +219,21 @@ class _Sender:
         await self._feed.append(number, position, None, self._engine.deadline(None), mark=mark)
         self._positions[number] = position
 
-    def _shares(self, batch: SourceBatch) -> list[list[RowChange]]:
+    def _shares(self, batch: SourceBatch) -> list[list[_Keyed]]:
         """What each partition gets: its rows, and all that is about a table as a whole; not what
         it has."""
         count = len(self._positions)
-        shares: list[list[RowChange]] = [[] for _ in range(count)]
+        shares: list[list[_Keyed]] = [[] for _ in range(count)]
         for change in batch.changes:
             key = key_of(change)
             everywhere = key is None and change.key is None
             for number in range(count) if everywhere else (partition_for(key or b"", count),):
                 lacks = batch.only is None or number in batch.only
                 if lacks and change.position > self._positions[number]:
-                    shares[number].append(change)
+                    shares[number].append((change, key))
         return shares
 
-    async def _send(self, number: int, share: list[RowChange], mark: bytes | None) -> None:
+    async def _send(self, number: int, share: list[_Keyed], mark: bytes | None) -> None:
         for data, position, is_last in self._frames(share):
             deadline = self._engine.deadline(None)
             await self._feed.append(
@@ -237,17 +241,18 @@ class _Sender:
             )
             self._positions[number] = position
 
-    def _frames(self, share: list[RowChange]) -> Iterator[tuple[bytes, tuple[int, int], bool]]:
+    def _frames(self, share: list[_Keyed]) -> Iterator[tuple[bytes, tuple[int, int], bool]]:
         """Batches with the position of their last change."""
         now_ms = time.time_ns() // 1_000_000
         builder = BatchBuilder(compression=self._compression)
         allowed = self._feed.info.settings.max_message_bytes
-        for place, change in enumerate(share):
-            for time_ms, key, value, headers in rows_of(change, self._feed.info.name, now_ms):
+        feed = self._feed.info.name
+        for place, (change, known) in enumerate(share):
+            for time_ms, key, value, headers in rows_of(change, feed, now_ms, known):
                 if value is not None and len(value) > allowed:
                     raise MessageTooLarge(
                         f"A row of {change.source.full_name} takes {len(value)} bytes, and the feed"
-                        f" {self._feed.info.name} allows {allowed}. Raise its max_message_size"
+                        f" {feed} allows {allowed}. Raise its max_message_size"
                         " (up to 8MB), or leave the table out.",
                         have=len(value),
                         at_most=allowed,

@@ -29,7 +29,7 @@ from aegis_cluster.cdc.events import (
 from aegis_cluster.cdc.values import decode_row, encode_row
 from aegis_cluster.errors import CorruptRecord
 from aegis_cluster.message import from_ms
-from aegis_cluster.wire.payload import encode_key, encode_payload
+from aegis_cluster.wire.payload import PAYLOAD_HEADER
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,6 +39,11 @@ if TYPE_CHECKING:
 
 VERSION: Final = "1"
 SNAPSHOT_OP: Final = "r"
+_PLAIN: Final = frozenset({bool, int, float, str, type(None)})
+_IS_JSON: Final = (PAYLOAD_HEADER, b"j")
+_VALUE_JSON: Final = json.JSONEncoder(
+    ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":")
+).encode
 _KEY_JSON: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
@@ -71,23 +76,32 @@ def encode_row_key(key: Mapping[str, Any]) -> bytes:
     return text.encode("utf-8", "backslashreplace")
 
 
-def rows_of(change: RowChange, feed: str, now_ms: int) -> list[Row]:
-    """The records of one change. now_ms: when the connector has it."""
-    key = key_of(change)
-    value, value_headers = encode_payload(_envelope(change, feed, now_ms))
-    _, key_headers = encode_key(None if key is None else key.decode())
-    rows = [(change.ts_ms, key, value, [*value_headers, *key_headers])]
+def rows_of(change: RowChange, feed: str, now_ms: int, key: bytes | None) -> list[Row]:
+    """The records of one change. now_ms: when the connector has it; key: see `key_of`."""
+    rows: list[Row] = [(change.ts_ms, key, _value_of(change, feed, now_ms), [_IS_JSON])]
     if change.op == "d" and key is not None:
-        rows.append((change.ts_ms, key, None, list(key_headers)))
+        rows.append((change.ts_ms, key, None, []))
     return rows
 
 
-def _envelope(change: RowChange, feed: str, now_ms: int) -> dict[str, Any]:
+def _value_of(change: RowChange, feed: str, now_ms: int) -> bytes:
+    """JSON. Most rows hold nothing but what JSON has a form for, so that is tried first."""
+    rows = [row for row in (change.before, change.after) if row is not None]
+    if all(_PLAIN.issuperset(map(type, row.values())) for row in rows):
+        try:
+            return _VALUE_JSON(_envelope(change, feed, now_ms, encoded=False)).encode()
+        except ValueError:
+            pass  # an infinity, or text that is no UTF-8
+    return _VALUE_JSON(_envelope(change, feed, now_ms, encoded=True)).encode()
+
+
+def _envelope(change: RowChange, feed: str, now_ms: int, *, encoded: bool) -> dict[str, Any]:
+    """encoded: values have to be made such that JSON has a form for them, and told of."""
     where = change.source
     types: dict[str, dict[str, str]] = {}
     envelope: dict[str, Any] = {
-        "before": _half("before", change.before, types),
-        "after": _half("after", change.after, types),
+        "before": _half("before", change.before, types) if encoded else change.before,
+        "after": _half("after", change.after, types) if encoded else change.after,
         "source": {
             "version": VERSION,
             "connector": where.connector,
@@ -104,14 +118,10 @@ def _envelope(change: RowChange, feed: str, now_ms: int) -> dict[str, Any]:
         "op": change.op,
         "ts_ms": now_ms,
     }
-    key_types: dict[str, str] = {}
-    encode_row(change.key or {}, key_types)
-    if key_types:
-        types["key"] = key_types
+    if change.key and change.key.keys() - (change.after or change.before or {}).keys():
+        envelope["key"] = _half("key", change.key, types)
     if types:
         envelope["types"] = types
-    if change.key is not None and change.key.keys() - (change.after or change.before or {}).keys():
-        envelope["key"] = encode_row(change.key, {})
     return envelope
 
 

@@ -6,6 +6,7 @@ where it was. What it leaves out is passed over here, in its own process; nobody
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Final
@@ -23,8 +24,10 @@ if TYPE_CHECKING:
 
     from aegis_cluster.cdc.events import ChangeEvent
     from aegis_cluster.engine import StreamingEngine
+    from aegis_cluster.message import ReceivedMessage
     from aegis_cluster.subscriber import Subscriber
 
+POLL_RECORDS: Final = 500
 LOOK_S: Final = 1.0
 """A step that waits looks so often whether there will be further changes."""
 
@@ -136,6 +139,9 @@ class ChangeSubscription:
             start=config.start,
             ack_mode=config.ack_mode if config.name is not None else None,
         )
+        self._fetched: deque[ReceivedMessage] = deque()
+        # What was polled counts as handled at the next poll, so a name gets one at a time.
+        self._ahead = POLL_RECORDS if config.name is None else 1
         self._subscriber: Subscriber = engine.subscribe(feed, reading, timeout=timeout)
 
     async def __aenter__(self) -> Self:
@@ -152,6 +158,7 @@ class ChangeSubscription:
 
     async def close(self) -> None:
         """Stop reading; a step that waits ends."""
+        self._fetched.clear()
         await self._subscriber.close()
 
     def __aiter__(self) -> Self:
@@ -160,18 +167,19 @@ class ChangeSubscription:
     async def __anext__(self) -> ChangeEvent:
         """The next change. Raises what a subscriber's step does, and why the connector has
         stopped, once all that it had sent was handed out."""
-        while not self._subscriber.is_closed:
-            failure = self._failure()
-            found = await self._subscriber.poll(1, timeout=LOOK_S)
-            if failure is not None and not found:
-                raise failure
-            for message in found:
-                change = await self._wanted(message)
-                if change is not None:
-                    return change
+        while self._fetched or not self._subscriber.is_closed:
+            if not self._fetched:
+                failure = self._failure()
+                self._fetched.extend(await self._subscriber.poll(self._ahead, timeout=LOOK_S))
+                if failure is not None and not self._fetched:
+                    raise failure
+                continue
+            change = await self._wanted(self._fetched.popleft())
+            if change is not None:
+                return change
         raise StopAsyncIteration
 
-    async def _wanted(self, message: Any) -> ChangeEvent | None:
+    async def _wanted(self, message: ReceivedMessage) -> ChangeEvent | None:
         change = change_from(message)
         seen = None
         if change is not None and self._names(change):

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import re
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -25,9 +30,11 @@ from aegis_cluster.subscribe_config import AckMode
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-    from pathlib import Path
 
     from aegis_cluster.cdc import ChangeEvent, ChangeSubscription
+
+
+ROOT = Path(__file__).parents[2]
 
 
 def run(path: Path, work: Callable[[StreamingEngine], Awaitable[Any]], **more: Any) -> Any:
@@ -236,3 +243,18 @@ def test_a_copy_that_is_put_back_and_a_feed_that_is_made_anew_are_read_again(
         assert [change.key for change in await captured(engine, 3)] == [None, {"id": 1}, {"id": 2}]
 
     run(tmp_path, work)
+
+
+def test_the_page_s_first_example_runs_as_it_stands(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "cdc.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    done = subprocess.run(
+        [sys.executable, "-c", example], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, timeout=15, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "new {'id': 1, 'name': 'Ann'}",
+        "{'id': 1, 'name': 'Ann'} -> {'id': 1, 'name': 'Anne'}",
+        "gone {'id': 1, 'name': 'Anne'}",
+    ]

@@ -24,6 +24,7 @@ from aegis_cluster.cdc import (
 )
 from tests.cdc.model import folded
 from tests.cdc.postgres_server import postgres
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -206,6 +207,11 @@ async def live(cdc: CDCEngine, cursor: Any, snapshot: ChangeEvent) -> None:
     assert not found["logs"]
 
 
+def in_use(cursor: Any) -> bool:
+    cursor.execute("SELECT 1 FROM pg_replication_slots WHERE active_pid IS NOT NULL")
+    return cursor.fetchone() is not None
+
+
 def test_what_cannot_be_captured_says_what_to_do(tmp_path: Path) -> None:
     async def refused(engine: StreamingEngine, source: PostgresSource) -> str:
         with pytest.raises(SourceError) as caught:
@@ -227,6 +233,8 @@ def test_what_cannot_be_captured_says_what_to_do(tmp_path: Path) -> None:
             assert "no table 'u'" in await refused(engine, nothing)
             async with CDCEngine(engine, PostgresSource(server.dsn)):
                 pass
+            # The server notices a little later that its reader has gone.
+            await asyncio.to_thread(wait_until, lambda: not in_use(cursor), "the slot is free")
             cursor.execute("SELECT pg_drop_replication_slot('aegis_postgres')")
             cursor.execute("DELETE FROM t; INSERT INTO t VALUES (2)")
             assert "is lost" in await refused(engine, PostgresSource(server.dsn))
