@@ -21,7 +21,7 @@ import threading
 from collections.abc import Callable, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
 
-from aegis_cluster import channel, engine, group, producer, subscriber, transaction
+from aegis_cluster import channel, engine, event, group, producer, subscriber, transaction
 from aegis_cluster.errors import Misuse
 
 if TYPE_CHECKING:
@@ -414,6 +414,57 @@ class StreamingEngine(_Blocking[engine.StreamingEngine]):
             portal.run(self._inner.close())
         finally:
             portal.close()
+
+
+class EventSubscription(_Blocking[event.EventSubscription]):
+    """See `aegis_cluster.event.EventSubscription`; a step blocks until there is an event."""
+
+    next = _blocking(event.EventSubscription.next)
+    close = _blocking(event.EventSubscription.close)
+
+    @property
+    def position(self) -> event.Position:
+        """As `aegis_cluster.event.EventSubscription.position`."""
+        return self._inner.position
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> event.Event:
+        found: event.Event | None = self._portal.run(_next(self._inner))
+        if found is None:
+            raise StopIteration
+        return found
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class EventStore(_Blocking[event.EventStore]):
+    """See `aegis_cluster.event.EventStore`; stands on an engine of this module that is open."""
+
+    append = _blocking(event.EventStore.append)
+    append_many = _blocking(event.EventStore.append_many)
+    load = _blocking(event.EventStore.load)
+    describe = _blocking(event.EventStore.describe)
+    delete = _blocking(event.EventStore.delete)
+    configure = _blocking(event.EventStore.configure)
+    load_aggregate = _blocking(event.EventStore.load_aggregate)
+    save = _blocking(event.EventStore.save)
+    partition_of = _blocking(event.EventStore.partition_of)
+    subscribe = _made(EventSubscription, event.EventStore.subscribe)
+
+    def __init__(self, engine: StreamingEngine, topic: str = event.TOPIC, **options: Any) -> None:
+        """As `aegis_cluster.event.EventStore`."""
+        super().__init__(engine._portal, event.EventStore(engine._inner, topic, **options))
 
 
 class _NoPortal(_Portal):

@@ -81,6 +81,7 @@ class LazyGroup(click.Group):
         "consume": "aegis_cluster.cli.consume:consume",
         "stream": "aegis_cluster.cli.stream_commands:stream",
         "bench": "aegis_cluster.cli.bench:bench",
+        "event": "aegis_cluster.cli.event_commands:event",
         "log": "aegis_cluster.cli.log_commands:log",
         "completion": "aegis_cluster.cli.completion:completion",
     },

@@ -18,6 +18,7 @@ from aegis_cluster.client.cluster import ClusterClient, Pause
 from aegis_cluster.errors import (
     AegisError,
     NotLeader,
+    OffsetOutOfRange,
     OutcomeUnknown,
     PeerViolation,
     RequestTimeout,
@@ -26,7 +27,7 @@ from aegis_cluster.errors import (
 from aegis_cluster.limits import MIB, REQUEST_PARTS_MAX
 from aegis_cluster.wire.batch import decode_columns
 from aegis_cluster.wire.codes import error_from_reply
-from aegis_cluster.wire.frame import FrameKind, frame_payload, iter_frames
+from aegis_cluster.wire.frame import FrameKind, frame_annotation, frame_payload, iter_frames
 from aegis_cluster.wire.protocol import Api, is_none, take_int, take_list, take_part
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from aegis_cluster.client.metadata import ShardAddress
     from aegis_cluster.wire.descriptions import TopicInfo
     from aegis_cluster.wire.protocol import Reply
-    from aegis_cluster.wire.records import Record
+    from aegis_cluster.wire.records import Record, RecordColumns
 
 T = TypeVar("T")
 
@@ -131,6 +132,30 @@ class EventLink:
             return _page_from(reply, start, limit, backwards=backwards)
 
         return await self._until_answered(partition, attempt, deadline, writes=False)
+
+    async def scan(
+        self, partition: int, offset: int, bytes_max: int, deadline: float, *, wait_ms: int = 0
+    ) -> list[RecordColumns]:
+        """What stands in a partition from an offset on, whole batches with their annotations;
+        nothing at its end, after waiting so long. Raises `RequestTimeout`, `Corruption`, …."""
+
+        async def attempt(
+            info: TopicInfo, address: ShardAddress, until: float
+        ) -> list[RecordColumns]:
+            link = self._cluster.link(address.endpoint)
+            await link.ready(min(until, self._cluster.now() + CONNECT_S))
+            group = info.partitions[partition].group
+            fields = [wait_ms, [[group, offset, bytes_max]]]
+            reply = await link.request(Api.FETCH, fields, deadline=until + wait_ms / 1000)
+            (result,) = take_list(reply.fields, 0, "results")
+            if take_int(result, 0, "code"):
+                raise error_from_reply(result[0], result[1:])
+            return _batches(bytes(take_part(reply.parts, 0, "frames")), offset)
+
+        try:
+            return await self._until_answered(partition, attempt, deadline, writes=False)
+        except OffsetOutOfRange:
+            return []
 
     def close(self) -> None:
         """Nobody waits any more."""
@@ -283,6 +308,17 @@ def _page_from(reply: Reply, start: int | None, limit: int | None, *, backwards:
     if limit is not None and len(records) >= limit:
         records, following = records[:limit], None
     return Page(head, records, following)
+
+
+def _batches(frames: bytes, offset: int) -> list[RecordColumns]:
+    found = []
+    for position, header in iter_frames(frames):
+        if header.kind is FrameKind.DATA:
+            batch = decode_columns(frame_payload(frames, header, position))
+            batch.annotation = bytes(frame_annotation(frames, header, position))
+            if len(batch) and batch.last_offset >= offset:
+                found.append(batch)
+    return found
 
 
 def _version(one: tuple[int, Record]) -> int:

@@ -15,10 +15,11 @@ It must never change an event once it is stored, nor hand one out twice.
 from aegis_cluster.errors import StreamDeleted, WrongExpectedVersion
 from aegis_cluster.event.aggregate import AggregateRoot
 from aegis_cluster.event.model import Appended, Event, ExpectedVersion, StreamInfo
-from aegis_cluster.event.store import EventStore
+from aegis_cluster.event.store import TOPIC, EventStore
 from aegis_cluster.event.subscription import EventSubscription, Position
 
 __all__ = [
+    "TOPIC",
     "AggregateRoot",
     "Appended",
     "Event",

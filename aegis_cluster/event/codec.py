@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from aegis_cluster.errors import CorruptRecord, UnsupportedPayload
 from aegis_cluster.event.model import Event
+from aegis_cluster.wire.event_frames import decode_annotation
 from aegis_cluster.wire.payload import decode_payload, encode_payload
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from aegis_cluster.wire.batch import Row
-    from aegis_cluster.wire.records import Record
+    from aegis_cluster.wire.records import Record, RecordColumns
 
 TYPE_HEADER: Final = "event-type"
 ID_HEADER: Final = "event-id"
@@ -71,6 +72,25 @@ def from_record(stream: str, version: int, partition: int, record: Record) -> Ev
     event.offset = record.offset
     event._time_ms = record.timestamp_ms
     return event
+
+
+def events_of(
+    partition: int, batch: RecordColumns, wanted: Callable[[str], bool] | None = None
+) -> Iterator[Event]:
+    """The events of one batch as a reader of logs gets it, with the versions that stand beside it;
+    wanted: whether those of a stream are."""
+    placed = decode_annotation(batch.annotation)
+    if wanted is not None and not any(wanted(one.stream) for one in placed):
+        return
+    records = {record.offset: record for record in batch.records()}
+    offset = batch.last_offset + 1 - sum(one.count for one in placed)
+    for one in placed:
+        is_wanted = wanted is None or wanted(one.stream)
+        for number in range(one.count):
+            record = records.get(offset + number)  # a reader may have begun in the middle
+            if is_wanted and record is not None:
+                yield from_record(one.stream, one.first + number, partition, record)
+        offset += one.count
 
 
 def _json(data: bytes) -> dict[str, Any]:

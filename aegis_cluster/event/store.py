@@ -8,17 +8,27 @@ other. The topic is made on first use.
 from __future__ import annotations
 
 import operator
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from aegis_cluster.client.events import EventLink
+from aegis_cluster.client.offsets import list_offsets
+from aegis_cluster.config import parse_duration
 from aegis_cluster.errors import InvalidTopic, MessageTooLarge, Misuse
-from aegis_cluster.event.codec import from_record, to_rows
+from aegis_cluster.event.codec import events_of, from_record, to_rows
 from aegis_cluster.event.model import Appended, Event, ExpectedVersion, StreamInfo
 from aegis_cluster.event.names import check_stream
 from aegis_cluster.event.subscription import EventSubscription, Filter, Position
-from aegis_cluster.limits import EVENTS_PER_APPEND_MAX
+from aegis_cluster.limits import EVENTS_PER_APPEND_MAX, KIB, MIB
 from aegis_cluster.topics import UNLIMITED, TopicConfig
 from aegis_cluster.wire.batch import encode_batch
+from aegis_cluster.wire.event_frames import (
+    DELETED,
+    MAX_AGE_MS,
+    MAX_COUNT,
+    SETTINGS_PREFIX,
+    TOMBSTONE,
+)
 from aegis_cluster.wire.partitioner import partition_for
 
 if TYPE_CHECKING:
@@ -35,6 +45,9 @@ TOPIC: Final = "events"
 PARTITIONS: Final = 8
 KIND: Final = "eventstore"
 RECORD_OVERHEAD_BYTES: Final = 4_096
+SCAN_EVENT_BYTES: Final = 1_024
+SCAN_BYTES_MIN: Final = 64 * KIB
+SCAN_BYTES_MAX: Final = 1 * MIB
 
 
 class EventStore:
@@ -195,9 +208,79 @@ class EventStore:
         head = await self._head(stream, self._engine.deadline(timeout))
         return StreamInfo(stream, head.last, head.before, head.deleted == 1, head.deleted == 2)
 
+    async def delete(
+        self,
+        stream: str,
+        *,
+        for_ever: bool = False,
+        expected_version: int | Appended = ExpectedVersion.ANY,
+        timeout: float | None = None,
+    ) -> None:
+        """Hide what a stream has; the next append begins it anew, with the versions that follow.
+
+        for_ever: leave a tombstone, so that nothing is ever appended to that name again. Positions
+        and other streams do not change; subscriptions that read the log still meet the events.
+        Raises `WrongExpectedVersion`, `RequestTimeout`, `OutcomeUnknown`.
+        """
+        marks = {TOMBSTONE: True} if for_ever else {DELETED: True}
+        await self._decide(stream, marks, _version(expected_version), timeout)
+
+    async def configure(
+        self,
+        stream: str,
+        *,
+        max_count: int | None = None,
+        max_age: str | timedelta | None = None,
+        timeout: float | None = None,
+    ) -> None:
+        """Show only the newest `max_count` events of a stream, and none that was appended longer
+        than `max_age` ago (`"30d"`); None: without that limit. `load` and `read` leave the others
+        out, whose versions stay theirs. Raises `Misuse`, `RequestTimeout`, `OutcomeUnknown`."""
+        count = _whole("max_count", max_count)
+        marks = {MAX_COUNT: count, MAX_AGE_MS: _age_ms(max_age)}
+        await self._decide(stream, marks, ExpectedVersion.ANY, timeout)
+
+    async def _decide(
+        self, stream: str, marks: dict[str, Any], expected: int, timeout: float | None
+    ) -> None:
+        """Append to the stream that holds what was decided about this one."""
+        check_stream(stream)
+        deadline = self._engine.deadline(timeout)
+        info = await self._info(deadline)
+        partition = partition_for(stream.encode(), len(info.partitions))
+        name, decision = SETTINGS_PREFIX + stream, Event("Decided", marks)
+        rows = [
+            [stream, expected, b"", None],
+            [name, ExpectedVersion.ANY, decision.event_id.bytes, marks],
+        ]
+        batch = encode_batch(to_rows(name, [decision]))
+        await self._events.append(partition, rows, batch, deadline)
+
     async def _head(self, stream: str, deadline: float) -> StreamHead:
         partition = partition_for(stream.encode(), len((await self._info(deadline)).partitions))
         return (await self._events.read(partition, stream, None, 0, deadline)).head
+
+    async def scan(
+        self, partition: int, offset: int, count: int, *, wait_ms: int = 0
+    ) -> list[Event]:
+        """Events of all streams of a partition from an offset on, about so many; none at its end,
+        after waiting so long for one. For those who keep one order of their own."""
+        await self.info()
+        bytes_max = min(SCAN_BYTES_MAX, max(SCAN_BYTES_MIN, count * SCAN_EVENT_BYTES))
+        deadline = self._engine.deadline(None)
+        batches = await self._events.scan(partition, offset, bytes_max, deadline, wait_ms=wait_ms)
+        return [
+            event
+            for batch in batches
+            for event in events_of(partition, batch)
+            if (event.offset or 0) >= offset
+        ]
+
+    async def end_of(self, partition: int) -> int:
+        """The offset after the newest event of a partition."""
+        info = await self.info()
+        found = await list_offsets(self._engine.cluster, info.name, self._engine.deadline(None))
+        return found[partition].high_watermark
 
     async def page(self, stream: str, start: int) -> Page:
         """The next events of a stream from a version on, for subscriptions."""
@@ -300,6 +383,23 @@ def _whole(name: str, value: object) -> int | None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise Misuse(f"{name} = {value!r}: use a whole number from 0 on, or None.")
     return value
+
+
+def _age_ms(value: object) -> int | None:
+    if value is None:
+        return None
+    try:
+        if isinstance(value, timedelta):
+            return _positive(int(value.total_seconds() * 1000))
+        return _positive(parse_duration(value))
+    except ValueError:
+        raise Misuse(f"max_age = {value!r}: write a duration such as '30d'.") from None
+
+
+def _positive(number: int) -> int:
+    if number <= 0:
+        raise ValueError(number)
+    return number
 
 
 def _events(stream: str, events: object) -> list[Event]:

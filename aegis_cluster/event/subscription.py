@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 from aegis_cluster.client.fetcher import Fetcher
 from aegis_cluster.client.offsets import list_offsets
 from aegis_cluster.errors import Misuse
-from aegis_cluster.event.codec import from_record
+from aegis_cluster.event.codec import events_of, from_record
 from aegis_cluster.event.names import check_stream
-from aegis_cluster.wire.event_frames import SYSTEM_PREFIX, decode_annotation
+from aegis_cluster.wire.event_frames import SYSTEM_PREFIX
 from aegis_cluster.wire.partitioner import partition_for
 
 if TYPE_CHECKING:
@@ -249,22 +249,14 @@ class EventSubscription:
 
     def _events_of(self, partition: int, batch: RecordColumns) -> Any:
         """The wanted events of one batch; the position moves on with each that is handed out."""
-        placed = decode_annotation(batch.annotation)
-        if any(self._filter.wants_stream(one.stream) for one in placed):
-            records = {record.offset: record for record in batch.records()}
-            offset = batch.last_offset + 1 - sum(one.count for one in placed)
-            end = None if self._ends is None else self._ends[partition]
-            for one in placed:
-                wanted = self._filter.wants_stream(one.stream)
-                for number in range(one.count):
-                    record = records.get(offset)
-                    offset += 1
-                    if not wanted or record is None or (end is not None and offset > end):
-                        continue
-                    event = from_record(one.stream, one.first + number, partition, record)
-                    if self._filter.wants_type(event.event_type):
-                        self._offsets[partition] = offset
-                        yield event
+        end = None if self._ends is None else self._ends[partition]
+        for event in events_of(partition, batch, self._filter.wants_stream):
+            following = (event.offset or 0) + 1
+            if end is not None and following > end:
+                break
+            if self._filter.wants_type(event.event_type):
+                self._offsets[partition] = following
+                yield event
         self._offsets[partition] = batch.last_offset + 1
 
 

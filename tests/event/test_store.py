@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from aegis_cluster import sync
 from aegis_cluster.errors import (
     InvalidTopic,
     MessageTooLarge,
     Misuse,
+    StreamDeleted,
     UnsupportedPayload,
     WrongExpectedVersion,
 )
@@ -272,6 +274,56 @@ def test_what_follows_from_what() -> None:
     assert (last.causation_id, last.correlation_id) == (str(effect.event_id), str(cause.event_id))
     assert Event("E", event_id=str(cause.event_id)).event_id == cause.event_id
     assert isinstance(Event("E").event_id, uuid.UUID)
+
+
+def test_deleted_streams_and_limits_of_what_is_shown(store_run: Run) -> None:
+    async def work(store: EventStore) -> None:
+        await store.append("a", deposits(1, 2, 3))
+        with pytest.raises(WrongExpectedVersion):
+            await store.delete("a", expected_version=1)
+        await store.delete("a", expected_version=2)
+        assert await store.load("a") == []
+        assert (await store.describe("a")).deleted
+        with pytest.raises(WrongExpectedVersion):
+            await store.append("a", deposits(4), expected_version=ExpectedVersion.EXISTS)
+        await store.append("a", deposits(4), expected_version=ExpectedVersion.NO_STREAM)
+        assert versions(await store.load("a")) == [3]
+        assert versions(await store.load("a", backwards=True, from_version=9)) == [3]
+        everything = [event.version async for event in store.subscribe(live=False)]
+        assert everything == [0, 1, 2, 3]  # what was decided about a stream is no event of anybody
+
+        await store.append("a", deposits(*range(20)))
+        await store.configure("a", max_count=5)
+        assert versions(await store.load("a")) == [19, 20, 21, 22, 23]
+        assert versions(await store.load("a", from_version=3, limit=2)) == [19, 20]
+        assert (await store.describe("a")).first_version == 19
+        await store.configure("a", max_age="1ms")
+        await asyncio.sleep(0.02)
+        assert await store.load("a") == []
+        await store.configure("a")
+        assert len(await store.load("a")) == 21
+        for age in ("0s", "soon", -1):
+            with pytest.raises(Misuse, match="max_age"):
+                await store.configure("a", max_age=age)  # type: ignore[arg-type]
+
+        await store.delete("a", for_ever=True)
+        with pytest.raises(StreamDeleted):
+            await store.append("a", deposits(5))
+        assert await store.load("a") == []
+        assert (await store.describe("a")).tombstone
+
+    store_run(work)
+
+
+def test_the_same_calls_that_block(tmp_path: Path) -> None:
+    with sync.StreamingEngine.open(tmp_path / "sync") as engine:
+        store = sync.EventStore(engine, partitions=1)
+        assert store.append("a", deposits(1, 2)).version == 1
+        assert versions(store.load("a")) == [0, 1]
+        with store.subscribe("a") as subscription:
+            assert [next(subscription).version for _ in range(2)] == [0, 1]
+            assert subscription.next(timeout=0.05) is None
+            assert str(subscription.position) == "0:2"
 
 
 def test_other_topics_are_no_event_stores(store_run: Run) -> None:
