@@ -459,6 +459,7 @@ class EventStore(_Blocking[event.EventStore]):
     configure = _blocking(event.EventStore.configure)
     load_aggregate = _blocking(event.EventStore.load_aggregate)
     save = _blocking(event.EventStore.save)
+    snapshot = _blocking(event.EventStore.snapshot)
     partition_of = _blocking(event.EventStore.partition_of)
     subscribe = _made(EventSubscription, event.EventStore.subscribe)
 

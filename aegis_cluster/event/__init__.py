@@ -15,10 +15,13 @@ It must never change an event once it is stored, nor hand one out twice.
 from aegis_cluster.errors import StreamDeleted, WrongExpectedVersion
 from aegis_cluster.event.aggregate import AggregateRoot
 from aegis_cluster.event.model import Appended, Event, ExpectedVersion, StreamInfo
+from aegis_cluster.event.projection import Projection, ProjectionRunner
 from aegis_cluster.event.store import TOPIC, EventStore
+from aegis_cluster.event.subjects import ERASED, SubjectErased, SubjectKeys
 from aegis_cluster.event.subscription import EventSubscription, Position
 
 __all__ = [
+    "ERASED",
     "TOPIC",
     "AggregateRoot",
     "Appended",
@@ -27,7 +30,11 @@ __all__ = [
     "EventSubscription",
     "ExpectedVersion",
     "Position",
+    "Projection",
+    "ProjectionRunner",
     "StreamDeleted",
     "StreamInfo",
+    "SubjectErased",
+    "SubjectKeys",
     "WrongExpectedVersion",
 ]

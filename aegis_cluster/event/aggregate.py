@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -19,6 +19,10 @@ class AggregateRoot:
     """
 
     version: int = -1
+    snapshot_revision: ClassVar[int] = 1
+    """To be raised when `snapshot` or `apply` have changed: older snapshots are left alone then."""
+    subject: str | None = None
+    """The person that it is about, with whose key its snapshots are encrypted."""
     _recorded: list[Event]
 
     def apply(self, event: Event) -> None:

@@ -1,7 +1,8 @@
 """Events as records of a topic, so that every reader of topics can read them too.
 
-Key: the stream's name. Value: the data, as payloads are. Headers: `event-type`, `event-id` (16
-bytes), and `event-metadata` (JSON) where there is any. The version is the leader's to choose, so it
+Key: the stream's name. Value: the data, as payloads are, or sealed with the key of its subject.
+Headers: `event-type`, `event-id` (16 bytes), and where there is any `event-metadata` (JSON) and
+`event-subject`. The version is the leader's to choose, so it
 stands beside the batch.
 """
 
@@ -12,31 +13,50 @@ import time
 import uuid
 from typing import TYPE_CHECKING, Any, Final
 
-from aegis_cluster.errors import CorruptRecord, UnsupportedPayload
+from aegis_cluster.errors import CorruptRecord, Misuse, UnsupportedPayload
 from aegis_cluster.event.model import Event
+from aegis_cluster.event.subjects import ERASED
 from aegis_cluster.wire.event_frames import decode_annotation
-from aegis_cluster.wire.payload import decode_payload, encode_payload
+from aegis_cluster.wire.payload import PAYLOAD_HEADER, decode_payload, encode_payload
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from aegis_cluster.event.subjects import SubjectKeys
     from aegis_cluster.wire.batch import Row
     from aegis_cluster.wire.records import Record, RecordColumns
 
 TYPE_HEADER: Final = "event-type"
 ID_HEADER: Final = "event-id"
 METADATA_HEADER: Final = "event-metadata"
+SUBJECT_HEADER: Final = "event-subject"
+SEALED_HEADER: Final = "event-sealed"
+"""In place of the header that tells how to read a payload: to those who cannot unseal the data, it
+is bytes."""
 _new_event: Final = Event.__new__
 
 
-def to_rows(stream: str, events: Sequence[Event]) -> list[Row]:
-    """The records of one append to one stream. Raises `UnsupportedPayload`, `MessageTooLarge`."""
+def to_rows(stream: str, events: Sequence[Event], keys: SubjectKeys | None = None) -> list[Row]:
+    """The records of one append to one stream. Raises `UnsupportedPayload`, `MessageTooLarge`,
+    `SubjectErased`, `Misuse`."""
     key, now_ms = stream.encode(), int(time.time() * 1000)
-    return [(now_ms, key, *_encoded(event)) for event in events]
+    return [(now_ms, key, *_encoded(event, keys)) for event in events]
 
 
-def _encoded(event: Event) -> tuple[bytes | None, list[tuple[str, bytes | None]]]:
+def _encoded(
+    event: Event, keys: SubjectKeys | None
+) -> tuple[bytes | None, list[tuple[str, bytes | None]]]:
     value, headers = encode_payload(event.data)
+    if event.subject is not None:
+        if keys is None:
+            raise Misuse(
+                "An event with a subject needs EventStore(…, subject_keys=SubjectKeys(…))."
+            )
+        value = keys.encrypt(event.subject, event.event_id, value or b"")
+        headers = [
+            *((SEALED_HEADER, marker) for _, marker in headers),
+            (SUBJECT_HEADER, event.subject.encode()),
+        ]
     headers = [
         *headers,
         (TYPE_HEADER, event.event_type.encode()),
@@ -50,7 +70,13 @@ def _encoded(event: Event) -> tuple[bytes | None, list[tuple[str, bytes | None]]
     return value, headers
 
 
-def from_record(stream: str, version: int, partition: int, record: Record) -> Event:
+def from_record(
+    stream: str,
+    version: int,
+    partition: int,
+    record: Record,
+    keys: SubjectKeys | None = None,
+) -> Event:
     """The event that a record holds. Raises `CorruptRecord`."""
     event = _new_event(Event)
     headers = dict(record.headers)
@@ -65,7 +91,9 @@ def from_record(stream: str, version: int, partition: int, record: Record) -> Ev
             partition=partition,
             offset=record.offset,
         ) from error
-    event.data = decode_payload(record.value, record.headers)
+    subject = headers.get(SUBJECT_HEADER)
+    event.subject = None if subject is None else subject.decode()
+    event.data = _data(event, record, keys)
     event.version = version
     event.aggregate_id = stream
     event.partition = partition
@@ -74,8 +102,22 @@ def from_record(stream: str, version: int, partition: int, record: Record) -> Ev
     return event
 
 
+def _data(event: Event, record: Record, keys: SubjectKeys | None) -> Any:
+    value: bytes | None = record.value
+    if event.subject is not None:
+        value = None if keys is None else keys.decrypt(event.subject, event.event_id, value or b"")
+        if value is None:
+            return ERASED
+        sealed = [(PAYLOAD_HEADER, mark) for name, mark in record.headers if name == SEALED_HEADER]
+        return decode_payload(value, sealed)
+    return decode_payload(value, record.headers)
+
+
 def events_of(
-    partition: int, batch: RecordColumns, wanted: Callable[[str], bool] | None = None
+    partition: int,
+    batch: RecordColumns,
+    wanted: Callable[[str], bool] | None = None,
+    decode: Callable[[str, int, int, Record], Event] = from_record,
 ) -> Iterator[Event]:
     """The events of one batch as a reader of logs gets it, with the versions that stand beside it;
     wanted: whether those of a stream are."""
@@ -89,7 +131,7 @@ def events_of(
         for number in range(one.count):
             record = records.get(offset + number)  # a reader may have begun in the middle
             if is_wanted and record is not None:
-                yield from_record(one.stream, one.first + number, partition, record)
+                yield decode(one.stream, one.first + number, partition, record)
         offset += one.count
 
 

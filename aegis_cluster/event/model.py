@@ -43,7 +43,7 @@ class Event:
 
     __slots__ = (
         "_time_ms", "aggregate_id", "data", "event_id", "event_type", "metadata", "offset",
-        "partition", "version",
+        "partition", "subject", "version",
     )  # fmt: skip
 
     def __init__(
@@ -55,10 +55,13 @@ class Event:
         *,
         correlation_id: str | None = None,
         causation_id: str | None = None,
+        subject: str | None = None,
     ) -> None:
         """Raise `Misuse` for a type without a name, metadata that is no mapping, or a bad id.
 
-        correlation_id, causation_id: kept in the metadata; see `caused_by`.
+        correlation_id, causation_id: kept in the metadata; see `caused_by`. subject: the person
+        that the data is about; it is encrypted with that person's key (`SubjectKeys`), so that it
+        can be erased. Type, metadata and the stream's name are not encrypted.
         """
         if not isinstance(event_type, str) or not event_type:
             raise Misuse(
@@ -66,6 +69,8 @@ class Event:
             )
         if metadata is not None and not hasattr(metadata, "keys"):
             raise Misuse(f"An event's metadata is a mapping of names to values, not {metadata!r}.")
+        if subject is not None and (not isinstance(subject, str) or not subject):
+            raise Misuse(f"An event's subject is the name of a person, not {subject!r}.")
         self.event_type = event_type
         self.data: Any = {} if data is None else data
         self.metadata: dict[str, Any] = dict(metadata or {})
@@ -74,6 +79,7 @@ class Event:
         if causation_id is not None:
             self.metadata[CAUSATION_ID] = causation_id
         self.event_id = uuid.uuid4() if event_id is None else _id_from(event_id)
+        self.subject = subject
         self.version: int | None = None
         self.aggregate_id: str | None = None
         self.partition: int | None = None

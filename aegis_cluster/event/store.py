@@ -7,14 +7,16 @@ other. The topic is made on first use.
 
 from __future__ import annotations
 
+import logging
 import operator
+from collections.abc import Callable
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 from aegis_cluster.client.events import EventLink
 from aegis_cluster.client.offsets import list_offsets
 from aegis_cluster.config import parse_duration
-from aegis_cluster.errors import InvalidTopic, MessageTooLarge, Misuse
+from aegis_cluster.errors import AegisError, InvalidTopic, MessageTooLarge, Misuse
 from aegis_cluster.event.codec import events_of, from_record, to_rows
 from aegis_cluster.event.model import Appended, Event, ExpectedVersion, StreamInfo
 from aegis_cluster.event.names import check_stream
@@ -37,17 +39,30 @@ if TYPE_CHECKING:
     from aegis_cluster.client.events import Page, StreamHead
     from aegis_cluster.engine import StreamingEngine
     from aegis_cluster.event.aggregate import AggregateRoot
+    from aegis_cluster.event.subjects import SubjectKeys
     from aegis_cluster.wire.descriptions import TopicInfo
+    from aegis_cluster.wire.records import Record
 
     A = TypeVar("A", bound=AggregateRoot)
+
+Upcaster: TypeAlias = Callable[[Event], Event]
 
 TOPIC: Final = "events"
 PARTITIONS: Final = 8
 KIND: Final = "eventstore"
 RECORD_OVERHEAD_BYTES: Final = 4_096
+SNAPSHOT_TYPE: Final = "Snapshot"
+DECISION_TYPE: Final = "Decided"
+DECISIONS_LOOKED_AT: Final = 10
+"""From the newest on, for a snapshot; further back loading all events is not worse."""
+UPCASTS_MAX: Final = 20
+"""Of one event, each to another type."""
 SCAN_EVENT_BYTES: Final = 1_024
 SCAN_BYTES_MIN: Final = 64 * KIB
 SCAN_BYTES_MAX: Final = 1 * MIB
+
+
+log = logging.getLogger(__name__)
 
 
 class EventStore:
@@ -59,9 +74,23 @@ class EventStore:
         topic: str = TOPIC,
         *,
         partitions: int = PARTITIONS,
+        upcasters: Mapping[str, Upcaster] | None = None,
+        snapshot_every: int | None = None,
+        subject_keys: SubjectKeys | None = None,
     ) -> None:
         """topic: made with so many partitions on first use, unless it is there; its partitions must
-        never be changed, or streams would be looked for where they are not."""
+        never be changed, or streams would be looked for where they are not.
+
+        upcasters: by event type, what makes an event of today of one that was stored long ago; one
+        that changes the type is followed by that type's. snapshot_every: `save` keeps the state of
+        an aggregate each time its stream has so many more events. subject_keys: of the persons that
+        events are about.
+        """
+        if snapshot_every is not None and (_whole("snapshot_every", snapshot_every) or 0) < 1:
+            raise Misuse("snapshot_every = 0: use a number from 1 on, or None.")
+        self._upcasters = dict(upcasters or {})
+        self._snapshot_every = snapshot_every
+        self._keys = subject_keys
         self._engine = engine
         self._topic = topic
         self._partitions = partitions
@@ -126,7 +155,7 @@ class EventStore:
             ids = b"".join(event.event_id.bytes for event in listed)
             _check_ids(name, listed)
             rows.append([name, expected.get(name, ExpectedVersion.ANY), ids, None])
-            records += to_rows(name, listed)
+            records += to_rows(name, listed, self._keys)
         if not records:
             raise Misuse("An append needs at least one event.")
         _check_sizes(records, info)
@@ -196,7 +225,7 @@ class EventStore:
                 partition, stream, start, left, deadline, backwards=backwards
             )
             for version, record in page.records:
-                yield from_record(stream, version, partition, record)
+                yield self.decode(stream, version, partition, record)
             if page.following is None or page.following < 0:
                 return
             start = page.following
@@ -245,20 +274,41 @@ class EventStore:
     ) -> None:
         """Append to the stream that holds what was decided about this one."""
         check_stream(stream)
-        deadline = self._engine.deadline(timeout)
-        info = await self._info(deadline)
-        partition = partition_for(stream.encode(), len(info.partitions))
-        name, decision = SETTINGS_PREFIX + stream, Event("Decided", marks)
+        event = Event(DECISION_TYPE, marks)
         rows = [
             [stream, expected, b"", None],
-            [name, ExpectedVersion.ANY, decision.event_id.bytes, marks],
+            [SETTINGS_PREFIX + stream, ExpectedVersion.ANY, event.event_id.bytes, marks],
         ]
-        batch = encode_batch(to_rows(name, [decision]))
-        await self._events.append(partition, rows, batch, deadline)
+        await self._append_beside(stream, event, rows, self._engine.deadline(timeout))
+
+    async def _append_beside(
+        self, stream: str, event: Event, rows: list[list[Any]], deadline: float
+    ) -> None:
+        """Append to the stream that holds what is known about another one."""
+        info = await self._info(deadline)
+        partition = partition_for(stream.encode(), len(info.partitions))
+        records = to_rows(SETTINGS_PREFIX + stream, [event], self._keys)
+        _check_sizes(records, info)
+        await self._events.append(partition, rows, encode_batch(records), deadline)
 
     async def _head(self, stream: str, deadline: float) -> StreamHead:
         partition = partition_for(stream.encode(), len((await self._info(deadline)).partitions))
         return (await self._events.read(partition, stream, None, 0, deadline)).head
+
+    def decode(self, stream: str, version: int, partition: int, record: Record) -> Event:
+        """The event that a record holds, as it is today. Raises `CorruptRecord`, `Misuse`."""
+        event = from_record(stream, version, partition, record, self._keys)
+        for _ in range(UPCASTS_MAX):
+            upcaster = self._upcasters.get(event.event_type)
+            if upcaster is None:
+                return event
+            before = event.event_type
+            event = upcaster(event)
+            if not isinstance(event, Event):
+                raise Misuse(f"The upcaster of {before!r} returned no event.")
+            if event.event_type == before:
+                return event
+        raise Misuse(f"The upcasters of {event.event_type!r} lead round in circles.")
 
     async def scan(
         self, partition: int, offset: int, count: int, *, wait_ms: int = 0
@@ -272,7 +322,7 @@ class EventStore:
         return [
             event
             for batch in batches
-            for event in events_of(partition, batch)
+            for event in events_of(partition, batch, None, self.decode)
             if (event.offset or 0) >= offset
         ]
 
@@ -284,7 +334,9 @@ class EventStore:
 
     async def page(self, stream: str, start: int) -> Page:
         """The next events of a stream from a version on, for subscriptions."""
-        deadline = self._engine.deadline(None)
+        return await self._page(stream, start, self._engine.deadline(None))
+
+    async def _page(self, stream: str, start: int, deadline: float) -> Page:
         partition = partition_for(stream.encode(), len((await self._info(deadline)).partitions))
         return await self._events.read(partition, stream, start, None, deadline)
 
@@ -319,7 +371,20 @@ class EventStore:
     async def load_aggregate(
         self, kind: type[A], stream: str, *, timeout: float | None = None
     ) -> A:
-        """The aggregate that a stream's events make; an empty one where there are none."""
+        """The aggregate that a stream's events make, the older of them from a snapshot where there
+        is one; an empty aggregate where there are no events. Raises `Misuse`, `RequestTimeout`."""
+        check_stream(stream)
+        deadline = self._engine.deadline(timeout)
+        found = await self._snapshot_of(kind, stream, deadline)
+        if found is not None:
+            version, state = found
+            page = await self._page(stream, version + 1, deadline)
+            if page.head.before - 1 <= version <= page.head.last and not page.head.deleted:
+                aggregate = kind()
+                aggregate.restore(state)
+                aggregate.version = version
+                rest = self.read(stream, from_version=version + 1, timeout=timeout)
+                return aggregate.replay([event async for event in rest])
         return kind.from_events(await self.load(stream, timeout=timeout))
 
     async def save(
@@ -330,10 +395,56 @@ class EventStore:
         and decide anew."""
         if not aggregate.recorded:
             return
+        before = aggregate.version
         done = await self.append(
             stream, aggregate.recorded, expected_version=aggregate.version, timeout=timeout
         )
         aggregate.saved(done.version)
+        every = self._snapshot_every
+        if every is not None and (done.version + 1) // every > (before + 1) // every:
+            try:
+                await self.snapshot(stream, aggregate, timeout=timeout)
+            except AegisError as error:  # the events are stored: loading them takes longer
+                log.warning("There is no new snapshot of %r: %s", stream, error)
+
+    async def snapshot(
+        self, stream: str, aggregate: AggregateRoot, *, timeout: float | None = None
+    ) -> None:
+        """Keep the state of an aggregate as of its version, for `load_aggregate` to begin with.
+        Raises `UnsupportedPayload` for a state that is not JSON-like, and as `append` does."""
+        if aggregate.recorded or aggregate.version < 0:
+            raise Misuse("A snapshot is of an aggregate whose events are stored; save it first.")
+        check_stream(stream)
+        kind = type(aggregate)
+        data = {
+            "kind": kind.__name__,
+            "revision": kind.snapshot_revision,
+            "version": aggregate.version,
+            "state": aggregate.snapshot(),
+        }
+        event = Event(SNAPSHOT_TYPE, data, subject=aggregate.subject)
+        rows = [[SETTINGS_PREFIX + stream, ExpectedVersion.ANY, event.event_id.bytes, {}]]
+        await self._append_beside(stream, event, rows, self._engine.deadline(timeout))
+
+    async def _snapshot_of(
+        self, kind: type[AggregateRoot], stream: str, deadline: float
+    ) -> tuple[int, Any] | None:
+        """Version and state, unless the stream was deleted after it was taken."""
+        partition = partition_for(stream.encode(), len((await self._info(deadline)).partitions))
+        name = SETTINGS_PREFIX + stream
+        page = await self._events.read(
+            partition, name, None, DECISIONS_LOOKED_AT, deadline, backwards=True
+        )
+        for version, record in page.records:
+            event = from_record(name, version, partition, record, self._keys)
+            if event.event_type != SNAPSHOT_TYPE:
+                if event.data.get(DELETED) or event.data.get(TOMBSTONE):
+                    return None
+                continue
+            wanted = (kind.__name__, kind.snapshot_revision)
+            if (event.data.get("kind"), event.data.get("revision")) == wanted:
+                return event.data["version"], event.data["state"]
+        return None
 
     # ---- the topic
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 from aegis_cluster.client.fetcher import Fetcher
 from aegis_cluster.client.offsets import list_offsets
 from aegis_cluster.errors import Misuse
-from aegis_cluster.event.codec import events_of, from_record
+from aegis_cluster.event.codec import events_of
 from aegis_cluster.event.names import check_stream
 from aegis_cluster.wire.event_frames import SYSTEM_PREFIX
 from aegis_cluster.wire.partitioner import partition_for
@@ -206,7 +206,7 @@ class EventSubscription:
             for version, record in page.records:
                 if version > last:
                     break
-                event = from_record(name, version, partition, record)
+                event = self._store.decode(name, version, partition, record)
                 self._offsets[partition] = record.offset + 1
                 if self._filter.wants_type(event.event_type):
                     yield event
@@ -250,7 +250,7 @@ class EventSubscription:
     def _events_of(self, partition: int, batch: RecordColumns) -> Any:
         """The wanted events of one batch; the position moves on with each that is handed out."""
         end = None if self._ends is None else self._ends[partition]
-        for event in events_of(partition, batch, self._filter.wants_stream):
+        for event in events_of(partition, batch, self._filter.wants_stream, self._store.decode):
             following = (event.offset or 0) + 1
             if end is not None and following > end:
                 break

@@ -128,12 +128,12 @@ class Indexer:
 
     def tick(self) -> None:
         """Follow every log that has moved on, and forget partitions that are gone."""
-        for group in [group for group in self._done if group not in self._partitions]:
-            del self._done[group]
-            self._answer(group, NotReady("The partition is not here any more; ask again."))
+        for group in sorted({*self._done, *self._waiting} - set(self._partitions)):
+            self._done.pop(group, None)
+            self._answer(group, _gone())
             self._read_later(_forgetting(self._index, group), _nothing)
         for partition in self._partitions.values():
-            if partition.state.events.is_empty:
+            if partition.state.events.is_empty or partition.damage is not None:
                 continue
             if self._done.get(partition.group, -1) < partition.applied:
                 self._follow(partition)
@@ -158,7 +158,9 @@ class Indexer:
         def done(result: int | _Trouble) -> None:
             self._running.discard(group)
             if self._partitions.get(group) is not partition:
-                return  # removed or opened anew meanwhile; `tick` begins again
+                # Removed or opened anew meanwhile; `tick` begins again.
+                self._answer(group, _gone())
+                return
             if isinstance(result, int):
                 self._reached(partition, result)
             elif isinstance(result.error, IndexDamaged):
@@ -213,6 +215,10 @@ def _guarded(work: Callable[[], T]) -> T | _Trouble:
 
 def _forgetting(index: StreamIndex, group: GroupId) -> Callable[[], object]:
     return lambda: _guarded(lambda: index.forget(group))
+
+
+def _gone() -> NotReady:
+    return NotReady("The partition is not here any more; ask again.")
 
 
 def _nothing(_: object) -> None:
