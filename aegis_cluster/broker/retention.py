@@ -58,6 +58,12 @@ class Retention:
             except Corruption as error:
                 partition.damage_met(error)
 
+    def prepare(self, partition: Partition) -> None:
+        """A replica was opened: how its segments are cut is to be known from its first frame on."""
+        found = self._shard.table.partition_of(partition.group)
+        if found is not None and not partition.is_internal:
+            _set_rolls(partition, found[0].settings)
+
     def _look_at(self, partition: Partition) -> None:
         found = self._shard.table.partition_of(partition.group)
         if partition.is_internal:
@@ -65,8 +71,7 @@ class Retention:
                 self._cut_to_snapshot(partition)
         elif found is not None:
             settings = found[0].settings
-            partition.log.roll_ms = _roll_ms(settings)
-            partition.log.roll_bytes = SEGMENT_BYTES if settings.compacts else None
+            _set_rolls(partition, settings)
             if partition.serving and settings.deletes:
                 self._decide(partition, settings)
         if len(partition.log.segments) > 1:
@@ -145,6 +150,11 @@ class Retention:
         below = [s for s in partition.log.segments if s.header.before.offset <= start]
         if len(below) > 1:
             partition.drop_before(below[-1].base_index)
+
+
+def _set_rolls(partition: Partition, settings: TopicSettings) -> None:
+    partition.log.roll_ms = _roll_ms(settings)
+    partition.log.roll_bytes = SEGMENT_BYTES if settings.compacts else None
 
 
 def _roll_ms(settings: TopicSettings) -> int | None:

@@ -199,6 +199,7 @@ class Shard:
             return
         if partition.group == METADATA_GROUP:
             self.controller = self._controller()
+        self.retention.prepare(partition)
         self._advanced(partition)
 
     def _offered(self, partition: Partition, leader: Member, offer: InstallSnapshot) -> None:

@@ -53,12 +53,16 @@ class ChildCompactor:
         with self._lock:
             if self._stopped:
                 return None
-            self._child = child = subprocess.Popen(
-                [sys.executable, "-m", __name__, str(os.getpid())],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-            )
+            try:
+                self._child = child = subprocess.Popen(
+                    [sys.executable, "-m", __name__, str(os.getpid())],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                )
+            except OSError as error:  # no memory, no descriptors, no interpreter: another time
+                log.warning("Compaction of group %s could not begin: %s", job.group, error)
+                return None
         output, said = child.communicate(encode_job(job))
         with self._lock:
             self._child = None
