@@ -22,6 +22,11 @@ class Aggregator:
     """Subclass it for an aggregate of your own; what `add` returns is kept in the state, so it is
     JSON-like, bytes, tuple, set, datetime, date, timedelta or Decimal."""
 
+    @property
+    def form(self) -> str:
+        """By which its state is known: a processor refuses state of another form."""
+        return type(self).__name__
+
     def initial(self) -> Any:
         """Of a window without records."""
         raise NotImplementedError
@@ -135,6 +140,12 @@ class Together(Aggregator):
     def __init__(self, parts: Mapping[str, Aggregator]) -> None:
         self._names = list(parts)
         self._parts = list(parts.values())
+
+    @property
+    def form(self) -> str:
+        """That of each, by name."""
+        pairs = zip(self._names, self._parts, strict=True)
+        return ", ".join(f"{name}: {part.form}" for name, part in pairs)
 
     def initial(self) -> list[Any]:
         return [part.initial() for part in self._parts]

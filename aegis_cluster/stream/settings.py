@@ -20,7 +20,8 @@ class ProcessorSettings:
     """on_error: what becomes of a record at which a step fails: `"stop"` the processor before it
     (a restart begins with it again), `"skip"` it, or send it to the topic `dead_letter` (default:
     `<application_id>.dead`, made if it is missing) with the reason in its headers.
-    commit_interval: results, state and positions become visible together, so often.
+    commit_interval: results, state and positions become visible together, so often; with much to
+    do in fewer, larger transactions, up to ten times as late.
     idle_timeout: a partition that has been read to its end and got nothing for so long does not
     hold event time back; it follows the others.
     state_dir: where tasks keep their state; everything in it can be rebuilt from the changelogs.

@@ -14,10 +14,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from aegis_cluster.stream.aggregates import Aggregator
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from aegis_cluster.stream.aggregates import Aggregator
     from aegis_cluster.stream.windows import WindowKind
 
 
@@ -184,11 +185,10 @@ class Node:
         kind = type(spec).__name__
         if isinstance(spec, WindowAggregate):
             aggregate = spec.aggregate
-            incremental = type(aggregate).__module__ != "builtins" and not callable(aggregate)
-            form = type(aggregate).__name__ if incremental else "values"
+            form = aggregate.form if isinstance(aggregate, Aggregator) else "values"
             return f"{kind} {spec.window} grace {spec.grace_ms} ms of {form}"
         if isinstance(spec, RunningAggregate):
-            return f"{kind} of {type(spec.aggregate).__name__}"
+            return f"{kind} of {spec.aggregate.form}"
         if isinstance(spec, StreamJoin):
             return f"{kind} within {spec.within_ms} ms grace {spec.grace_ms} ms {spec.how}"
         return kind

@@ -55,13 +55,16 @@ if TYPE_CHECKING:
 LOG = logging.getLogger(__name__)
 POLL_S: Final = 0.1
 TICK_S: Final = 0.25
+BUSY_RECORDS: Final = 1_000
+BUSY_INTERVALS: Final = 10
+"""Of `commit_interval`, from one commit to the next, while so many records come in one."""
 SESSION_TIMEOUT: Final = "10s"
 """A worker that is silent for so long has lost its partitions. Heartbeats leave from a thread of
 their own, so a slow function is not silence."""
 SESSION_TIMEOUT_EMBEDDED: Final = "2s"
 """A coordinator that died with the worker cannot know that the worker is gone, and waits so long
 for it; elsewhere a connection that closes tells it at once."""
-TRANSACTION_TIMEOUT: Final = "10s"
+TRANSACTION_TIMEOUT: Final = "20s"
 """A transaction lasts as long as it takes to send; what a dead worker left open ends then."""
 CHECKPOINT_S: Final = 10.0
 RETRY_S: Final = 0.2
@@ -334,9 +337,14 @@ class Worker:
         self._changed.add(place)
 
     def _is_commit_due(self, now: float) -> bool:
-        return bool(self._changed) and (
-            now >= self._commit_at or self._cycle.records >= STREAM_CYCLE_RECORDS_MAX
-        )
+        """With much to do, larger transactions at longer intervals: a key that changes often is
+        written once in each."""
+        if not self._changed:
+            return False
+        records = self._cycle.records
+        late_s = self._settings.commit_interval.total_seconds() * (BUSY_INTERVALS - 1)
+        until = self._commit_at + (late_s if records >= BUSY_RECORDS else 0.0)
+        return now >= until or records >= STREAM_CYCLE_RECORDS_MAX
 
     async def _commit(self, *, is_last: bool = False) -> None:
         """Make everything since the last commit durable."""
