@@ -96,8 +96,11 @@ class Connector:
             sent = self.state.changes
             try:
                 await self._run_once()
+            except LeaseHeld as error:
+                self._say("waiting", str(error))
+                pause_s = PAUSE_S  # so that whoever waits takes over soon
             except _TRY_AGAIN as error:
-                self._say("waiting" if isinstance(error, LeaseHeld) else "starting", str(error))
+                self._say("starting", str(error))
             pause_s = PAUSE_S if self.state.changes > sent else min(2 * pause_s, PAUSE_S_MAX)
             await asyncio.sleep(pause_s)
 
@@ -178,7 +181,6 @@ class Connector:
 
 _TRY_AGAIN: Final = (
     FeedFenced,
-    LeaseHeld,
     LeaseLost,
     NotReady,
     OutcomeUnknown,

@@ -51,8 +51,8 @@ log = logging.getLogger(__name__)
 
 
 class PostgresLag(NamedTuple):
-    """bytes: of the server's log that the slot still keeps. seconds: since the last transaction
-    that is in the feed, 0 where the feed has all."""
+    """bytes: of the server's log that the slot still keeps. seconds: how long ago the transaction
+    was committed that is being read; 0 where none is."""
 
     bytes: int
     seconds: float
