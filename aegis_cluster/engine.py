@@ -447,10 +447,6 @@ class StreamingEngine:
             if isinstance(one, Subscriber):
                 one.go_back_for(owner)
 
-    def opened(self, one: PersistentSubscription) -> None:
-        """It consumes, and is to be closed with the engine."""
-        self._subscribers.add(one)
-
     def forget(self, one: Producer | _Reader) -> None:
         """A producer or subscriber was closed."""
         if isinstance(one, Producer):

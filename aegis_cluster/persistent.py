@@ -168,7 +168,7 @@ class LeasedMessage(ReceivedMessage):
 
     async def ack(self, *, timeout: float | None = None) -> None:
         """It is handled, and never handed out again."""
-        await self._subscription.ack(self, timeout=timeout)
+        await self._subscription._settled("ack", [self._lease], timeout)
 
     async def nack(self, delay: float | None = None, *, timeout: float | None = None) -> None:
         """It was not handled: hand it out again, not before `delay` seconds. Where no try is left,
@@ -327,7 +327,7 @@ class PersistentSubscription:
             make=self._make,
             bury=bury,
         )
-        self._engine.opened(self)
+        self._engine.started(self)
         session.start()
         return session
 
@@ -429,15 +429,24 @@ class PersistentSubscription:
             leases = [messages._lease]
         else:
             leases = [message._lease for message in messages]
+        for start in range(0, len(leases), SUBSCRIPTION_IN_FLIGHT_MAX):
+            part = leases[start : start + SUBSCRIPTION_IN_FLIGHT_MAX]
+            await self._settled(kind, part, timeout, delay_ms=delay_ms, reason=reason)
+
+    def _settled(
+        self,
+        kind: str,
+        leases: Sequence[Lease],
+        timeout: float | None,
+        *,
+        delay_ms: int = 0,
+        reason: str = "",
+    ) -> asyncio.Future[None]:
         session = self._session
         if session is None:
             raise Misuse("The subscription is not open (any more), so it settles nothing.")
-        if not leases:
-            return
         deadline = self._engine.deadline(timeout)
-        for start in range(0, len(leases), SUBSCRIPTION_IN_FLIGHT_MAX):
-            part = leases[start : start + SUBSCRIPTION_IN_FLIGHT_MAX]
-            await session.settle(kind, part, deadline, delay_ms=delay_ms, reason=reason)
+        return session.settle(kind, leases, deadline, delay_ms=delay_ms, reason=reason)
 
     # ---- looking, and what an administrator does
 

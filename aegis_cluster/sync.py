@@ -21,7 +21,16 @@ import threading
 from collections.abc import Callable, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
 
-from aegis_cluster import channel, engine, event, group, producer, subscriber, transaction
+from aegis_cluster import (
+    channel,
+    engine,
+    event,
+    group,
+    persistent,
+    producer,
+    subscriber,
+    transaction,
+)
 from aegis_cluster.errors import Misuse
 
 if TYPE_CHECKING:
@@ -32,6 +41,7 @@ if TYPE_CHECKING:
     from aegis_cluster.config import StreamingConfig
     from aegis_cluster.keys import ClientKeys
     from aegis_cluster.message import Receipt, ReceivedMessage
+    from aegis_cluster.persistent import LeasedMessage
     from aegis_cluster.subscriber import MessageBatch
 
 Inner = TypeVar("Inner")
@@ -296,6 +306,55 @@ class Subscriber(_Blocking[subscriber.Subscriber]):
         self._portal.run(self._inner.__aexit__(kind, error, trace))
 
 
+class PersistentSubscription(_Blocking[persistent.PersistentSubscription]):
+    """See `aegis_cluster.PersistentSubscription`; a step of the iterator blocks until there is a
+    message. Messages are settled by the calls here: `subscription.ack(message)`."""
+
+    poll = _blocking(persistent.PersistentSubscription.poll)
+    ack = _blocking(persistent.PersistentSubscription.ack)
+    nack = _blocking(persistent.PersistentSubscription.nack)
+    park = _blocking(persistent.PersistentSubscription.park)
+    extend = _blocking(persistent.PersistentSubscription.extend)
+    describe = _blocking(persistent.PersistentSubscription.describe)
+    lag = _blocking(persistent.PersistentSubscription.lag)
+    parked = _blocking(persistent.PersistentSubscription.parked)
+    replay_parked = _blocking(persistent.PersistentSubscription.replay_parked)
+    update = _blocking(persistent.PersistentSubscription.update)
+    delete = _blocking(persistent.PersistentSubscription.delete)
+    close = _blocking(persistent.PersistentSubscription.close)
+
+    @property
+    def topic(self) -> str:
+        """Whose messages it hands out."""
+        return self._inner.topic
+
+    @property
+    def name(self) -> str:
+        """The subscription's name."""
+        return self._inner.name
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> LeasedMessage:
+        message: LeasedMessage | None = self._portal.run(_next(self._inner))
+        if message is None:
+            raise StopIteration
+        return message
+
+    def __enter__(self) -> Self:
+        self._portal.run(self._inner.__aenter__())
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._portal.run(self._inner.__aexit__(kind, error, trace))
+
+
 class ConsumerGroup(_Blocking[group.ConsumerGroup]):
     """See `aegis_cluster.ConsumerGroup`."""
 
@@ -351,6 +410,10 @@ class StreamingEngine(_Blocking[engine.StreamingEngine]):
     list_transactions = _blocking(engine.StreamingEngine.list_transactions)
     describe_transaction = _blocking(engine.StreamingEngine.describe_transaction)
     abort_transaction = _blocking(engine.StreamingEngine.abort_transaction)
+    persistent_subscription = _made(
+        PersistentSubscription, engine.StreamingEngine.persistent_subscription
+    )
+    list_subscriptions = _blocking(engine.StreamingEngine.list_subscriptions)
     channel = _made(Channel, engine.StreamingEngine.channel)
 
     def __init__(self, inner: engine.StreamingEngine) -> None:

@@ -77,6 +77,7 @@ class LazyGroup(click.Group):
         "txn": "aegis_cluster.cli.txn_commands:txn",
         "explain": "aegis_cluster.cli.explain_commands:explain",
         "cdc": "aegis_cluster.cli.cdc_commands:cdc",
+        "subscription": "aegis_cluster.cli.subscription_commands:subscription",
         "publish": "aegis_cluster.cli.publish:publish",
         "consume": "aegis_cluster.cli.consume:consume",
         "stream": "aegis_cluster.cli.stream_commands:stream",

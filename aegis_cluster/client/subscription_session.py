@@ -75,6 +75,7 @@ class _Wanted:
     reason: str
     counted: bool
     """They are among those that the consumer holds; dead letters to be written are not."""
+    deadline: float
     future: asyncio.Future[None]
 
 
@@ -106,7 +107,11 @@ class SubscriptionSession:
         """Messages to hand out, each with the time after which it is not shown any more."""
         self._holds = 0
         """Messages that are ready here or were handed out and are not settled."""
-        self._wanted: list[_Wanted] = []
+        self._wanted: deque[_Wanted] = deque()
+        self._under_way: list[_Wanted] = []
+        """Those that the request under way is about."""
+        self._sweep_at: asyncio.TimerHandle | None = None
+        """When the next deadline of all these is looked at: one timer for any number."""
         self._settles = 0
         self._scouting: tuple[int, ...] = ()
         self._failure: AegisError | None = None
@@ -142,7 +147,7 @@ class SubscriptionSession:
             except TimeoutError:
                 return []
 
-    async def settle(
+    def settle(
         self,
         kind: str,
         leases: Sequence[Lease],
@@ -151,63 +156,51 @@ class SubscriptionSession:
         delay_ms: int = 0,
         reason: str = "",
         counted: bool = True,
-    ) -> None:
-        """Wait until it is durable. Raises `LockLost` when any of them is no longer ours to
-        settle (the others are settled), `OutcomeUnknown` when nobody answers in time."""
-        future = self.settle_soon(kind, leases, delay_ms=delay_ms, reason=reason, counted=counted)
-        try:
-            async with asyncio.timeout_at(deadline):
-                await asyncio.shield(future)
-        except TimeoutError:
-            raise OutcomeUnknown(
-                "The subscription's coordinator did not answer in time; what was settled may count,"
-                " and what does not is handed out again."
-            ) from None
-
-    def settle_soon(
-        self,
-        kind: str,
-        leases: Sequence[Lease],
-        *,
-        delay_ms: int = 0,
-        reason: str = "",
-        counted: bool = True,
     ) -> asyncio.Future[None]:
-        """As `settle`, without waiting."""
+        """The future ends when it is durable; with `LockLost` when any of them is no longer ours
+        to settle (the others are settled), with `OutcomeUnknown` when nobody answers in time."""
         future: asyncio.Future[None] = self._loop.create_future()
         future.add_done_callback(_seen)
         if self._failure is not None or self._closed:
             future.set_exception(self._failure or _closed())
             return future
-        self._wanted.append(_Wanted(kind, leases, delay_ms, reason, counted, future))
+        self._wanted.append(_Wanted(kind, leases, delay_ms, reason, counted, deadline, future))
+        if self._sweep_at is None or deadline < self._sweep_at.when():
+            self._sweep_next(deadline)
         self._to_settle.set()
         return future
+
+    def settle_soon(
+        self, kind: str, leases: Sequence[Lease], *, reason: str = "", counted: bool = True
+    ) -> None:
+        """As `settle`, for what nobody waits for."""
+        deadline = self._loop.time() + PATIENCE_S
+        self.settle(kind, leases, deadline, reason=reason, counted=counted)
 
     async def close(self) -> None:
         """Give back what was not handed out, and say goodbye."""
         if self._closed:
             return
-        self._closed = True
-        self._news.set()
         if self._failure is None:
             await self._say_goodbye()
+        self._closed = True
+        self._news.set()
+        if self._sweep_at is not None:
+            self._sweep_at.cancel()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for wanted in self._wanted:
-            if not wanted.future.done():
-                wanted.future.set_exception(_closed())
+        self._give_up(_closed())
 
     async def _say_goodbye(self) -> None:
         left = [lease for _, lease, _ in self._ready]
         self._ready.clear()
         deadline = self._loop.time() + LEAVE_S
         if left:
-            future: asyncio.Future[None] = self._loop.create_future()
-            future.add_done_callback(_seen)
-            self._wanted.append(_Wanted("release", left, 0, "", True, future))
-            self._to_settle.set()
-        pending = [wanted.future for wanted in self._wanted]
+            self.settle_soon("release", left)
+        self._closed = True
+        self._news.set()
+        pending = [wanted.future for wanted in (*self._under_way, *self._wanted)]
         if pending:
             await asyncio.wait(pending, timeout=LEAVE_S)
         try:
@@ -460,7 +453,8 @@ class SubscriptionSession:
             not taken or size + len(self._wanted[0].leases) <= SUBSCRIPTION_IN_FLIGHT_MAX
         ):
             size += len(self._wanted[0].leases)
-            taken.append(self._wanted.pop(0))
+            taken.append(self._wanted.popleft())
+        self._under_way = taken
         self._settles += 1
         fields = [self.opened.token, self.name, self._settles, _marks(taken)]
         try:
@@ -493,6 +487,23 @@ class SubscriptionSession:
             else:
                 wanted.future.set_result(None)
 
+    def _sweep_next(self, when: float) -> None:
+        if self._sweep_at is not None:
+            self._sweep_at.cancel()
+        self._sweep_at = self._loop.call_at(when, self._sweep)
+
+    def _sweep(self) -> None:
+        """End those whose deadline has passed."""
+        self._sweep_at = None
+        now = self._loop.time()
+        waiting = [one for one in (*self._under_way, *self._wanted) if not one.future.done()]
+        for wanted in waiting:
+            if wanted.deadline <= now:
+                wanted.future.set_exception(_unanswered())
+        left = [one.deadline for one in waiting if one.deadline > now]
+        if left:
+            self._sweep_next(min(left))
+
     # ---- tasks
 
     def _fail(self, error: AegisError) -> None:
@@ -512,7 +523,11 @@ class SubscriptionSession:
         if not isinstance(error, AegisError):
             error = OutcomeUnknown(f"The subscription broke down: {error!r}.")
         self._fail(error)
-        for wanted in self._wanted:
+        self._give_up(error)
+
+    def _give_up(self, error: AegisError) -> None:
+        """Nobody will settle any more what waits for it."""
+        for wanted in (*self._under_way, *self._wanted):
             if not wanted.future.done():
                 wanted.future.set_exception(error)
         self._wanted.clear()
@@ -570,6 +585,13 @@ def _lock_lost(topic: str, lost: Sequence[Lease], wanted: _Wanted) -> LockLost:
         offset=first.offset,
         delivery_count=first.count,
         lost=len(lost),
+    )
+
+
+def _unanswered() -> OutcomeUnknown:
+    return OutcomeUnknown(
+        "The subscription's coordinator did not answer in time; what was settled may count, and"
+        " what does not is handed out again."
     )
 
 

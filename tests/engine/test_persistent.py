@@ -142,7 +142,7 @@ def test_in_order_more_consumers_than_partitions(engine_run: Run, topic: str) ->
     config = PersistentConfig(max_in_flight=5, ordered=True)
 
     async def work(engine: StreamingEngine) -> None:
-        await fill(engine, topic, 120)
+        await fill(engine, topic, 60)
         busy: set[Any] = set()
         seen: dict[Any, list[int]] = {}
         by_consumer = [0] * 4
@@ -166,13 +166,13 @@ def test_in_order_more_consumers_than_partitions(engine_run: Run, topic: str) ->
             ]
             tasks = [asyncio.create_task(consume(n, one)) for n, one in enumerate(four)]
             async with asyncio.timeout(PATIENCE_S):
-                while sum(by_consumer) < 120:
+                while sum(by_consumer) < 60:
                     await asyncio.sleep(0.02)
                     assert not any(task.done() for task in tasks)
         await asyncio.gather(*tasks)
-        assert sorted(itertools.chain(*seen.values())) == list(range(120))
+        assert sorted(itertools.chain(*seen.values())) == list(range(60))
         assert all(values == sorted(values) for values in seen.values())
-        assert min(by_consumer) > 0
+        assert sum(map(bool, by_consumer)) > 1, "one partition is shared"
 
     engine_run(work)
 

@@ -27,13 +27,21 @@ from tests.waiting import wait_until
 if TYPE_CHECKING:
     from pathlib import Path
 
-TWINS = ["StreamingEngine", "Producer", "Transaction", "Subscriber", "Channel", "ConsumerGroup"]
+TWINS = [
+    "StreamingEngine",
+    "Producer",
+    "Transaction",
+    "Subscriber",
+    "Channel",
+    "ConsumerGroup",
+    "PersistentSubscription",
+]
 EARLIEST = SubscribeConfig(start=Offset.EARLIEST)
 NOT_FOR_USERS = {
     *("cluster", "background", "deadline", "forget", "started", "buffered_bytes"),
     *("publish", "publish_many", "handled", "begin", "stop", "is_waiting"),
     *("go_back", "go_back_for", "is_committed_by", "positions_in_hand", "commit_within"),
-    *("committed_within", "group_id", "drop"),
+    *("committed_within", "group_id", "drop", "is_embedded", "is_closed"),
 }
 """Names that are public between our own modules only (of `Producer` and the engine)."""
 
@@ -56,6 +64,23 @@ def test_signatures_are_the_same(name: str) -> None:
                 str(inspect.signature(getattr(outer, call))).split("->")[0]
                 == str(inspect.signature(getattr(inner, call))).split("->")[0]
             )
+
+
+def test_a_persistent_subscription_without_asyncio(tmp_path: Path) -> None:
+    with sync.StreamingEngine.open(tmp_path, request_timeout=10) as engine:
+        engine.create_topic("t")
+        engine.publish_many("t", [1, 2, 3])
+        with engine.persistent_subscription("t", "work") as subscription:
+            first = next(subscription)
+            subscription.ack(first)
+            subscription.park(next(subscription), "odd")
+            subscription.nack(next(subscription))
+            again = next(subscription)
+            assert (again.payload, again.delivery_count) == (3, 2)
+            subscription.ack([again])
+            assert [one.reason for one in subscription.parked()] == ["odd"]
+            assert sum(subscription.lag().values()) == 0
+        assert [one.name for one in engine.list_subscriptions("t")] == ["work"]
 
 
 def test_from_the_first_message_to_the_last(tmp_path: Path) -> None:
