@@ -97,7 +97,8 @@ class Connector:
             try:
                 await self._run_once()
             except LeaseHeld as error:
-                self._say("waiting", str(error))
+                holder = error.details.get("holder", "another process")
+                self._say("waiting", f"{holder} has the lease; taking over when it ends.")
                 pause_s = PAUSE_S  # so that whoever waits takes over soon
             except _TRY_AGAIN as error:
                 self._say("starting", str(error))
