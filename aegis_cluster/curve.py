@@ -105,6 +105,10 @@ class Handshakes:
                 f" {'clients' if 'client' in self._who else 'peers'}."
             )
             return
+        if self._keys is None and event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL:
+            # It hung up, as a process that ends does, or a proxy; a node with keys says so.
+            self.rest_s = NEXT_KEY_S
+            return
         if self._keys is not None:
             self._keys.refresh()
         count = 1 if self._keys is None else max(1, len(self._keys.servers))

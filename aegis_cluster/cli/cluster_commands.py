@@ -50,26 +50,35 @@ def _local() -> LocalCluster:
     type=int,
     help="Node n listens from this + 100 n on.  [default: what the files say, or 7000]",
 )
+@click.option("--secure", is_flag=True, help="Make keys for nodes and a client, and use them.")
 @timeout_option("60s")
 @json_option
 def up(
-    nodes: int | None, shards: int | None, base_port: int | None, timeout_ms: int, as_json: bool
+    nodes: int | None,
+    shards: int | None,
+    base_port: int | None,
+    secure: bool,
+    timeout_ms: int,
+    as_json: bool,
 ) -> None:
     """Start the nodes of ./nodes (written when missing); return when all of them serve.
 
-    Called again, it starts what is dead.
+    Called again, it starts what is dead. With --secure every link is encrypted: keys are made in
+    ./nodes/keys, and ./aegis.toml tells commands and programs of this directory to use them.
 
     \b
     Examples:
       aegis cluster up --nodes 3
       aegis cluster up --nodes 3 --base-port 8000     (a second cluster, in another directory)
+      aegis cluster up --secure
     """
-    wanted = Wanted(nodes, shards, base_port)
+    wanted = Wanted(nodes, shards, base_port, secure)
     running = _local().up(wanted, seconds=timeout_ms / 1000)
     if as_json:
         click.echo(json.dumps({"bootstrap": bootstrap_of(running), "nodes": _listed(running)}))
     else:
-        click.echo(f"{len(running)} nodes serve: {bootstrap_of(running)}")
+        count = "1 node serves" if len(running) == 1 else f"{len(running)} nodes serve"
+        click.echo(f"{count}: {bootstrap_of(running)}")
 
 
 def _listed(nodes: list[LocalNode]) -> list[dict[str, Any]]:
@@ -90,7 +99,11 @@ def down(as_json: bool) -> None:
     """
     stopped = _local().down()
     names = [node.name for node in stopped]
-    click.echo(json.dumps({"stopped": names}) if as_json else f"{len(names)} nodes stopped")
+    click.echo(json.dumps({"stopped": names}) if as_json else _stopped(len(names)))
+
+
+def _stopped(count: int) -> str:
+    return "1 node stopped" if count == 1 else f"{count} nodes stopped"
 
 
 @cluster.command()

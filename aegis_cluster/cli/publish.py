@@ -36,6 +36,7 @@ from aegis_cluster.cli.records import (
 )
 from aegis_cluster.errors import (
     AegisError,
+    ConfigError,
     PartlyPublished,
     Refused,
 )
@@ -161,6 +162,8 @@ def publish(
             rows = read_rows(source, kind)
             engine = connect(bootstrap, timeout_ms / 1000)
             run_async(_publish(engine, topic, rows, keys, tally, advance))
+    except ConfigError:
+        raise  # nothing was begun
     except BadInput as error:
         raise CommandFailed(f"{file}: {error}; {tally.after_failure(error)}") from error
     except AegisError as error:

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Protocol
 
 from aegis_cluster import limits
-from aegis_cluster.errors import AegisError, ConfigError, NotReady, Unavailable
+from aegis_cluster.errors import AegisError, ConfigError, NotReady, Unavailable, WrongCluster
 from aegis_cluster.node import processes
-from aegis_cluster.node.identity import PLAN_NAME, format_nodes
+from aegis_cluster.node.identity import PLAN_NAME, format_nodes, read_identity
 from aegis_cluster.node.log import last_lines, size_of_log
 from aegis_cluster.node.node_files import (
     NODES_DIRECTORY,
@@ -198,6 +198,8 @@ class LocalCluster:
             node = waiting[0]
             try:
                 self._check_serves(node, nodes)
+            except WrongCluster:
+                raise
             except AegisError as error:
                 reason = str(error)
                 time.sleep(_POLL_SECONDS)
@@ -206,8 +208,19 @@ class LocalCluster:
                 waiting.pop(0)
 
     def _check_serves(self, node: LocalNode, nodes: list[LocalNode]) -> None:
-        """A node serves when it answers, and sees itself and the others as alive."""
+        """A node serves when it answers, and sees itself and the others as alive.
+
+        Raises `WrongCluster` when somebody else answers in its place.
+        """
         view = self._probe(node.config.endpoint, _PROBE_SECONDS)
+        own = read_identity(RealDisk(), str(node.config.data))
+        if own is not None and view.get("cluster_id", own.cluster_id) != own.cluster_id:
+            raise WrongCluster(
+                f"Another cluster answers at {node.config.endpoint}, so the ports of {node.name}"
+                " are taken. Stop that one, or choose another --base-port (in an empty directory),"
+                " or other ports in the node files.",
+                endpoint=node.config.endpoint,
+            )
         alive = {seen["name"] for seen in view["nodes"] if seen["alive"]}
         missing = [other.name for other in nodes if other.name not in alive]
         if missing:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from aegis_cluster import limits
 from aegis_cluster.config import BASE_PORT_MIN, NodeAddress, NodeConfig, load_node_config, port_span
 from aegis_cluster.errors import ConfigError
+from aegis_cluster.node.local_keys import NODE_LINES, write_keys
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,6 +56,8 @@ class Wanted(NamedTuple):
     nodes: int | None = None
     shards: int | None = None
     base_port: int | None = None
+    secure: bool = False
+    """With keys; False: whatever is there, or without."""
 
 
 def load_nodes(directory: Path) -> list[LocalNode]:
@@ -109,13 +112,15 @@ def write_nodes(directory: Path, wanted: Wanted) -> None:
     peers = ", ".join(f'"{address}"' for address in addresses)
     folder = directory / NODES_DIRECTORY
     folder.mkdir(parents=True, exist_ok=True)
+    if wanted.secure:
+        write_keys(directory, folder, [f"node-{number}" for number in range(1, count + 1)])
     written = []
     for number, address in enumerate(addresses, start=1):
         file = folder / f"node-{number}.toml"
         temporary = file.with_suffix(".tmp")
         content = _CONTENT.format(
             name=file.stem, base_port=address.base_port, shards=shards, peers=peers
-        )
+        ) + (NODE_LINES.format(name=file.stem) if wanted.secure else "")
         temporary.write_text(content, encoding="utf-8")
         written.append((temporary, file))
     # All or none: a full disk shows above, before the first file has its name.
@@ -155,6 +160,13 @@ def _check_agrees(nodes: list[LocalNode], wanted: Wanted) -> None:
         raise _disagrees("--nodes", wanted.nodes, f"{folder} has {len(nodes)} nodes")
     for node in nodes:
         config = node.config
+        if wanted.secure and not config.has_keys:
+            raise ConfigError(
+                f"--secure does not agree with the node files: {node.file} names no keys. Leave the"
+                " option out, or add `[node.security]` while the cluster is down; see"
+                " docs/security.md",
+                file=str(node.file),
+            )
         if wanted.shards is not None and wanted.shards != config.shards:
             raise _disagrees("--shards", wanted.shards, f"{node.file} says {config.shards}")
         if wanted.base_port is not None:

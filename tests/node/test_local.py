@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from aegis_cluster import limits
-from aegis_cluster.errors import ConfigError, NotReady, Unavailable
+from aegis_cluster.errors import ConfigError, NotReady, Unavailable, WrongCluster
 from aegis_cluster.node.identity import read_identity
 from aegis_cluster.node.local import LocalCluster
 from aegis_cluster.node.node_files import LocalNode, Wanted, load_nodes
@@ -91,6 +91,15 @@ def test_up_writes_formats_starts_and_waits(cluster: Cluster) -> None:
     assert all(identity and len(identity.founders) == 3 for identity in identities)
     assert cluster.told[:3] == [f"starting {name}" for name in ALL]
     assert cluster.told[3:] == [f"{name} serves" for name in ALL]
+
+
+def test_an_answer_from_another_cluster_is_not_taken_for_ours(cluster: Cluster) -> None:
+    def other(endpoint: str, timeout: float) -> dict[str, Any]:
+        return cluster.probe(endpoint, timeout) | {"cluster_id": "another"}
+
+    cluster._probe = other
+    with pytest.raises(WrongCluster, match="another --base-port"):
+        cluster.up(Wanted(nodes=1))
 
 
 def test_a_node_that_has_just_been_started_can_be_ended(cluster: Cluster) -> None:

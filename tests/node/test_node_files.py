@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from aegis_cluster.config import load_streaming_config
 from aegis_cluster.errors import ConfigError
+from aegis_cluster.keys import load_pair
 from aegis_cluster.node.node_files import Wanted, bootstrap_of, ensure_nodes, load_nodes
+from aegis_cluster.node.node_security import node_keys
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,6 +28,29 @@ def test_what_is_written_reads_back_as_one_cluster(tmp_path: Path) -> None:
         "node-2.toml",
         "node-3.toml",
     ]
+
+
+def test_a_secure_cluster_has_keys_and_a_client_that_has_one_too(tmp_path: Path) -> None:
+    nodes = ensure_nodes(tmp_path, Wanted(nodes=2, secure=True))
+    keys = [node_keys(node.config) for node in nodes]
+    client = load_streaming_config(tmp_path / "aegis.toml").security
+    assert client.key is not None
+    assert client.servers == tmp_path / "nodes" / "keys" / "peers"
+    for mine in keys:
+        assert mine is not None
+        assert sorted(mine.peers.names.values()) == ["node-1", "node-2"]
+        assert load_pair(client.key).public in mine.clients.names
+    again = ensure_nodes(tmp_path, Wanted(secure=True))
+    assert [node_keys(node.config).links.own for node in again] == [k.links.own for k in keys]  # type: ignore[union-attr]
+
+
+def test_keys_that_nobody_would_use_are_not_made(tmp_path: Path) -> None:
+    (tmp_path / "aegis.toml").write_text("[streaming]\n")
+    with pytest.raises(ConfigError, match="Add these lines"):
+        ensure_nodes(tmp_path, Wanted(secure=True))
+    ensure_nodes(tmp_path, Wanted())
+    with pytest.raises(ConfigError, match="--secure does not agree"):
+        ensure_nodes(tmp_path, Wanted(secure=True))
 
 
 def test_the_default_is_three_nodes_of_one_shard(tmp_path: Path) -> None:
