@@ -27,7 +27,7 @@ from aegis_cluster.group import ConsumerGroup, list_groups
 from aegis_cluster.history import History, last_messages, messages_after
 from aegis_cluster.keys import ClientKeys, configured_keys, load_client_keys
 from aegis_cluster.message import PartitionOffsets, to_ms
-from aegis_cluster.persistent import PersistentSubscription, listed
+from aegis_cluster.persistent import PersistentConfig, PersistentSubscription, listed
 from aegis_cluster.producer import Producer, ProducerConfig
 from aegis_cluster.publishing import all_or_partly
 from aegis_cluster.subscribe_config import SubscribeConfig
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from aegis_cluster.group import GroupListing
     from aegis_cluster.keys import LinkKeys
     from aegis_cluster.message import BatchReceipt, Message, Receipt
-    from aegis_cluster.persistent import PersistentConfig, SubscriptionListing
+    from aegis_cluster.persistent import SubscriptionListing
     from aegis_cluster.topics import TopicChanges
     from aegis_cluster.transactional_ids import TransactionDescription, TransactionListing
 
@@ -504,6 +504,8 @@ class StreamingEngine:
         config: None takes the subscription as it is. Entering raises `TopicNotFound`, and
         `ConfigError` when it exists with other rules.
         """
+        if config is not None:
+            arguments.instance(config, PersistentConfig, "config", "give a PersistentConfig(…)")
         return PersistentSubscription(self, topic, name, config)
 
     async def list_subscriptions(

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from aegis_cluster import arguments
 from aegis_cluster.client.burials import bury
 from aegis_cluster.client.offsets import list_offsets
 from aegis_cluster.client.subscription_calls import (
@@ -89,6 +90,11 @@ class PersistentConfig:
 
     def __post_init__(self) -> None:
         self.ack_timeout_ms  # noqa: B018 - refuses a bad one where it was written
+        arguments.setting(self.max_in_flight, (int,), "max_in_flight", "a whole number")
+        arguments.setting(self.max_deliveries, (int,), "max_deliveries", "1 or more")
+        arguments.setting(self.dead_letter, (str,), "dead_letter", "the name of a topic")
+        if not isinstance(self.start, Offset):
+            _check("start", self.start, False, "an Offset, such as Offset.EARLIEST")
         _check(
             "max_in_flight",
             self.max_in_flight,

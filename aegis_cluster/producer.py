@@ -122,6 +122,7 @@ class ProducerConfig:
 
     def _check_transactions(self, acks: str) -> None:
         name = self.transactional_id
+        arguments.setting(name, (str,), "transactional_id", "a name, as text")
         if name is None:
             if self.transaction_timeout is not None:
                 raise ConfigError(

@@ -201,9 +201,8 @@ class Transaction(_Blocking[transaction.Transaction]):
         self, subscriber: Subscriber, *, unmoved: bool = False, timeout: float | None = None
     ) -> None:
         """As `aegis_cluster.Transaction.send_offsets`."""
-        self._portal.run(
-            self._inner.send_offsets(subscriber._inner, unmoved=unmoved, timeout=timeout)
-        )
+        inner: Any = getattr(subscriber, "_inner", subscriber)
+        self._portal.run(self._inner.send_offsets(inner, unmoved=unmoved, timeout=timeout))
 
     def __enter__(self) -> Self:
         self._portal.run(self._inner.__aenter__())

@@ -17,6 +17,7 @@ import socket
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final
 
+from aegis_cluster import arguments
 from aegis_cluster.client import coordinator, transactions
 from aegis_cluster.client.producer import InTransaction
 from aegis_cluster.client.producer import Producer as Lanes
@@ -30,6 +31,7 @@ from aegis_cluster.errors import (
 )
 from aegis_cluster.message import now_ms, to_row
 from aegis_cluster.publishing import Publication, partition_in, partition_of
+from aegis_cluster.subscriber import Subscriber
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -43,7 +45,6 @@ if TYPE_CHECKING:
     from aegis_cluster.ids import TopicPartition
     from aegis_cluster.message import Message
     from aegis_cluster.producer import Pending
-    from aegis_cluster.subscriber import Subscriber
 
 ABORT_S: Final = 5.0
 """How long leaving a block with an exception may take; what is open longer ends by its time-out."""
@@ -258,6 +259,8 @@ class Transaction:
         what has already failed: `ProducerFenced`, `TransactionAborted`; `Misuse` for a subscriber
         that is not in a group with `DeliveryMode.EXACTLY_ONCE`.
         """
+        hint = "give what engine.subscribe() returned"
+        arguments.instance(subscriber, Subscriber, "subscriber", hint)
         lanes, deadline = self._lanes_now(), self._deadline(timeout)
         subscriber.is_committed_by(self._owner)
         positions = subscriber.positions_in_hand(unmoved=unmoved)

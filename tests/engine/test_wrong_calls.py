@@ -15,6 +15,7 @@ from aegis_cluster import (
     EventFilter,
     Message,
     Offset,
+    PersistentConfig,
     ProducerConfig,
     StreamingEngine,
     SubscribeConfig,
@@ -102,6 +103,7 @@ def publishing(e: Any, p: Any) -> Iterator[Case]:
         {"acks": "all"}, {"acks": 1}, {"linger": 5}, {"linger": "x"}, {"batch_size": -1},
         {"batch_size": 1.5}, {"buffer_size": "1B"}, {"compression": "x"}, {"compression": 5},
         {"idempotent": "yes"}, {"request_timeout": 30}, {"request_timeout": "soon"},
+        {"transactional_id": 5}, {"transactional_id": ""},
     ):  # fmt: skip
         yield (
             f"producer {fields}",
@@ -189,6 +191,14 @@ def reading(e: Any, s: Any) -> Iterator[Case]:
     yield "commit without a group", Misuse, partial(s.commit)
     for wrong in (5, None, HALF):
         yield f"group {wrong!r}", Misuse, partial(e.group, wrong)
+    for wrong in ({"max_in_flight": 5}, "x", SubscribeConfig()):
+        subscribe = partial(e.persistent_subscription, "t", "b")
+        yield f"persistent_subscription {wrong!r}", Misuse, partial(subscribe, wrong)
+    for fields in (
+        {"max_in_flight": "5"}, {"max_in_flight": 0}, {"max_deliveries": "5"}, {"dead_letter": 5},
+        {"max_deliveries": -1}, {"ack_timeout": 5}, {"start": "earliest"}, {"lost": 5},
+    ):  # fmt: skip
+        yield f"PersistentConfig {fields}", ConfigError, partial(PersistentConfig, **fields)
     yield "reset to text", Misuse, partial(e.group("g").reset, "earliest")
     yield "reset of 5", Misuse, partial(e.group("g").reset, Offset.EARLIEST, 5)
 
