@@ -294,6 +294,8 @@ class PersistentSubscription:
         return self
 
     async def __anext__(self) -> LeasedMessage:
+        if self._closed:
+            raise StopAsyncIteration  # by another task, while this one handled a message
         session = await self._start(self._engine.deadline(None))
         found = await session.next(1, None)
         if not found:

@@ -89,7 +89,11 @@ class Wish:
     show_default=True,
     help="earliest, latest, an offset, or a time (UTC unless it says otherwise).",
 )
-@click.option("--group", metavar="GROUP", help="A consumer group; not there yet.")
+@click.option(
+    "--group",
+    metavar="GROUP",
+    help="As a member of this group, from its positions on; --from counts where it has none.",
+)
 @click.option("--count", type=click.IntRange(min=1), help="End after so many messages.")
 @click.option("--to-end", is_flag=True, help="End when what is there at the start has been read.")
 @click.option(
@@ -118,16 +122,12 @@ def consume(
     Examples:
       aegis consume flights --from earliest --to-end --format json
       aegis consume orders --from 2026-01-31T12:00:00Z --count 10
+      aegis consume orders --group billing --from earliest --to-end
     """
-    if group is not None:
-        raise click.UsageError(
-            f"--group {group}: consumer groups are not there yet; leave it out, and say by --from"
-            " where to start."
-        )
     render = as_json if kind == "json" else as_text
     place, wish = start_of(start), Wish(count, to_end)
     engine = connect(bootstrap, timeout_ms / 1000)
-    run_async(_consume(engine, topic, place, wish, render))
+    run_async(_consume(engine, topic, place, wish, render, group))
 
 
 async def _consume(
@@ -136,15 +136,18 @@ async def _consume(
     start: Start,
     wish: Wish,
     render: Callable[[ReceivedMessage], str],
+    group: str | None,
 ) -> None:
+    """Read, print, and, as a member of a group, acknowledge what was printed."""
     from aegis_cluster import SubscribeConfig
 
-    config = SubscribeConfig(start=start.offset)
+    config = SubscribeConfig(start=start.offset, group_id=group)
     async with engine, engine.subscribe(topic, config) as subscriber:
         ends = await _ends(engine, topic) if wish.to_end else None
         older = Older(start.not_before)
         left = wish.count
-        while (left is None or left > 0) and not _reached(subscriber, ends):
+        others: dict[int, int] = {}
+        while (left is None or left > 0) and not _reached(subscriber, others, ends):
             polled = await subscriber.poll(POLL_RECORDS, POLL_SECONDS)
             wanted = [message for message in polled if not older.skips(message)]
             wanted = [message for message in wanted if _within(message, ends)][:left]
@@ -152,6 +155,28 @@ async def _consume(
                 sys.stdout.write(render(message) + "\n")
             sys.stdout.flush()
             left = None if left is None else left - len(wanted)
+            if group is not None:
+                await _acknowledge(polled, wanted)
+                others = await _positions(engine, group, topic) if not polled else others
+
+
+async def _acknowledge(polled: list[ReceivedMessage], printed: list[ReceivedMessage]) -> None:
+    """What was printed is handled, and what was passed over before it."""
+    last = {message.partition: message.offset for message in printed}
+    for message in polled:
+        if message.offset <= last.get(message.partition, -1):
+            await message.ack()
+
+
+async def _positions(engine: StreamingEngine, group: str, topic: str) -> dict[int, int]:
+    """How far the whole group is, by partition; nowhere, where nothing was committed yet."""
+    from aegis_cluster.errors import GroupNotFound
+
+    try:
+        found = await engine.group(group).positions()
+    except GroupNotFound:
+        return {}
+    return {place.partition: offset for place, offset in found.items() if place.topic == topic}
 
 
 async def _ends(engine: StreamingEngine, topic: str) -> dict[int, int]:
@@ -159,11 +184,15 @@ async def _ends(engine: StreamingEngine, topic: str) -> dict[int, int]:
     return {partition: found.last_stable_offset for partition, found in offsets.items()}
 
 
-def _reached(subscriber: Subscriber, ends: dict[int, int] | None) -> bool:
+def _reached(subscriber: Subscriber, others: dict[int, int], ends: dict[int, int] | None) -> bool:
+    """Whether this reader, or another member of its group, has come to the end everywhere."""
     if ends is None:
         return False
     positions = subscriber.positions
-    return all(positions.get(partition, 0) >= end for partition, end in ends.items())
+    return all(
+        max(positions.get(partition, 0), others.get(partition, 0)) >= end
+        for partition, end in ends.items()
+    )
 
 
 def _within(message: ReceivedMessage, ends: dict[int, int] | None) -> bool:

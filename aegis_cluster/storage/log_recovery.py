@@ -47,17 +47,13 @@ _COPY_BYTES: Final = 1 << 20
 
 
 class Stop(Exception):
-    """The readable log ends here.
+    """The readable log ends here."""
 
-    rotten: the place was durable, whatever the journal holds, so this is no torn tail.
-    """
-
-    def __init__(self, file: str, position: int, reason: str, *, rotten: bool = False) -> None:
+    def __init__(self, file: str, position: int, reason: str) -> None:
         super().__init__(reason)
         self.file = file
         self.position = position
         self.reason = reason
-        self.rotten = rotten
 
 
 class Patch(NamedTuple):
@@ -195,10 +191,6 @@ class LogRecovery:
 
     def _open(self, base: LogIndex) -> Segment:
         header = self._header(base)
-        if header is None and base <= self._journal.durable:
-            # The journal may have the frames below the watermark; those above it that went to this
-            # file alone may be durable all the same, and nobody can walk to them.
-            raise Stop(self._path(base), 0, "the segment's header is bad", rotten=True)
         if header is None or header.before != self.point:
             raise Stop(self._path(base), 0, "the segment's header is bad or does not continue")
         segment = Segment(self._files.disk, self._files.directory, header, self._files.handles)
@@ -374,7 +366,7 @@ class LogRecovery:
         """Decide what the end of the readable log means."""
         run = contiguous(self._journal.frames, self.point.index + 1)
         self.appended = self._follow(run)
-        if stop.rotten or self.end_index < self._journal.durable:
+        if self.end_index < self._journal.durable:
             self.appended = ()
             index = LogIndex(self.point.index + 1)
             self.damage = Damage(self._files.group, index, stop.file, stop.position, stop.reason)

@@ -486,7 +486,7 @@ class Reader(Session):
 
     def _out_of_range(self, partition: int, error: OffsetOutOfRange) -> None:
         """Go on where the log begins now, as a client with `start=Offset.EARLIEST` does."""
-        offset, start = self.positions[partition], int(error.details["log_start"])
+        offset, start = self.positions[partition], int(error.details.get("log_start", 0))
         if start > offset:
             self._history.gone.append(Gone(self.number, partition, offset, start))
             self.positions[partition] = start

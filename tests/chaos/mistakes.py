@@ -425,6 +425,7 @@ def readers_see_what_is_not_committed(patch: pytest.MonkeyPatch) -> None:
 
     right = Fetches._find
     patch.setattr(Fetches, "_find", look)
+    patch.setattr(Partition, "readable_end", lambda self, **_: self.log.end_offset)
 
 
 def failed_recovery_leaves_a_marker(patch: pytest.MonkeyPatch) -> None:

@@ -117,7 +117,6 @@ class TestEnds:
             ["publish", "x", "--format", "lines", "--key", "k"],
             ["consume", "x", "--from", "yesterday"],
             ["consume", "x", "--timeout", "30"],
-            ["consume", "x", "--group", "g"],
             ["completion", "tcsh"],
             ["cluster", "up", "--nodes", "0"],
             ["node", "run"],

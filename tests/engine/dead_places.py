@@ -14,9 +14,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 import zmq
 
-from aegis_cluster import Message, Offset, StreamingEngine, SubscribeConfig, TopicConfig
+from aegis_cluster import (
+    DeliveryMode,
+    Message,
+    Offset,
+    StreamingEngine,
+    SubscribeConfig,
+    TopicConfig,
+)
 from aegis_cluster.channel import Channel
 from aegis_cluster.group import ConsumerGroup
+from aegis_cluster.ids import TopicPartition
 from aegis_cluster.producer import Producer
 from aegis_cluster.subscriber import Subscriber
 from aegis_cluster.wire.protocol import PROTOCOL_VERSION, Api, Hello, encode_reply
@@ -34,6 +42,9 @@ LOCAL: Final = {
     "Subscriber.resume", "Subscriber.position", "Subscriber.hand_out_again",
     "StreamingEngine.background", "StreamingEngine.deadline", "StreamingEngine.group",
     "Subscriber.begin", "Subscriber.handled", "Subscriber.stop",
+    "Producer.transaction", "StreamingEngine.go_back", "StreamingEngine.persistent_subscription",
+    "Subscriber.committed_within", "Subscriber.go_back_for", "Subscriber.is_committed_by",
+    "Subscriber.positions_in_hand",
     "Subscriber.batches",  # waits for messages as long as there are none, like the iterator
 }  # fmt: skip
 """Public names that ask nobody anything, or that end what is here."""
@@ -89,6 +100,21 @@ async def _sought(engine: StreamingEngine, timeout: float) -> Any:
     return await (await _subscribed(engine, timeout)).seek(0, Offset.LATEST, timeout=timeout)
 
 
+async def _committed_within(engine: StreamingEngine, timeout: float) -> Any:
+    config = SubscribeConfig(group_id="g", delivery_mode=DeliveryMode.EXACTLY_ONCE)
+    subscriber = await engine.subscribe("t", config, timeout=timeout).__aenter__()
+    try:
+        place = TopicPartition("t", 0)
+        await subscriber.commit_within((1, 0), {place: 0}, engine.deadline(timeout))
+    finally:
+        await subscriber.close()
+    return []
+
+
+async def _batch_polled(engine: StreamingEngine, timeout: float) -> Any:
+    return await engine.subscribe("t", timeout=timeout).poll_batch(timeout=timeout) or []
+
+
 async def _polled(engine: StreamingEngine, timeout: float) -> Any:
     return await engine.subscribe("t", timeout=timeout).poll(timeout=timeout)
 
@@ -122,6 +148,10 @@ CALLS: Final[dict[str, Call]] = {
         aiter(e.history_after("t", _now(), timeout=s))
     ),
     "StreamingEngine.subscribe": _subscribed,
+    "StreamingEngine.list_subscriptions": lambda e, s: e.list_subscriptions(timeout=s),
+    "StreamingEngine.list_transactions": lambda e, s: e.list_transactions(timeout=s),
+    "StreamingEngine.describe_transaction": lambda e, s: e.describe_transaction("x", timeout=s),
+    "StreamingEngine.abort_transaction": lambda e, s: e.abort_transaction("x", timeout=s),
     "Channel.publish": lambda e, s: e.channel("t").publish(_MESSAGE, timeout=s),
     "Channel.publish_many": lambda e, s: e.channel("t").publish_many([1], timeout=s),
     "Channel.subscribe": lambda e, s: e.channel("t").subscribe(timeout=s).__aenter__(),
@@ -144,6 +174,8 @@ CALLS: Final[dict[str, Call]] = {
     "Subscriber.lag": _lag,
     "Subscriber.seek": _sought,
     "Subscriber.poll": _polled,
+    "Subscriber.poll_batch": _batch_polled,
+    "Subscriber.commit_within": _committed_within,
 }  # fmt: skip
 
 

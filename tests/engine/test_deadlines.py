@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import sqlite3
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +66,8 @@ def test_blocking_classes_have_the_same_calls() -> None:
         }
         inner = {
             "started", "forget", "hand_out_again", "publish", "publish_many", "background",
-            "deadline", "begin", "handled", "stop",
+            "deadline", "begin", "handled", "stop", "go_back", "go_back_for", "is_committed_by",
+            "committed_within", "commit_within", "positions_in_hand",
         }  # fmt: skip
         missing = {name for name in wanted if not hasattr(twin, name)} - inner
         assert not missing, owner
@@ -160,13 +162,34 @@ ARGUMENTS: dict[str, list[str]] = {
     "group delete": ["g"],
     "group describe": ["g"],
     "group reset": ["g", "--to", "earliest"],
+    "event append": ["s", "--type", "Happened"],
+    "event load": ["s"],
+    "explain group": ["g"],
+    "explain partition": ["t/0"],
+    "explain subscription": ["t/s"],
+    "explain txn": ["x"],
     "publish": ["t", "--file", "input.txt"],
+    "subscription delete": ["t", "s"],
+    "subscription describe": ["t", "s"],
+    "subscription parked": ["t", "s"],
+    "subscription replay": ["t", "s"],
+    "stream run": ["processor:processor"],
+    "cdc run": ["feed.toml"],
+    "txn abort": ["x"],
+    "txn describe": ["x"],
     "consume": ["t", "--count", "1", "--from", "earliest"],
     "topic create": ["t"],
     "topic describe": ["t"],
     "topic alter": ["t", "--retention", "1d"],
     "topic delete": ["t", "--yes"],
 }
+
+
+PROCESSOR = """
+from aegis_cluster.stream import StreamProcessor
+
+processor = StreamProcessor(None, "app").source("t").sink("u")
+"""
 
 
 @pytest.mark.parametrize("name", sorted(_asking_commands()))
@@ -177,6 +200,9 @@ def test_commands_end_in_time_with_a_sentence(
     assert any("--timeout" in option.opts for option in command.params), f"{name} has no --timeout"
     monkeypatch.chdir(tmp_path)
     (tmp_path / "input.txt").write_text("a line\n")
+    (tmp_path / "feed.toml").write_text('[cdc]\nsource = "sqlite:shop.db"\n')
+    (tmp_path / "processor.py").write_text(PROCESSOR)
+    sqlite3.connect(tmp_path / "shop.db").executescript("CREATE TABLE t (id INTEGER PRIMARY KEY)")
     for death in (DEATHS[0], DEATHS[1], greets_and_babbles):
         with death() as address:
             began = time.monotonic()

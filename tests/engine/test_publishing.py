@@ -231,7 +231,6 @@ def test_without_idempotence_messages_are_stored_too(engine_run: Run, topic: str
         (ProducerConfig(acks="all"), "allowed: 'quorum', 'leader', 'none'"),
         (ProducerConfig(acks="leader", idempotent=True), "idempotent = True with acks"),
         (ProducerConfig(acks="none", idempotent=True), "idempotent = True with acks"),
-        (ProducerConfig(transactional_id="t"), "transactions are not there yet"),
         (ProducerConfig(linger="5"), "linger"),
         (ProducerConfig(batch_size="9GB"), "batch_size"),
         (ProducerConfig(buffer_size="1KB"), "buffer_size"),

@@ -384,7 +384,7 @@ def test_a_reader_that_never_reads_holds_little(engine_run: Run, topic: str) -> 
     [
         ({"member_id": "m"}, "group_id"),
         ({"session_timeout": "30s"}, "group_id"),
-        ({"delivery_mode": DeliveryMode.EXACTLY_ONCE}, "not there yet"),
+        ({"delivery_mode": DeliveryMode.EXACTLY_ONCE}, "group_id"),
         ({"delivery_mode": DeliveryMode.AT_MOST_ONCE}, "group_id"),
         ({"isolation": "dirty"}, "isolation"),
         ({"max_poll_records": 0}, "max_poll_records"),

@@ -128,3 +128,23 @@ def test_kill_9_of_a_consumer_and_of_its_coordinator(nodes: RunningCluster, tmp_
         for process in processes:
             process.kill()
             process.wait()
+
+
+def test_the_command_line_reads_as_a_member(nodes: RunningCluster) -> None:
+    """What one call has printed, the next one goes on behind."""
+
+    async def fill() -> None:
+        async with nodes.engine() as engine:
+            await engine.create_topic("printed", TopicConfig(partitions=2), exist_ok=True)
+            await engine.publish_many("printed", [f"n{number}" for number in range(50)])
+
+    def printed(*options: str) -> list[str]:
+        said = nodes.run("consume", "printed", "--group", "readers", "--from", "earliest", *options)
+        return [line.split("\t")[2] for line in said.splitlines()]
+
+    run(fill(), 30)
+    first = printed("--count", "20")
+    assert len(first) == 20
+    rest = printed("--to-end")
+    assert sorted(first + rest) == sorted(f"n{number}" for number in range(50))
+    assert printed("--to-end") == []

@@ -93,20 +93,6 @@ def test_a_damaged_log_reads_what_is_good_and_takes_nothing() -> None:
     assert found[GROUP].hard_state.term == 9
 
 
-def test_a_bad_header_is_damage_though_the_journal_has_the_first_frames() -> None:
-    """Behind it stands what went to this file alone, and was acknowledged."""
-    disk = new_disk()
-    store = a_store(disk)
-    for size in (20, 20, 3_000):  # the last one skips the journal
-        append(store, 2, size=size)
-        commit_round(store)
-    assert store.log(GROUP).durable_index == 6
-    disk.restart()
-    disk.flip_bit(FIRST, 32)
-    damage = damage_of(disk)
-    assert (damage.file, damage.index) == (FIRST, 1)
-
-
 def test_a_bad_frame_above_the_watermark_is_cut_whatever_follows() -> None:
     disk = synced_by_checkpoint()
     store, _ = open_store(disk)
