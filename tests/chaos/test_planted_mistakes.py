@@ -29,7 +29,7 @@ from chaos.scenarios import (
 from tests.chaos import mistakes as planted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     Mistake = Callable[[pytest.MonkeyPatch], None]
     Faults = dict[str, int] | None
@@ -83,8 +83,12 @@ MISTAKES: Final[list[tuple[Mistake, Faults, int]]] = [
 
 
 @pytest.fixture(autouse=True)
-def _silence() -> None:
-    logging.getLogger("aegis_cluster").setLevel(logging.CRITICAL)
+def _silence() -> Iterator[None]:
+    logger = logging.getLogger("aegis_cluster")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    yield
+    logger.setLevel(before)  # other tests of this process look for what is logged
 
 
 def run(seed: int, faults: Faults) -> Report:

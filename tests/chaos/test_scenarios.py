@@ -12,14 +12,18 @@ from chaos import scenarios
 from chaos.soak import describe
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 SEEDS = 8
 
 
 @pytest.fixture(autouse=True)
-def _silence() -> None:
-    logging.getLogger("aegis_cluster").setLevel(logging.CRITICAL)
+def _silence() -> Iterator[None]:
+    logger = logging.getLogger("aegis_cluster")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    yield
+    logger.setLevel(before)  # other tests of this process look for what is logged
 
 
 @pytest.mark.slow

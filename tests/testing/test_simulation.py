@@ -6,6 +6,7 @@ import logging
 import random
 import subprocess
 import sys
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -15,6 +16,9 @@ from aegis_cluster.testing.scheduler import MS, SECOND, Runaway, Scheduler
 from aegis_cluster.testing.simulation import Simulation, Verdict, run_seed
 from chaos.soak import ROOT, describe
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 SEEDS = 300
 CHUNK = 20
 
@@ -22,9 +26,13 @@ pytestmark = pytest.mark.timeout(180)
 
 
 @pytest.fixture(autouse=True)
-def _silence() -> None:
+def _silence() -> Iterator[None]:
     """Clusters that break all the time have much to say."""
-    logging.getLogger("aegis_cluster").setLevel(logging.CRITICAL)
+    logger = logging.getLogger("aegis_cluster")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL)
+    yield
+    logger.setLevel(before)  # other tests of this process look for what is logged
 
 
 @pytest.mark.slow
