@@ -4,6 +4,7 @@ delivery mode means what it says."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from aegis_cluster import StreamingEngine, TopicConfig
+from aegis_cluster.errors import NoOpenTransaction
 from tests.cli.test_real_cluster import Directory, free_base_port
 from tests.integration.exactly_once_worker import POLL
 from tests.integration.test_readme import ROOT
@@ -86,6 +88,19 @@ class Place:
 
         return f"node-{asyncio.run(work())}"
 
+    def wait_until_known(self, transactional_id: str) -> None:
+        """Until a worker of that id has begun, so that a coordinator can be named for it."""
+
+        async def work() -> None:
+            async with StreamingEngine.connect(self.address) as engine, asyncio.timeout(PATIENCE_S):
+                while True:
+                    with contextlib.suppress(NoOpenTransaction):
+                        await engine.describe_transaction(transactional_id)
+                        return
+                    await asyncio.sleep(0.05)
+
+        asyncio.run(work())
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
@@ -136,6 +151,7 @@ def test_two_workers_killed_at_any_moment_and_nodes_too(place: Place) -> None:
     rng = random.Random(seed)
     place.fill("pipeline", 1_000, partitions=3)
     workers = {name: place.start("exactly_once", "pipeline", name) for name in ("one", "two")}
+    place.wait_until_known("one")
     for round_ in range(4):
         time.sleep(rng.uniform(0.3, 1.0))  # the moment is the point
         name = rng.choice(sorted(workers))
