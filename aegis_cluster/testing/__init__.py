@@ -10,7 +10,8 @@ simulated disks, networks and clocks, with client sessions whose history is judg
     driver = TopologyTestDriver(processor)    # a stream processor without a cluster
 
 `scheduler` is time, `network` and `disk` are the world, `node` runs a shard on them, `sessions` are
-clients, `faults` is the adversary, `watch` looks into replicas, `checkers` into histories.
+clients, `faults` is the adversary, `watch` looks into replicas, `checkers` into histories,
+`streams` into those of an event store.
 
 The rule: whatever goes wrong here goes wrong from a seed, so it goes wrong again. Nothing reads a
 clock, starts a thread or takes chance from anywhere but the seed.

@@ -1,16 +1,22 @@
-"""Writers race on the same streams of a real cluster while the nodes that lead them are killed."""
+"""Writers race on the same streams of a real cluster while the nodes that lead them are killed:
+appends that each happened at one moment explain all that they were told."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import random
+import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
 import pytest
 
-from aegis_cluster.errors import OutcomeUnknown, WrongExpectedVersion
-from aegis_cluster.event import Event, EventStore
+from aegis_cluster.errors import OutcomeUnknown, RequestTimeout, WrongExpectedVersion
+from aegis_cluster.event import Event, EventStore, ExpectedVersion
+from aegis_cluster.testing.history import Outcome
+from aegis_cluster.testing.streams import Append, Look, StreamHistory, check_stream
 from tests.integration.cluster import RunningCluster, cluster, run
 
 if TYPE_CHECKING:
@@ -18,8 +24,9 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.processes, pytest.mark.slow, pytest.mark.timeout(180)]
 
-WRITERS = 8
+WRITERS, READERS, KILLS = 16, 2, 3
 STREAMS = [f"account-{number}" for number in range(3)]
+PATIENCE_S = 40.0
 
 
 @pytest.fixture(scope="module")
@@ -28,96 +35,100 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningCluster]:
         yield running
 
 
-class History:
-    """What the writers were told."""
+class Race:
+    """Writers and readers of a few streams, and what they were told."""
 
-    def __init__(self) -> None:
-        self.acknowledged: dict[str, dict[int, str]] = {stream: {} for stream in STREAMS}
-        """By stream and version, the id of the event."""
-        self.unknown: set[str] = set()
-        self.refused: set[str] = set()
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.histories = {stream: StreamHistory() for stream in STREAMS}
+        self.acknowledged = 0
+        self.conflicts = 0
         self.news = asyncio.Event()
-        self.conflicts: list[tuple[str, int, int]] = []
-        """Stream, expected and actual version."""
+        self.stop = asyncio.Event()
+
+    async def write(self, store: EventStore, number: int) -> None:
+        rng = random.Random(self.seed + number)
+        known = dict.fromkeys(STREAMS, -1)
+        while not self.stop.is_set():
+            stream = rng.choice(STREAMS)
+            count = rng.randrange(1, 4)
+            events = [Event("Added", {"by": number}) for _ in range(count)]
+            expected = known[stream] if rng.random() < 0.9 else int(ExpectedVersion.ANY)
+            told = await self.append(store, stream, events, expected)
+            self.histories[stream].appends.append(told)
+            if told.outcome is Outcome.OK:
+                known[stream] = told.version + count - 1
+                self.acknowledged += 1
+                self.news.set()
+            elif told.outcome is Outcome.REFUSED:
+                known[stream] = told.version
+                self.conflicts += 1
+
+    async def append(
+        self, store: EventStore, stream: str, events: list[Event], expected: int
+    ) -> Append:
+        """Sent again with the same ids where the outcome is unknown, once."""
+        asked = Append(tuple(str(event.event_id) for event in events), expected, time.monotonic())
+        for _ in range(2):
+            try:
+                done = await store.append(stream, events, expected_version=expected, timeout=5)
+            except WrongExpectedVersion as error:
+                answer, version = Outcome.REFUSED, error.actual
+            except (OutcomeUnknown, RequestTimeout):
+                continue
+            else:
+                answer, version = Outcome.OK, done.first_version
+            return asked._replace(ended=time.monotonic(), outcome=answer, version=version)
+        return asked
+
+    async def read(self, store: EventStore, number: int) -> None:
+        rng = random.Random(self.seed + WRITERS + number)
+        while not self.stop.is_set():
+            stream, begun = rng.choice(STREAMS), time.monotonic()
+            with contextlib.suppress(RequestTimeout):
+                ids = tuple(str(event.event_id) for event in await store.load(stream, timeout=5))
+                self.histories[stream].looks.append(Look(ids, begun, time.monotonic()))
+
+    async def grows(self, count: int) -> None:
+        wanted = self.acknowledged + count
+        async with asyncio.timeout(PATIENCE_S):
+            while self.acknowledged < wanted:
+                self.news.clear()
+                await self.news.wait()
 
 
 def test_versions_are_won_once_whatever_dies(nodes: RunningCluster) -> None:
-    history = History()
-    stop = asyncio.Event()
-
-    async def writer(store: EventStore, number: int) -> None:
-        known = dict.fromkeys(STREAMS, -1)
-        turn = number
-        while not stop.is_set():
-            turn += 1
-            stream = STREAMS[turn % len(STREAMS)]
-            event = Event("Added", {"by": number, "turn": turn})
-            name = str(event.event_id)
-            try:
-                done = await store.append(stream, event, expected_version=known[stream])
-            except WrongExpectedVersion as error:
-                history.conflicts.append((stream, error.expected, error.actual))
-                history.refused.add(name)
-                known[stream] = error.actual
-            except OutcomeUnknown:
-                history.unknown.add(name)
-            else:
-                before = history.acknowledged[stream].setdefault(done.version, name)
-                assert before == name, "one version was given twice"
-                known[stream] = done.version
-                history.news.set()
+    seed = random.randrange(2**32)
+    print("seed", seed)  # noqa: T201
 
     async def test() -> None:
+        race = Race(seed)
         async with nodes.engine() as engine, nodes.engine() as other:
-            store, theirs = (EventStore(one, partitions=2) for one in (engine, other))
-            await store.info()
-            writers = [
-                asyncio.create_task(writer((store, theirs)[number % 2], number))
-                for number in range(WRITERS)
+            stores = [EventStore(one, partitions=2) for one in (engine, other)]
+            await stores[0].info()
+            tasks = [
+                *(asyncio.create_task(race.write(stores[n % 2], n)) for n in range(WRITERS)),
+                *(asyncio.create_task(race.read(stores[n % 2], n)) for n in range(READERS)),
             ]
-            await grows(history, 100)
-            victim = await nodes.leader_of(store.topic, 0)
-            await asyncio.to_thread(nodes.run, "cluster", "kill", victim)
-            await grows(history, total(history) + 100)
-            await asyncio.to_thread(nodes.up)
-            victim = await nodes.leader_of(store.topic, 1)
-            await asyncio.to_thread(nodes.run, "cluster", "kill", victim)
-            await grows(history, total(history) + 100)
-            stop.set()
-            await asyncio.gather(*writers)
-            for stream in STREAMS:
-                await check(store, stream, history)
-            follow = store.subscribe("account-*", live=False)
+            for number in range(KILLS):
+                await race.grows(200)
+                victim = await nodes.leader_of(stores[0].topic, number % 2)
+                await asyncio.to_thread(nodes.run, "cluster", "kill", victim)
+                await race.grows(200)
+                await asyncio.to_thread(nodes.up)
+            race.stop.set()
+            await asyncio.gather(*tasks)
+            for stream, history in race.histories.items():
+                events = await stores[0].load(stream)
+                assert [event.version for event in events] == list(range(len(events)))
+                history.final = tuple(str(event.event_id) for event in events)
+                assert check_stream(history) == []
+            assert race.conflicts > 100, "nobody raced"
+            follow = stores[0].subscribe("account-*", live=False)
             counts = Counter([event.aggregate_id async for event in follow])
-            assert counts == {s: (await store.describe(s)).version + 1 for s in STREAMS}
+            assert counts == {name: len(one.final) for name, one in race.histories.items()}
 
-    run(test(), seconds=120)
-
-
-def total(history: History) -> int:
-    return sum(map(len, history.acknowledged.values()))
-
-
-async def grows(history: History, count: int) -> None:
-    async with asyncio.timeout(40):
-        while total(history) < count:
-            history.news.clear()
-            await history.news.wait()
-
-
-async def check(store: EventStore, stream: str, history: History) -> None:
-    """Versions without gap, every acknowledged event once and where it was said to be, refused
-    ones nowhere, and every conflict true."""
-    events = await store.load(stream)
-    assert [event.version for event in events] == list(range(len(events)))
-    ids = [str(event.event_id) for event in events]
-    assert len(set(ids)) == len(ids)
-    for version, event_id in history.acknowledged[stream].items():
-        assert ids[version] == event_id
-    assert not history.refused & set(ids)
-    assert set(ids) <= set(history.acknowledged[stream].values()) | history.unknown
-    for name, expected, actual in history.conflicts:
-        assert name != stream or expected < actual < len(events)
+    run(test(), seconds=150)
 
 
 def test_append_and_load_on_the_command_line(nodes: RunningCluster) -> None:
