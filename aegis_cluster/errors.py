@@ -105,6 +105,10 @@ class SubscriptionNotFound(Refused):
     """The topic has no persistent subscription of that name."""
 
 
+class SubscriptionInUse(Refused):
+    """The subscription has consumers, and which may hold messages, so it does not begin anew."""
+
+
 class LockLost(Refused):
     """The message is no longer this consumer's to settle: its lock ran out, or it was settled."""
 

@@ -146,7 +146,7 @@ class ConsumerGroup:
             ends = await list_offsets(cluster, topic, deadline, time_ms=to.time_ms)
             for number, offsets in ends.items():
                 place = TopicPartition(topic, number)
-                positions[place] = _resolved(to, place, offsets)
+                positions[place] = resolved(to, place, offsets)
         await coordinator.commit_positions(cluster, self.name, positions, deadline)
         return positions
 
@@ -170,7 +170,8 @@ def _state(members: int, *, settled: bool) -> str:
     return "stable" if settled else "rebalancing"
 
 
-def _resolved(to: Offset, place: TopicPartition, offsets: FoundOffsets) -> int:
+def resolved(to: Offset, place: TopicPartition, offsets: FoundOffsets) -> int:
+    """The offset that this means in a partition. Raises `OffsetOutOfRange`."""
     at = to.resolve(
         log_start=offsets.log_start,
         high_watermark=offsets.last_stable_offset,
@@ -179,7 +180,7 @@ def _resolved(to: Offset, place: TopicPartition, offsets: FoundOffsets) -> int:
     if offsets.log_start <= at <= offsets.high_watermark:
         return at
     raise OffsetOutOfRange(
-        f"{place} holds offsets {offsets.log_start} to {offsets.high_watermark}, so a group cannot"
+        f"{place} holds offsets {offsets.log_start} to {offsets.high_watermark}, so nothing can"
         f" go on from {at}.",
         have=at,
         log_start=offsets.log_start,

@@ -104,8 +104,8 @@ SUBSCRIPTION_REPORT_OFFSETS_MAX: Final = 4_096
 SUBSCRIPTION_CONSUMERS_MAX: Final = 1_000
 SUBSCRIPTION_SESSIONS_KEPT: Final = 1_000
 """Consumers whose last settling request is remembered, for its repeat."""
-SUBSCRIPTION_BURIALS_MAX: Final = 16
-"""Dead letters of one subscription that are being written at a time."""
+SUBSCRIPTION_BURIALS_MAX: Final = 500
+"""Dead letters that are written in one transaction."""
 
 # What ZeroMQ may hold of others' connections before it is taken
 READ_AHEAD_BYTES_MAX: Final = 128 * MIB
@@ -309,10 +309,6 @@ invariant(UNMARKED_BYTES_MAX * CONNECTIONS_MAX <= 512 * MIB, "what is not counte
 invariant(FEED_MARK_BYTES_MAX + KIB < ANNOTATION_BYTES_MAX, "a feed's position fits a frame")
 invariant(
     16 * EVENTS_PER_APPEND_MAX < ANNOTATION_BYTES_MAX, "an append's event ids fit an annotation"
-)
-invariant(
-    SUBSCRIPTION_BURIALS_MAX <= PRODUCER_WINDOW_BATCHES,
-    "a dead letter that is written twice is known as a repeat",
 )
 invariant(FRAME_BYTES_MAX < JOURNAL_BYTES, "the largest frame fits the journal")
 invariant(FRAME_BYTES_MAX < SEGMENT_BYTES_MAX, "the largest frame fits a segment")

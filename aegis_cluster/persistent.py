@@ -23,6 +23,7 @@ from aegis_cluster.client.subscription_calls import (
 from aegis_cluster.client.subscription_session import Lease, SubscriptionSession
 from aegis_cluster.config import parse_duration
 from aegis_cluster.errors import ConfigError, Misuse, TopicExists
+from aegis_cluster.group import resolved
 from aegis_cluster.ids import NodeId, TopicPartition
 from aegis_cluster.limits import (
     ACK_TIMEOUT_MS_MAX,
@@ -357,26 +358,20 @@ class PersistentSubscription:
             for number, offsets in found.items()
             if number < len(info.partitions)
         ]
-        producer_id = await self._prepare_dead_letters(config, deadline)
-        return await self._calls.have(
-            config.rules,
-            starts,
-            deadline,
-            producer_id=producer_id,
-            given=self._config is not None,
-        )
+        await self._prepare_dead_letters(config, deadline)
+        given = self._config is not None
+        return await self._calls.have(config.rules, starts, deadline, given=given)
 
-    async def _prepare_dead_letters(self, config: PersistentConfig, deadline: float) -> int:
-        """Their topic is there; returns a producer's id for them, -1 without."""
+    async def _prepare_dead_letters(self, config: PersistentConfig, deadline: float) -> None:
+        """Their topic is there."""
         if config.dead_letter is None:
-            return -1
+            return
         cluster = self._engine.cluster
         await cluster.refresh([config.dead_letter], deadline)
         if config.dead_letter not in cluster.metadata.topics:
             left = deadline - asyncio.get_running_loop().time()
             with contextlib.suppress(TopicExists):  # somebody else was faster
                 await self._engine.create_topic(config.dead_letter, timeout=left)
-        return await cluster.new_producer_id(deadline)
 
     def _make(self, partition: int, lease: Lease, record: Record) -> LeasedMessage:
         return LeasedMessage(from_record(self.topic, partition, record), lease, self)
@@ -536,9 +531,31 @@ class PersistentSubscription:
         rules within a second. Raises `SubscriptionNotFound`."""
         deadline = self._engine.deadline(timeout)
         await self._calls.look(deadline)
-        producer_id = await self._prepare_dead_letters(config, deadline)
-        await self._calls.update(config.rules, deadline, producer_id=producer_id)
+        await self._prepare_dead_letters(config, deadline)
+        await self._calls.update(config.rules, deadline)
         self._config = config
+
+    async def reset(self, to: Offset, *, timeout: float | None = None) -> dict[TopicPartition, int]:
+        """Begin anew elsewhere, while it has no consumers; returns the new positions.
+
+        to: EARLIEST, LATEST, `Offset.at(n)` or `Offset.at_time(t)`, in every partition. Delivery
+        counts begin anew, and what is parked is forgotten: replay it first, or read it with
+        `parked`. Raises `SubscriptionNotFound`, `SubscriptionInUse`, and `OffsetOutOfRange` for an
+        offset that a partition does not hold; nothing is changed then.
+        """
+        hint = "give Offset.EARLIEST, Offset.LATEST, Offset.at(n) or Offset.at_time(t)"
+        arguments.instance(to, Offset, "to", hint)
+        cluster, deadline = self._engine.cluster, self._engine.deadline(timeout)
+        info = await cluster.topic(self.topic, deadline)
+        found = await list_offsets(cluster, self.topic, deadline, time_ms=to.time_ms)
+        positions = {
+            place: resolved(to, place, offsets)
+            for number, offsets in found.items()
+            if (place := TopicPartition(self.topic, number)).partition < len(info.partitions)
+        }
+        starts = [(info.partitions[place.partition].group, at) for place, at in positions.items()]
+        await self._calls.reset(starts, deadline)
+        return positions
 
     async def delete(self, *, timeout: float | None = None) -> None:
         """Forget the subscription, its progress and what is parked; the topic's messages stay.

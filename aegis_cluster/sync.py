@@ -318,6 +318,7 @@ class PersistentSubscription(_Blocking[persistent.PersistentSubscription]):
     lag = _blocking(persistent.PersistentSubscription.lag)
     parked = _blocking(persistent.PersistentSubscription.parked)
     replay_parked = _blocking(persistent.PersistentSubscription.replay_parked)
+    reset = _blocking(persistent.PersistentSubscription.reset)
     update = _blocking(persistent.PersistentSubscription.update)
     delete = _blocking(persistent.PersistentSubscription.delete)
     close = _blocking(persistent.PersistentSubscription.close)

@@ -33,9 +33,16 @@ class Start(NamedTuple):
     offset: Offset
     not_before: datetime | None = None
 
+    @property
+    def as_offset(self) -> Offset:
+        """As a place in each partition."""
+        from aegis_cluster import Offset
 
-def start_of(text: str) -> Start:
-    """What `--from` says."""
+        return self.offset if self.not_before is None else Offset.at_time(self.not_before)
+
+
+def start_of(text: str, option: str = "--from") -> Start:
+    """What `--from`, or another option, says."""
     from aegis_cluster import Offset
 
     if text in ("earliest", "latest"):
@@ -48,7 +55,7 @@ def start_of(text: str) -> Start:
         raise click.BadParameter(
             f'"{text}" is no place to start; allowed: earliest, latest, an offset such as 42, '
             "or a time such as 2026-01-31T12:00:00Z",
-            param_hint="--from",
+            param_hint=option,
         ) from None
     return Start(Offset.EARLIEST, time if time.tzinfo else time.replace(tzinfo=UTC))
 

@@ -109,10 +109,7 @@ def reset(
       aegis group reset order-processor --to earliest
       aegis group reset order-processor --to 2026-01-31T12:00:00Z --topic orders
     """
-    from aegis_cluster import Offset
-
-    start = start_of(place)
-    to = start.offset if start.not_before is None else Offset.at_time(start.not_before)
+    to = start_of(place, "--to").as_offset
 
     async def work(engine: StreamingEngine) -> dict[TopicPartition, int]:
         return await engine.group(name).reset(to, list(topics) or None)

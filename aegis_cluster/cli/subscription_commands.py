@@ -1,4 +1,4 @@
-"""`aegis subscription list | describe | parked | replay | delete`."""
+"""`aegis subscription list | describe | parked | replay | reset | delete`."""
 
 from __future__ import annotations
 
@@ -18,16 +18,22 @@ from aegis_cluster.cli.connection import (
     timeout_option,
 )
 from aegis_cluster.cli.consume import as_json as message_as_json
+from aegis_cluster.cli.consume import start_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from aegis_cluster import ParkedMessage, StreamingEngine, SubscriptionDescription
+    from aegis_cluster import (
+        ParkedMessage,
+        StreamingEngine,
+        SubscriptionDescription,
+        TopicPartition,
+    )
 
 
 @click.group()
 def subscription() -> None:
-    """List, describe and delete persistent subscriptions, and replay what they have parked."""
+    """List, describe, reset and delete persistent subscriptions, and replay what is parked."""
 
 
 @subscription.command("list")
@@ -180,6 +186,44 @@ def replay(
 
     count = _with_engine(bootstrap, timeout_ms, work)
     click.echo(json.dumps({"replayed": count}) if as_json else f"replayed {count}")
+
+
+@subscription.command()
+@click.argument("topic")
+@click.argument("name")
+@click.option(
+    "--to",
+    "place",
+    required=True,
+    metavar="PLACE",
+    help="earliest, latest, an offset, or a time (UTC unless it says otherwise).",
+)
+@bootstrap_option
+@timeout_option()
+@json_option
+def reset(
+    topic: str, name: str, place: str, bootstrap: str | None, timeout_ms: int, as_json: bool
+) -> None:
+    """Have the subscription NAME of TOPIC begin anew elsewhere; it must have no consumers.
+
+    Delivery counts begin anew, and what is parked is forgotten.
+
+    \b
+    Examples:
+      aegis subscription reset orders billing --to earliest
+      aegis subscription reset orders billing --to 2026-01-31T12:00:00Z
+    """
+    to = start_of(place, "--to").as_offset
+
+    async def work(engine: StreamingEngine) -> dict[TopicPartition, int]:
+        return await engine.persistent_subscription(topic, name).reset(to)
+
+    positions = sorted(_with_engine(bootstrap, timeout_ms, work).items())
+    if as_json:
+        click.echo(json.dumps([{**one._asdict(), "offset": offset} for one, offset in positions]))
+        return
+    for one, offset in positions:
+        click.echo(f"{one}\t{offset}")
 
 
 @subscription.command()

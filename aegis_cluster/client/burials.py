@@ -1,45 +1,37 @@
-"""Writing dead letters: each exactly once, whoever writes it and however often.
+"""Writing dead letters: in one transaction with the acknowledgement of the messages they are about.
 
-The idea: before a letter is written, the subscription's coordinator decides where it will stand (a
-partition of the dead letter topic) and as which sequence of the subscription's own producer. That
-decision is durable, so a consumer that takes over after a crash writes the very same batch, and the
-partition's leader knows it as a repeat. Only then is the message settled. So a message is either
-still the subscription's, or in the dead letter topic once; both at a time only between the two
-writes, and then nobody is given it.
+The idea: the consumer that was told to write some takes the subscription's transactional id, which
+ends whatever an earlier one has left open; tells the subscription's coordinator which messages the
+transaction settles; writes the letters; commits. So a message is the subscription's, or its letter
+stands, and never both or neither, whoever dies at which moment.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+import asyncio
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from aegis_cluster.client.cluster import Pause
-from aegis_cluster.errors import (
-    AegisError,
-    LockLost,
-    NotLeader,
-    OutcomeUnknown,
-    OutOfOrderSequence,
-    ProducerFenced,
-    RequestTimeout,
-    TopicNotFound,
-    UnknownProducer,
-)
-from aegis_cluster.ids import GroupId
+from aegis_cluster.client import transactions
+from aegis_cluster.client.producer import InTransaction, Producer, ProducerOptions
+from aegis_cluster.errors import AegisError, TopicNotFound
+from aegis_cluster.ids import TopicPartition
 from aegis_cluster.wire.batch import encode_batch
-from aegis_cluster.wire.codes import error_from_reply
 from aegis_cluster.wire.partitioner import partition_for
 from aegis_cluster.wire.protocol import Api, take_int, take_list
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from aegis_cluster.client.cluster import ClusterClient
+    from aegis_cluster.client.producer import Row
+    from aegis_cluster.client.subscription_calls import SubscriptionCalls
     from aegis_cluster.client.subscription_session import Burial, SubscriptionSession
-    from aegis_cluster.wire.batch import Row
+    from aegis_cluster.client.transactions import Identity
     from aegis_cluster.wire.descriptions import TopicInfo
 
-BURY_S: Final = 30.0
-TRY_S: Final = 5.0
+BURY_S: Final = 20.0
+ABORT_S: Final = 5.0
+NAME_CHARS: Final = 100
 TOPIC_HEADER: Final = "aegis-dead-letter-topic"
 PARTITION_HEADER: Final = "aegis-dead-letter-partition"
 OFFSET_HEADER: Final = "aegis-dead-letter-offset"
@@ -49,21 +41,10 @@ LOST_HEADER: Final = "aegis-dead-letter-lost"
 """The message was no longer kept when its letter was written: only where it stood is known."""
 
 
-class _Place(NamedTuple):
-    grave: GroupId
-    partition: int
-    epoch: int
-    sequence: int
-
-
 class _Letter(NamedTuple):
     burial: Burial
     row: Row
     partition: int
-
-
-class _NotBound(Exception):
-    """The leader does not take the sequence that was decided on: another one is needed."""
 
 
 async def bury(session: SubscriptionSession, burials: Sequence[Burial]) -> None:
@@ -71,40 +52,29 @@ async def bury(session: SubscriptionSession, burials: Sequence[Burial]) -> None:
     tried again by whoever is told next."""
     deadline = session.calls.cluster.now() + BURY_S
     try:
-        letters = await _prepared(session, burials, deadline)
-        if not letters:
-            return
-        producer_id, places = await _bind(session, letters, deadline)
-        order = sorted(zip(places, letters, strict=True), key=lambda pair: pair[0])
-        for place, letter in order:
-            await _write(session.calls.cluster, session, letter, place, producer_id, deadline)
-        leases = [letter.burial.lease for letter in letters]
-        await session.settle("ack", leases, deadline, counted=False)
-    except _NotBound:
-        first = [burials[0].lease]
-        session.settle_soon("unbind", first, counted=False)
-    except (LockLost, RequestTimeout, OutcomeUnknown):
+        info = await session.calls.cluster.topic(session.opened.rules.dead_letter, deadline)
+    except TopicNotFound as error:
+        leases = [one.lease for one in burials]
+        session.settle_soon("park", leases, reason=str(error), counted=False)
         return
-
-
-async def _prepared(
-    session: SubscriptionSession, burials: Sequence[Burial], deadline: float
-) -> list[_Letter]:
-    """The letters; what can never be one is parked instead."""
-    name = session.opened.rules.dead_letter
-    cluster = session.calls.cluster
+    letters = _letters(session, burials, info)
+    if not letters:
+        return
     try:
-        info = await cluster.topic(name, deadline)
-    except TopicNotFound:
-        reason = f"the dead letter topic {name!r} does not exist"
-        session.settle_soon("park", [b.lease for b in burials], reason=reason, counted=False)
-        return []
+        await _bury(session, letters, info, deadline)
+    except AegisError:
+        session.settle_soon("release", [one.burial.lease for one in letters], counted=False)
+
+
+def _letters(
+    session: SubscriptionSession, burials: Sequence[Burial], info: TopicInfo
+) -> list[_Letter]:
+    """What can never be a letter is parked instead."""
     letters = []
     for burial in burials:
         letter = _letter(session, burial, info)
-        size = len(encode_batch([letter.row]))
-        if size > info.settings.max_message_bytes:
-            reason = f"{size} bytes are too large for the dead letter topic {name!r}"
+        reason = _unfit(letter, info)
+        if reason:
             session.settle_soon("park", [burial.lease], reason=reason, counted=False)
         else:
             letters.append(letter)
@@ -130,82 +100,85 @@ def _letter(session: SubscriptionSession, burial: Burial, info: TopicInfo) -> _L
     return _Letter(burial, row, keyless if record.key is None else partition_for(record.key, count))
 
 
-async def _bind(
-    session: SubscriptionSession, letters: Sequence[_Letter], deadline: float
-) -> tuple[int, list[_Place]]:
-    rows = [[*letter.burial.lease[:2], letter.partition] for letter in letters]
-    fields = [session.opened.token, session.name, rows]
-    reply = await session.calls.ask(Api.SUBSCRIPTION_BIND, fields, deadline)
-    producer_id = take_int(reply.fields, 0, "producer_id")
-    places = take_list(reply.fields, 1, "places")
-    found = []
-    for slot in range(len(places)):
-        row = take_list(places, slot, "place")
-        grave, partition, epoch, sequence = (take_int(row, n, "place") for n in range(4))
-        found.append(_Place(GroupId(grave), partition, epoch, sequence))
-    return producer_id, found
+def _unfit(letter: _Letter, info: TopicInfo) -> str:
+    """Why the topic will never take it; "" when it may."""
+    size = len(encode_batch([letter.row]))
+    if size > info.settings.max_message_bytes:
+        return f"{size} bytes are too large for the dead letter topic {info.name!r}"
+    if letter.row[1] is None and info.settings.compacts:
+        return f"the dead letter topic {info.name!r} is compacted, and the message has no key"
+    return ""
+
+
+async def _bury(
+    session: SubscriptionSession, letters: Sequence[_Letter], info: TopicInfo, deadline: float
+) -> None:
+    """One transaction. Raises what ended it; then it is aborted, at once or by its time-out."""
+    calls = session.calls
+    name = transactional_id(calls, session.opened.token)
+    client, timeout_ms = session.client, round(BURY_S * 1000)
+    identity = await transactions.begin_producer(
+        calls.cluster, name, timeout_ms=timeout_ms, client=client, deadline=deadline
+    )
+    places = {TopicPartition(info.name, one.partition) for one in letters}
+    places.add(await calls.place(deadline))
+    await transactions.join(calls.cluster, name, identity, places, deadline)
+
+    async def end(until: float, *, committed: bool) -> None:
+        await transactions.end(calls.cluster, name, identity, committed=committed, deadline=until)
+
+    try:
+        mine = await _settle_within(session, letters, identity, deadline)
+        await _write(session, mine, info, name, identity, deadline)
+    except AegisError:
+        with suppress(AegisError):  # the next one that takes the id, or time, ends it
+            await end(calls.cluster.now() + ABORT_S, committed=False)
+        raise
+    await end(deadline, committed=bool(mine))
+
+
+def transactional_id(calls: SubscriptionCalls, token: str) -> str:
+    """The one in whose transactions a subscription's dead letters are written."""
+    return f"dead-letters/{calls.topic[:NAME_CHARS]}/{calls.name[:NAME_CHARS]}/{token}"
+
+
+async def _settle_within(
+    session: SubscriptionSession,
+    letters: Sequence[_Letter],
+    identity: Identity,
+    deadline: float,
+) -> list[_Letter]:
+    """Have the transaction settle the messages; returns those that are still ours to bury."""
+    rows = [list(one.burial.lease) for one in letters]
+    fields = [session.opened.token, session.name, *identity, rows]
+    reply = await session.calls.ask(Api.SUBSCRIPTION_BURY, fields, deadline)
+    mine = take_list(reply.fields, 0, "letters")
+    found = set()
+    for slot in range(len(mine)):
+        row = take_list(mine, slot, "letter")
+        found.add((take_int(row, 0, "log"), take_int(row, 1, "offset")))
+    return [one for one in letters if one.burial.lease[:2] in found]
 
 
 async def _write(
-    cluster: ClusterClient,
     session: SubscriptionSession,
-    letter: _Letter,
-    place: _Place,
-    producer_id: int,
+    letters: Sequence[_Letter],
+    info: TopicInfo,
+    name: str,
+    identity: Identity,
     deadline: float,
 ) -> None:
-    """Until the leader has it. Raises `_NotBound`, `RequestTimeout`."""
-    name = session.opened.rules.dead_letter
-    batch = encode_batch(
-        [letter.row],
-        producer_id=producer_id,
-        producer_epoch=place.epoch,
-        base_sequence=place.sequence,
-    )
-    pause = Pause(deadline)
-    failure: AegisError | None = None
-    while cluster.now() < deadline:
-        info = await cluster.topic(name, deadline)
-        if place.partition >= len(info.partitions):
-            raise _NotBound
-        if info.partitions[place.partition].group != place.grave:
-            raise _NotBound  # the topic was deleted and made anew
-        try:
-            await _try(cluster, info, place, batch, deadline)
-            return
-        except (OutOfOrderSequence, UnknownProducer, ProducerFenced) as error:
-            raise _NotBound from error
-        except NotLeader as error:
-            cluster.metadata.note_leader(place.grave, error.details.get("leader"))
-            failure = error
-        except AegisError as error:
-            if not error.retriable and not isinstance(error, OutcomeUnknown):
-                raise
-            cluster.metadata.forget_leader(place.grave)
-            failure = error
-        await pause.wait()
-        await _look_again(cluster, name, deadline)
-    raise RequestTimeout(f"A dead letter could not be written to {name}: {failure}")
+    async def join(places: list[TopicPartition]) -> None:
+        """All of them were named before."""
 
-
-async def _look_again(cluster: ClusterClient, name: str, deadline: float) -> None:
+    within = InTransaction(name, *identity, join, {})
+    lanes = Producer(session.calls.cluster, ProducerOptions(), within=within)
     try:
-        await cluster.refresh([name], min(deadline, cluster.now() + TRY_S))
-    except AegisError:
-        return
-
-
-async def _try(
-    cluster: ClusterClient, info: TopicInfo, place: _Place, batch: bytes, deadline: float
-) -> None:
-    address = cluster.metadata.address_of(info, place.partition)
-    if address is None:
-        raise NotLeader("The nodes are not known yet.")
-    until = min(deadline, cluster.now() + TRY_S)
-    link = cluster.link(address.endpoint)
-    await link.ready(until)
-    items: list[Any] = [[[place.grave, info.name, place.partition]]]
-    reply = await link.request(Api.PRODUCE, items, [batch], deadline=until)
-    result = take_list(take_list(reply.fields, 0, "results"), 0, "result")
-    if take_int(result, 0, "code"):
-        raise error_from_reply(result[0], result[1:])
+        await lanes.start(deadline)
+        stored = {
+            (await lanes.add(info, one.partition, one.row, deadline))[0]: None for one in letters
+        }
+        lanes.close_batches()
+        await asyncio.gather(*stored)
+    finally:
+        await lanes.close()

@@ -1,8 +1,8 @@
 """Calls to a persistent subscription's coordinator.
 
 That is whoever leads the subscription's partition of `__subscriptions`. Every call is harmless to
-repeat: a poll and a settling request carry numbers, a report says where it begins, a binding stands
-once it is made.
+repeat: a poll and a settling request carry numbers, a report says where it begins, and dead letters
+are settled by a transaction.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import uuid
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from aegis_cluster.client.coordinator import ask_partition, internal_topic
-from aegis_cluster.ids import SUBSCRIPTIONS_TOPIC, GroupId
+from aegis_cluster.ids import SUBSCRIPTIONS_TOPIC, GroupId, TopicPartition
 from aegis_cluster.wire.partitioner import key_hash, partition_for
 from aegis_cluster.wire.protocol import (
     Api,
@@ -116,11 +116,10 @@ class SubscriptionCalls:
     ) -> Reply:
         """Ask until somebody answers. Raises the coordinator's refusal; `RequestTimeout` when
         nothing was sent in time, `OutcomeUnknown` when something was."""
-        info = await internal_topic(self.cluster, deadline, SUBSCRIPTIONS_TOPIC)
-        number = partition_for(f"{self.topic}\0{self.name}".encode(), len(info.partitions))
+        place = await self.place(deadline)
         return await ask_partition(
             self.cluster,
-            number,
+            place.partition,
             api,
             [self.topic, self.name, *fields],
             deadline,
@@ -128,9 +127,15 @@ class SubscriptionCalls:
             topic=SUBSCRIPTIONS_TOPIC,
         )
 
+    async def place(self, deadline: float) -> TopicPartition:
+        """The log that holds the subscription. Raises `RequestTimeout`."""
+        info = await internal_topic(self.cluster, deadline, SUBSCRIPTIONS_TOPIC)
+        number = partition_for(f"{self.topic}\0{self.name}".encode(), len(info.partitions))
+        return TopicPartition(SUBSCRIPTIONS_TOPIC, number)
+
     async def look(self, deadline: float) -> Opened:
         """Raise `SubscriptionNotFound`."""
-        fields: list[Any] = ["look", "", None, -1, [], False]
+        fields: list[Any] = ["look", "", None, [], False]
         return _opened(await self.ask(Api.SUBSCRIPTION_OPEN, fields, deadline))
 
     async def have(
@@ -139,7 +144,6 @@ class SubscriptionCalls:
         starts: Iterable[tuple[GroupId, int]],
         deadline: float,
         *,
-        producer_id: int,
         given: bool,
     ) -> Opened:
         """The subscription, made if it is not there. given: refuse one with other rules.
@@ -148,12 +152,12 @@ class SubscriptionCalls:
         """
         token = uuid.uuid4().hex
         rows = [list(start) for start in starts]
-        fields = ["have", token, list(rules), producer_id, rows, given]
+        fields = ["have", token, list(rules), rows, given]
         return _opened(await self.ask(Api.SUBSCRIPTION_OPEN, fields, deadline))
 
-    async def update(self, rules: Rules, deadline: float, *, producer_id: int) -> Opened:
+    async def update(self, rules: Rules, deadline: float) -> Opened:
         """Give it other rules. Raises `SubscriptionNotFound`."""
-        fields = ["update", "", list(rules), producer_id, [], True]
+        fields = ["update", "", list(rules), [], True]
         return _opened(await self.ask(Api.SUBSCRIPTION_OPEN, fields, deadline))
 
     async def describe(self, deadline: float) -> SubscriptionState:
@@ -189,6 +193,11 @@ class SubscriptionCalls:
         rows = None if messages is None else [list(one) for one in messages]
         reply = await self.ask(Api.SUBSCRIPTION_REPLAY, [rows], deadline)
         return take_int(reply.fields, 0, "count")
+
+    async def reset(self, starts: Iterable[tuple[GroupId, int]], deadline: float) -> None:
+        """Begin anew at these offsets. Raises `SubscriptionNotFound`, `SubscriptionInUse`."""
+        rows = [list(start) for start in starts]
+        await self.ask(Api.SUBSCRIPTION_RESET, [uuid.uuid4().hex, rows], deadline)
 
     async def delete(self, deadline: float) -> None:
         """Raise `SubscriptionNotFound`."""

@@ -97,7 +97,7 @@ class SubscriptionSession:
         self.opened = opened
         self.name = uuid.uuid4().hex
         self.reader = LeaseReader(calls.cluster, calls.topic)
-        self._client = f"{socket.gethostname()}:{os.getpid()}"[:255]
+        self.client = f"{socket.gethostname()}:{os.getpid()}"[:255]
         self._max_in_flight = max_in_flight
         self._skip_lost = skip_lost
         self._make = make
@@ -240,7 +240,7 @@ class SubscriptionSession:
             fields = [
                 self.opened.token,
                 self.name,
-                self._client,
+                self.client,
                 number,
                 want,
                 list(self._scouting),

@@ -68,6 +68,7 @@ class Code(IntEnum):
     LEASE_LOST = 181
     SUBSCRIPTION_NOT_FOUND = 190
     LOCK_LOST = 191
+    SUBSCRIPTION_IN_USE = 192
     SOURCE_ERROR = 195
     SOURCE_UNAVAILABLE = 196
 
@@ -124,6 +125,7 @@ ERROR_OF_CODE: Final[dict[int, type[AegisError]]] = {
     Code.LEASE_LOST: errors.LeaseLost,
     Code.SUBSCRIPTION_NOT_FOUND: errors.SubscriptionNotFound,
     Code.LOCK_LOST: errors.LockLost,
+    Code.SUBSCRIPTION_IN_USE: errors.SubscriptionInUse,
     Code.SOURCE_ERROR: errors.SourceError,
     Code.SOURCE_UNAVAILABLE: errors.SourceUnavailable,
     Code.OUTCOME_UNKNOWN: errors.OutcomeUnknown,

@@ -86,7 +86,7 @@ SHAPES: dict[Api, list[Any]] = {
     Api.SUBSCRIPTION_POLL: ["t", "s", "token", "c", "here", 1, 1, [0]],
     Api.SUBSCRIPTION_REPORT: ["t", "s", "token", "c", 1, 0, 1, [[0, 1]], None],
     Api.SUBSCRIPTION_SETTLE: ["t", "s", "token", "c", [["ack", 1, 0, 1, 1, 0, ""]]],
-    Api.SUBSCRIPTION_BIND: ["t", "s", "token", "c", [[1, 0, 0]]],
+    Api.SUBSCRIPTION_BURY: ["t", "s", "token", "c", [[1, 0, 0]]],
     Api.SUBSCRIPTION_LEAVE: ["t", "s", "token", "c"],
     Api.SUBSCRIPTION_DESCRIBE: ["t", "s"],
     Api.SUBSCRIPTION_LIST: [0],

@@ -18,8 +18,17 @@ from aegis_cluster import (
     PersistentSubscription,
     StreamingEngine,
     TopicConfig,
+    TopicPartition,
 )
-from aegis_cluster.errors import ConfigError, Misuse, SubscriptionNotFound, TopicNotFound
+from aegis_cluster.client import burials, transactions
+from aegis_cluster.errors import (
+    ConfigError,
+    Misuse,
+    OffsetOutOfRange,
+    SubscriptionInUse,
+    SubscriptionNotFound,
+    TopicNotFound,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -133,6 +142,64 @@ def test_dead_letters_parking_and_replay(engine_run: Run, topic: str) -> None:
         assert letter.headers["h"] == "poison"
         assert letter.headers["aegis-dead-letter-offset"] == "1"
         assert letter.headers["aegis-dead-letter-deliveries"] == "2"
+
+    engine_run(work)
+
+
+@pytest.mark.parametrize("step", ["_settle_within", "_write", "end"])
+def test_a_consumer_that_is_lost_over_a_dead_letter_leaves_all_of_it_or_nothing(
+    engine_run: Run, topic: str, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """The first consumer never gets beyond this step, which has happened; the next one does."""
+    place: Any = transactions if step == "end" else burials
+    original, lost = getattr(place, step), asyncio.Event()
+
+    async def stuck(*args: Any, **named: Any) -> Any:
+        if lost.is_set():
+            return await original(*args, **named)
+        if step != "end":  # the decision never leaves
+            await original(*args, **named)
+        lost.set()
+        return await asyncio.Event().wait()
+
+    monkeypatch.setattr(place, step, stuck)
+    config = PersistentConfig(ack_timeout="5s", max_deliveries=1, dead_letter=f"{topic}.dead")
+
+    async def work(engine: StreamingEngine) -> None:
+        await fill(engine, topic, 5)
+        async with engine.persistent_subscription(topic, "work", config) as one:
+            await one.nack(await some(one, 5))
+            async with asyncio.timeout(PATIENCE_S):
+                await lost.wait()
+            state = await one.describe()
+            assert (state.unsettled, sum(state.lag.values())) == (5, 5)
+            assert await engine.history(f"{topic}.dead", 10) == []
+        async with engine.persistent_subscription(topic, "work") as one:
+            await none_is_left(one)
+            letters = await engine.history(f"{topic}.dead", 10)
+            assert [letter.payload for letter in letters] == list(range(5))
+            assert (await one.describe()).to_bury == 0
+
+    engine_run(work)
+
+
+def test_a_reset_begins_anew_elsewhere(engine_run: Run, topic: str) -> None:
+    async def work(engine: StreamingEngine) -> None:
+        await fill(engine, topic, 10)
+        async with engine.persistent_subscription(topic, "work") as one:
+            await one.ack((await some(one, 10))[:4])
+            with pytest.raises(SubscriptionInUse):
+                await engine.persistent_subscription(topic, "work").reset(Offset.EARLIEST)
+        other = engine.persistent_subscription(topic, "work")
+        with pytest.raises(OffsetOutOfRange):
+            await other.reset(Offset.at(11))
+        assert (await other.describe()).lag == {TopicPartition(topic, 0): 6}, "nothing is changed"
+        assert await other.reset(Offset.at(2)) == {TopicPartition(topic, 0): 2}
+        assert (await other.describe()).positions == {TopicPartition(topic, 0): 2}
+        async with engine.persistent_subscription(topic, "work") as one:
+            again = await some(one, 8)
+            assert sorted(message.payload for message in again) == list(range(2, 10))
+            assert {message.delivery_count for message in again} == {1}
 
     engine_run(work)
 

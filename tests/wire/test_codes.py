@@ -92,6 +92,7 @@ def test_codes_are_for_ever() -> None:
         "LEASE_LOST": 181,
         "SUBSCRIPTION_NOT_FOUND": 190,
         "LOCK_LOST": 191,
+        "SUBSCRIPTION_IN_USE": 192,
         "SOURCE_ERROR": 195,
         "SOURCE_UNAVAILABLE": 196,
         "OUTCOME_UNKNOWN": 300,

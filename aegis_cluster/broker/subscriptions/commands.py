@@ -15,7 +15,7 @@ import msgpack
 from aegis_cluster.errors import CorruptRecord
 
 if TYPE_CHECKING:
-    from aegis_cluster.ids import GroupId
+    from aegis_cluster.ids import GroupId, ProducerId
 
 COMMAND_VERSION: Final = 1
 ROUND_ROBIN: Final = "round_robin"
@@ -88,25 +88,22 @@ class Park(NamedTuple):
     reason: str
 
 
-class Binding(NamedTuple):
-    """Where a dead letter is written: always as this sequence of this epoch of the subscription's
-    own producer, so that it is stored once, whoever writes it and however often."""
+class Letter(NamedTuple):
+    """A message whose dead letter is being written; count: of its last hand-out."""
 
-    grave: GroupId
-    partition: int
-    epoch: int
-    sequence: int
+    log: GroupId
+    offset: int
+    count: int  # type: ignore[assignment] # hides tuple.count
 
 
 @dataclass(frozen=True, slots=True)
 class Create:
-    """token: tells this subscription from an earlier one of its name. producer_id: of its dead
-    letters, -1 without. starts: (log, first offset) of the topic's partitions."""
+    """token: tells this subscription from an earlier one of its name. starts: (log, first offset)
+    of the topic's partitions."""
 
     key: Key
     token: str
     rules: Rules
-    producer_id: int
     starts: tuple[tuple[GroupId, int], ...]
 
 
@@ -114,7 +111,18 @@ class Create:
 class Configure:
     key: Key
     rules: Rules
-    producer_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reset:
+    """Begin anew at other positions: what was handed out, settled and parked is forgotten.
+
+    token: the subscription's from now on, so that nothing handed out before can settle anything.
+    """
+
+    key: Key
+    token: str
+    starts: tuple[tuple[GroupId, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,18 +151,14 @@ class Settle:
 
 
 @dataclass(frozen=True, slots=True)
-class Bind:
-    """Each dead letter's place is decided before it is written."""
+class Bury:
+    """These messages are settled if the transaction of this producer and epoch is committed; their
+    dead letters are written in it."""
 
     key: Key
-    letters: tuple[tuple[GroupId, int, Binding], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Unbind:
-    """Dead letters that were bound and not written are bound anew, in the producer's next epoch."""
-
-    key: Key
+    producer: ProducerId
+    epoch: int
+    letters: tuple[Letter, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,26 +170,26 @@ class Replay:
     messages: tuple[tuple[GroupId, int], ...]
 
 
-SubscriptionCommand = Create | Configure | Drop | HandOut | Settle | Bind | Unbind | Replay
+SubscriptionCommand = Create | Configure | Reset | Drop | HandOut | Settle | Bury | Replay
 
 
 def encode_command(command: SubscriptionCommand) -> bytes:
     """The value of one record in `__subscriptions`."""
     match command:
-        case Create(key, token, rules, producer_id, starts):
-            body: list[Any] = ["create", key, token, rules, producer_id, starts]
-        case Configure(key, rules, producer_id):
-            body = ["configure", key, rules, producer_id]
+        case Create(key, token, rules, starts):
+            body: list[Any] = ["create", key, token, rules, starts]
+        case Configure(key, rules):
+            body = ["configure", key, rules]
+        case Reset(key, token, starts):
+            body = ["reset", key, token, starts]
         case Drop(key):
             body = ["drop", key]
         case HandOut(key, runs):
             body = ["hand_out", key, runs]
         case Settle(key, session, number, done, later, parked, refused):
             body = ["settle", key, session, number, done, later, parked, refused]
-        case Bind(key, letters):
-            body = ["bind", key, letters]
-        case Unbind(key):
-            body = ["unbind", key]
+        case Bury(key, producer, epoch, letters):
+            body = ["bury", key, producer, epoch, letters]
         case Replay(key, at_ms, messages):
             body = ["replay", key, at_ms, messages]
     return bytes(msgpack.packb([COMMAND_VERSION, *body]))
@@ -207,10 +211,12 @@ def decode_command(value: bytes) -> SubscriptionCommand:
 
 def _decode(kind: str, key: Key, body: list[Any]) -> SubscriptionCommand:
     match kind, body:
-        case "create", [token, rules, producer_id, starts]:
-            return Create(key, token, Rules(*rules), producer_id, starts)
-        case "configure", [rules, producer_id]:
-            return Configure(key, Rules(*rules), producer_id)
+        case "create", [token, rules, starts]:
+            return Create(key, token, Rules(*rules), starts)
+        case "configure", [rules]:
+            return Configure(key, Rules(*rules))
+        case "reset", [token, starts]:
+            return Reset(key, token, starts)
         case "drop", []:
             return Drop(key)
         case "hand_out", [runs]:
@@ -225,10 +231,8 @@ def _decode(kind: str, key: Key, body: list[Any]) -> SubscriptionCommand:
                 tuple(Park(*one) for one in parked),
                 tuple(Run(*run) for run in refused),
             )
-        case "bind", [letters]:
-            return Bind(key, tuple((log, offset, Binding(*one)) for log, offset, one in letters))
-        case "unbind", []:
-            return Unbind(key)
+        case "bury", [producer, epoch, letters]:
+            return Bury(key, producer, epoch, tuple(Letter(*one) for one in letters))
         case "replay", [at_ms, messages]:
             return Replay(key, at_ms, messages)
     raise CorruptRecord(f"The subscription command {kind!r} is unknown to this version.")

@@ -10,13 +10,16 @@ tells one hand-out from the next.
                    ▲             │ lock ran out, or nack
                    └─────────────┤ tries are left
                                  └ no try left ──► parked, or to be written as a dead letter
+
+A dead letter is written by one consumer, in a transaction; when that is committed, the message is
+settled (`buried`).
 """
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
 from heapq import heappop, heappush
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from aegis_cluster.broker.subscriptions.commands import Handed, Later, Park, Run
@@ -35,6 +38,10 @@ if TYPE_CHECKING:
 
 NO_ROOM_MS: Final = 10_000
 """A message that should be parked, and finds no room there, is handed out again after so long."""
+BURIAL_MS: Final = 30_000
+"""A consumer may take so long over dead letters, or its `ack_timeout` if that is longer."""
+BURY_AGAIN_MS: Final = 1_000
+"""After an attempt that came to nothing."""
 NOBODY: Final = ""
 """Holds what an earlier coordinator handed out: this one does not know to whom."""
 
@@ -59,10 +66,8 @@ class Dispatcher:
         self._leases: dict[GroupId, dict[int, Lease]] = {}
         self._deadlines: list[tuple[int, int, GroupId, range, Lease]] = []
         self._delayed: list[tuple[int, GroupId, int]] = []
-        self._graves: deque[tuple[GroupId, int]] = deque()
-        """To be written as dead letters."""
-        self._bound: list[tuple[int, GroupId, int]] = []
-        """Of these, those whose place is decided: (sequence, log, offset); they go first."""
+        self._graves: dict[tuple[GroupId, int], None] = {}
+        """To be written as dead letters, in this order."""
         self._burying = 0
         self._pushed = 0
         for log, progress in sorted(state.progress.items()):
@@ -80,10 +85,9 @@ class Dispatcher:
     ) -> None:
         self._ready.hold(log, offset, delivery.key)
         is_used_up = bool(delivery.at_ms) and self._is_used_up(delivery)
-        if delivery.binding is not None:
-            self._bound.append((delivery.binding.sequence, log, offset))
-        elif is_used_up and self.state.rules.dead_letter:
-            self._graves.append((log, offset))
+        is_buried = self.state.is_buried_by(log, offset) is not None
+        if is_buried or (is_used_up and self.state.rules.dead_letter):
+            self._graves[log, offset] = None
         elif is_used_up:
             self._lock(log, range(offset, offset + 1), Lease(NOBODY, now_ms))
         elif delivery.at_ms:
@@ -113,7 +117,7 @@ class Dispatcher:
 
     @property
     def to_bury(self) -> int:
-        return len(self._graves) + len(self._bound) + self._burying
+        return len(self._graves) + self._burying
 
     def held_by(self, consumer: str) -> int:
         return sum(
@@ -189,20 +193,18 @@ class Dispatcher:
     def take_burials(self, consumer: str, now_ms: int) -> list[tuple[GroupId, int, Delivery]]:
         """Dead letters for a consumer to write; one consumer at a time does.
 
-        Those that were bound before come alone and in their order: no more of them than the
-        leader's window of repeats holds (`SUBSCRIPTION_BURIALS_MAX`).
+        Some of them may be a part of an earlier consumer's transaction: that one ends before this
+        consumer's begins, because both are of the same transactional id.
         """
-        if self._burying or not (self._graves or self._bound):
+        if self._burying or not self._graves:
             return []
-        lease = Lease(consumer, now_ms + self.state.rules.ack_timeout_ms, burial=True)
-        chosen = [(log, offset) for _, log, offset in sorted(self._bound)]
-        self._bound.clear()
-        if not chosen:
-            count = min(len(self._graves), SUBSCRIPTION_BURIALS_MAX)
-            chosen = [self._graves.popleft() for _ in range(count)]
-        self._burying = len(chosen)
+        deadline_ms = now_ms + max(BURIAL_MS, self.state.rules.ack_timeout_ms)
+        lease = Lease(consumer, deadline_ms, burial=True)
+        chosen = list(islice(self._graves, SUBSCRIPTION_BURIALS_MAX))
         for log, offset in chosen:
+            del self._graves[log, offset]
             self._lock(log, range(offset, offset + 1), lease)
+        self._burying = len(chosen)
         return [(log, offset, self.state.of(log).open[offset]) for log, offset in chosen]
 
     def burial_of(self, log: GroupId, offset: int, consumer: str) -> Delivery | None:
@@ -221,7 +223,22 @@ class Dispatcher:
         return self.state.of(log).open[offset].count == count
 
     def is_burial(self, log: GroupId, offset: int) -> bool:
+        """Whoever holds it is to write its dead letter, not to handle it."""
         return self._leases[log][offset].burial
+
+    def buried(self, log: GroupId, offset: int) -> None:
+        """The transaction with its dead letter is committed; that it is settled follows."""
+        key = self.state.of(log).open[offset].key
+        if offset in self._leases.get(log, ()):
+            self._unlock(log, offset)
+        self._graves.pop((log, offset), None)
+        self._ready.free(log, offset, key)
+
+    def not_buried(self, log: GroupId, offset: int, now_ms: int) -> None:
+        """Its dead letter could not be written; somebody tries again, after a moment."""
+        if self._leases.get(log, {}).get(offset) is not None:
+            lease = Lease(NOBODY, now_ms + BURY_AGAIN_MS, burial=True)
+            self._lock(log, range(offset, offset + 1), lease)
 
     def settled(self, log: GroupId, offset: int) -> None:
         """A held message is acknowledged, buried or parked. The command follows."""
@@ -250,17 +267,7 @@ class Dispatcher:
         """The holder needs more time."""
         old = self._leases[log][offset]
         until_ms = now_ms + self.state.rules.ack_timeout_ms
-        self._lock(log, range(offset, offset + 1), Lease(old.consumer, until_ms, old.burial))
-
-    def unbound(self) -> None:
-        """What was to be buried waits to be bound anew; `Unbind` must follow."""
-        self._graves.extend((log, offset) for _, log, offset in sorted(self._bound))
-        self._bound.clear()
-        for log, held in self._leases.items():
-            for offset in [offset for offset, lease in held.items() if lease.burial]:
-                self._unlock(log, offset)
-                self._graves.append((log, offset))
-        self._burying = 0
+        self._lock(log, range(offset, offset + 1), Lease(old.consumer, until_ms))
 
     # ---- time
 
@@ -293,10 +300,8 @@ class Dispatcher:
     ) -> None:
         delivery = self.state.of(log).open[offset]
         self._unlock(log, offset)
-        if lease.burial and delivery.binding is not None:
-            self._bound.append((delivery.binding.sequence, log, offset))
-        elif lease.burial:
-            self._graves.append((log, offset))
+        if lease.burial:
+            self._graves[log, offset] = None
         elif self._is_used_up(delivery):
             found = self._give_up(log, offset, delivery, now_ms)
             if found is not None:
@@ -313,7 +318,7 @@ class Dispatcher:
     def _give_up(self, log: GroupId, offset: int, delivery: Delivery, now_ms: int) -> Park | None:
         """What is to be parked; None: it is to be buried, or waits for room among the parked."""
         if self.state.rules.dead_letter:
-            self._graves.append((log, offset))
+            self._graves[log, offset] = None
             return None
         if self.state.parked >= SUBSCRIPTION_PARKED_MAX:
             heappush(self._delayed, (now_ms + NO_ROOM_MS, log, offset))

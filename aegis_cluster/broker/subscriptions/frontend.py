@@ -9,7 +9,15 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, Any, Final
 
-from aegis_cluster.broker.subscriptions.commands import STRATEGIES, Create, Key, Rules, Run
+from aegis_cluster.broker.subscriptions.commands import (
+    STRATEGIES,
+    Bury,
+    Create,
+    Key,
+    Letter,
+    Rules,
+    Run,
+)
 from aegis_cluster.broker.subscriptions.subscription_coordinator import (
     SETTLE_KINDS,
     Mark,
@@ -18,7 +26,7 @@ from aegis_cluster.broker.subscriptions.subscription_coordinator import (
 )
 from aegis_cluster.broker.subscriptions.subscription_stm import SubscriptionFold
 from aegis_cluster.errors import NotLeader, PeerViolation, SubscriptionNotFound
-from aegis_cluster.ids import SUBSCRIPTIONS_TOPIC, GroupId
+from aegis_cluster.ids import SUBSCRIPTIONS_TOPIC, GroupId, ProducerId
 from aegis_cluster.limits import (
     ACK_TIMEOUT_MS_MAX,
     ACK_TIMEOUT_MS_MIN,
@@ -54,12 +62,13 @@ SUBSCRIPTION_APIS: Final = frozenset(
         Api.SUBSCRIPTION_POLL,
         Api.SUBSCRIPTION_REPORT,
         Api.SUBSCRIPTION_SETTLE,
-        Api.SUBSCRIPTION_BIND,
+        Api.SUBSCRIPTION_BURY,
         Api.SUBSCRIPTION_LEAVE,
         Api.SUBSCRIPTION_DESCRIBE,
         Api.SUBSCRIPTION_LIST,
         Api.SUBSCRIPTION_PARKED,
         Api.SUBSCRIPTION_REPLAY,
+        Api.SUBSCRIPTION_RESET,
         Api.SUBSCRIPTION_DELETE,
     }
 )
@@ -117,8 +126,8 @@ class SubscriptionFrontend:
                     number=take_int(fields, 4, "number"),
                     marks=_marks_from(fields),
                 )
-            case Api.SUBSCRIPTION_BIND:
-                self._bind(coordinator, key, fields, exchange)
+            case Api.SUBSCRIPTION_BURY:
+                self._bury(coordinator, key, fields, exchange)
             case Api.SUBSCRIPTION_LEAVE:
                 token, consumer = take_str(fields, 2, "token"), take_str(fields, 3, "consumer")
                 coordinator.leave(exchange, key, token, consumer)
@@ -129,6 +138,9 @@ class SubscriptionFrontend:
             case Api.SUBSCRIPTION_REPLAY:
                 messages = None if is_none(fields, 2, "messages") else _places_from(fields, 2)
                 coordinator.replay(exchange, key, messages)
+            case Api.SUBSCRIPTION_RESET:
+                token = take_str(fields, 2, "token", chars_max=64)
+                coordinator.reset(exchange, key, token, _places_from(fields, 3))
             case Api.SUBSCRIPTION_DELETE:
                 coordinator.drop(exchange, key)
             case _:
@@ -217,25 +229,23 @@ class SubscriptionFrontend:
         fields: Sequence[Any],
         exchange: Exchange,
     ) -> None:
-        """[topic, name, mode, token, rules or None, producer id, [[log, offset], ...]] ->
-        [token, rules]
+        """[topic, name, mode, token, rules or None, [[log, offset], ...], given] -> [token, rules]
 
         mode: "look": it must be there; "have": make it if it is not; "update": change its rules.
         """
         mode = take_str(fields, 2, "mode")
         token = take_str(fields, 3, "token", chars_max=64)
         rules = None if is_none(fields, 4, "rules") else _rules_from(take_list(fields, 4, "rules"))
-        producer_id = take_int(fields, 5, "producer_id", low=-1)
         match mode, rules:
             case "look", _:
                 coordinator.look(exchange, key)
             case "have", Rules():
-                starts = tuple(_places_from(fields, 6))
-                command = Create(key, token, rules, producer_id, starts)
-                given = take_bool(fields, 7, "given")
+                starts = tuple(_places_from(fields, 5))
+                command = Create(key, token, rules, starts)
+                given = take_bool(fields, 6, "given")
                 coordinator.create(exchange, command, given=given)
             case "update", Rules():
-                coordinator.configure(exchange, key, rules, producer_id)
+                coordinator.configure(exchange, key, rules)
             case _:
                 raise PeerViolation("A subscription is opened to look, to have or to update.")
 
@@ -276,22 +286,20 @@ class SubscriptionFrontend:
             keys=keys,
         )
 
-    def _bind(
+    def _bury(
         self,
         coordinator: SubscriptionCoordinator,
         key: Key,
         fields: Sequence[Any],
         exchange: Exchange,
     ) -> None:
-        """[topic, name, token, consumer, [[log, offset, partition], ...]]"""
-        rows = take_list(fields, 4, "letters", items_max=SUBSCRIPTION_BURIALS_MAX)
-        letters = []
-        for row in rows:
-            values = row if isinstance(row, list) else []
-            log = GroupId(take_int(values, 0, "log"))
-            letters.append((log, take_int(values, 1, "offset"), take_int(values, 2, "partition")))
+        """[topic, name, token, consumer, producer id, its epoch, [[log, offset, count], ...]]"""
+        rows = take_list(fields, 6, "letters", items_max=SUBSCRIPTION_BURIALS_MAX)
+        letters = tuple(_letter_from(row if isinstance(row, list) else []) for row in rows)
+        producer = ProducerId(take_int(fields, 4, "producer_id"))
+        epoch = take_int(fields, 5, "producer_epoch", high=2**15 - 1)
         token, consumer = take_str(fields, 2, "token"), take_str(fields, 3, "consumer")
-        coordinator.bind(exchange, key, token, consumer, letters)
+        coordinator.bury(exchange, Bury(key, producer, epoch, letters), token, consumer)
 
     # ---- looking
 
@@ -438,6 +446,11 @@ def _mark_from(row: Any) -> Mark:
         take_int(values, 5, "delay_ms", high=DELAY_MS_MAX),
         take_str(values, 6, "reason", chars_max=REASON_CHARS_MAX),
     )
+
+
+def _letter_from(values: Sequence[Any]) -> Letter:
+    log = GroupId(take_int(values, 0, "log"))
+    return Letter(log, take_int(values, 1, "offset"), take_int(values, 2, "count"))
 
 
 def _rules_from(values: Sequence[Any]) -> Rules:

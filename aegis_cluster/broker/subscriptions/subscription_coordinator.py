@@ -12,20 +12,20 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from aegis_cluster.broker.subscriptions.commands import (
-    Bind,
-    Binding,
+    Bury,
     Configure,
     Create,
     Drop,
     HandOut,
     Key,
     Later,
+    Letter,
     Park,
     Replay,
+    Reset,
     Rules,
     Run,
     Settle,
-    Unbind,
     encode_command,
 )
 from aegis_cluster.broker.subscriptions.dispatcher import Dispatcher
@@ -34,14 +34,15 @@ from aegis_cluster.broker.subscriptions.subscription_table import created
 from aegis_cluster.errors import (
     AegisError,
     ConfigError,
-    LockLost,
     NotLeader,
     NotReady,
+    ProducerFenced,
     Refused,
+    SubscriptionInUse,
     SubscriptionNotFound,
     Throttled,
 )
-from aegis_cluster.ids import NO_INDEX, GroupId, LogIndex
+from aegis_cluster.ids import NO_INDEX, GroupId, LogIndex, ProducerId
 from aegis_cluster.limits import (
     SUBSCRIPTION_CONSUMERS_MAX,
     SUBSCRIPTION_PARKED_MAX,
@@ -88,8 +89,7 @@ NACK: Final = "nack"
 RELEASE: Final = "release"
 PARK: Final = "park"
 EXTEND: Final = "extend"
-UNBIND: Final = "unbind"
-SETTLE_KINDS: Final = frozenset({ACK, NACK, RELEASE, PARK, EXTEND, UNBIND})
+SETTLE_KINDS: Final = frozenset({ACK, NACK, RELEASE, PARK, EXTEND})
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +178,7 @@ class SubscriptionCoordinator:
         self.term = partition.replica.term
         self._wall_ms = wall_ms
         self._logs_of = logs_of
+        fold.on_burial_ended = self._burial_ended
         self._began_ms = now_ms
         self._clock_ms = now_ms
         self._slept_ms = 0
@@ -208,18 +209,31 @@ class SubscriptionCoordinator:
         state = live.state
         self._answer(live, exchange, [state.token, list(state.rules)], own=live.index > 0)
 
-    def configure(self, exchange: Exchange, key: Key, rules: Rules, producer_id: int) -> None:
+    def configure(self, exchange: Exchange, key: Key, rules: Rules) -> None:
         """Give a subscription other rules; what is under way goes on by the new ones."""
         live = self._known(key)
-        self._append(live, [Configure(key, rules, producer_id)])
-        live.dispatcher = Dispatcher(
-            live.state,
-            now_ms=self._now_ms,
-            wall_ms=self._wall_ms(),
-            locked_until_ms=self._now_ms + rules.ack_timeout_ms,
-        )
-        self._consumers_changed(live)
+        self._append(live, [Configure(key, rules)])
+        self._dispatch_anew(live)
         self._answer(live, exchange, [live.state.token, list(rules)], own=True)
+
+    def reset(
+        self, exchange: Exchange, key: Key, token: str, starts: Sequence[tuple[GroupId, int]]
+    ) -> None:
+        """Begin anew at these positions; what was handed out, settled and parked is forgotten.
+
+        token: the subscription's from now on; the same one again is a repeat. Refused with
+        `SubscriptionInUse` while it has consumers.
+        """
+        live = self._known(key)
+        if live.state.token == token:
+            self._answer(live, exchange, [], own=False)
+            return
+        if live.consumers:
+            self._refuse(live, exchange, _in_use(live))
+            return
+        self._append(live, [Reset(key, token, tuple(starts))])
+        self._dispatch_anew(live)
+        self._answer(live, exchange, [], own=True)
 
     def drop(self, exchange: Exchange, key: Key) -> None:
         """Forget a subscription, its parked messages included."""
@@ -315,16 +329,9 @@ class SubscriptionCoordinator:
         later: list[Later] = []
         parked: list[Park] = []
         refused_now: list[Run] = []
-        unbind = False
         for mark in marks:
             held = self._held(live, mark, refused_now)
-            if mark.kind == UNBIND:
-                unbind = unbind or bool(held)
-            else:
-                self._carry_out(live, mark, held, done, later, parked)
-        if unbind:
-            live.dispatcher.unbound()
-            self._append(live, [Unbind(key)])
+            self._carry_out(live, mark, held, done, later, parked)
         if done or later or parked:
             command = Settle(
                 key, session, number, tuple(done), tuple(later), tuple(parked), tuple(refused_now)
@@ -333,40 +340,31 @@ class SubscriptionCoordinator:
         self._answer(live, exchange, [refused_now], own=True)
         self._serve(live)
 
-    def bind(
-        self,
-        exchange: Exchange,
-        key: Key,
-        token: str,
-        consumer: str,
-        letters: Sequence[tuple[GroupId, int, int]],
-    ) -> None:
-        """Decide where dead letters are written. letters: (log, offset, partition of the dead
-        letter topic). Answers [producer id, [[log of that partition, partition, epoch, sequence],
-        ...]], in their order; an earlier decision stands. Raises `LockLost`, `NotReady`.
+    def bury(self, exchange: Exchange, command: Bury, token: str, consumer: str) -> None:
+        """Settle messages with the transaction in which this consumer writes their dead letters.
+
+        Answers [[log, offset], ...]: those that it may write; the others were settled meanwhile, or
+        are another's. Refused with `ProducerFenced` once that transaction has ended here.
         """
+        key, producer, epoch = command.key, command.producer, command.epoch
         live = self._known(key, token)
-        state = live.state
-        graves = {number: log for log, number in self._logs_of(state.rules.dead_letter).items()}
-        sequences = dict(state.sequences)
-        made: list[tuple[GroupId, int, Binding]] = []
-        rows: list[Binding] = []
-        for log, offset, partition in letters:
-            delivery = live.dispatcher.burial_of(log, offset, consumer)
-            if delivery is None:
-                raise LockLost("Another consumer writes this dead letter by now.")
-            bound = delivery.binding
-            if bound is None:
-                grave = graves.get(partition)
-                if grave is None:
-                    raise NotReady(f"{state.rules.dead_letter}/{partition} is not known here yet.")
-                bound = Binding(grave, partition, state.epoch, sequences.get(grave, 0))
-                sequences[grave] = bound.sequence + 1
-                made.append((log, offset, bound))
-            rows.append(bound)
-        if made:
-            self._append(live, [Bind(key, tuple(made))])
-        self._answer(live, exchange, [state.producer_id, rows], own=True)
+        known, index = self.partition.state.producers.epoch_of(producer)
+        if known > epoch:
+            fenced = _ended(key, epoch, known)
+            done = _Answer(lambda: exchange.refuse(fenced), exchange, own=False)
+            self.partition.wait_for(index, done)
+            return
+        mine = [one for one in command.letters if self._may_bury(live, one, consumer, command)]
+        added = [one for one in mine if live.state.is_buried_by(one.log, one.offset) is None]
+        if added:
+            self._append(live, [Bury(key, producer, epoch, tuple(added))])
+        self._answer(live, exchange, [[[one.log, one.offset] for one in mine]], own=True)
+
+    def _may_bury(self, live: Live, letter: Letter, consumer: str, command: Bury) -> bool:
+        delivery = live.dispatcher.burial_of(letter.log, letter.offset, consumer)
+        by = live.state.is_buried_by(letter.log, letter.offset)
+        is_free = by is None or by == (command.producer, command.epoch)
+        return delivery is not None and delivery.count == letter.count and is_free
 
     def leave(self, exchange: Exchange, key: Key, token: str, consumer: str) -> None:
         """A consumer ends; what it still held is ready for others."""
@@ -450,6 +448,7 @@ class SubscriptionCoordinator:
 
     def close(self) -> None:
         """Leadership is lost: those who wait are sent to the next coordinator."""
+        self.fold.on_burial_ended = None
         for live in self._live.values():
             for consumer in live.consumers.values():
                 if consumer.exchange is not None:
@@ -495,6 +494,31 @@ class SubscriptionCoordinator:
     def _park(self, live: Live, parked: Sequence[Park]) -> None:
         if parked:
             self._append(live, [Settle(live.state.key, parked=tuple(parked))])
+
+    def _burial_ended(self, key: Key, producer: ProducerId, epoch: int, committed: bool) -> None:
+        """A transaction's marker was applied; called by the fold, so nothing is appended here."""
+        live = self._live.get(key)
+        found = None if live is None else live.state.burials.get(producer)
+        if live is None or found is None or found.epoch > epoch:
+            return
+        for (log, offset), count in found.letters.items():
+            delivery = live.state.of(log).open.get(offset)
+            if delivery is None or delivery.count != count:
+                continue
+            if committed and found.epoch == epoch:
+                live.dispatcher.buried(log, offset)
+            else:
+                live.dispatcher.not_buried(log, offset, self._now_ms)
+        live.state.end_burial(producer, epoch, committed=committed)
+
+    def _dispatch_anew(self, live: Live) -> None:
+        live.dispatcher = Dispatcher(
+            live.state,
+            now_ms=self._now_ms,
+            wall_ms=self._wall_ms(),
+            locked_until_ms=self._now_ms + live.state.rules.ack_timeout_ms,
+        )
+        self._consumers_changed(live)
 
     def _find(self, key: Key) -> Live | None:
         """The subscription, made live when the table has it. Raises `NotReady`."""
@@ -604,10 +628,18 @@ class SubscriptionCoordinator:
         """Which offsets of a line have a good lock; the others are noted as refused."""
         log, first, end = mark.run
         held = [o for o in range(first, end) if live.dispatcher.holds(log, o, mark.count)]
+        if live.dispatcher.to_bury:
+            held = [offset for offset in held if self._may_say(live, mark.kind, log, offset)]
         if len(held) != end - first:
             kept = set(held)
             _add_runs(refused, log, [o for o in range(first, end) if o not in kept])
         return held
+
+    def _may_say(self, live: Live, kind: str, log: GroupId, offset: int) -> bool:
+        """What is to be buried is given back, or parked while no transaction settles it."""
+        if not live.dispatcher.is_burial(log, offset) or kind == RELEASE:
+            return True
+        return kind == PARK and live.state.is_buried_by(log, offset) is None
 
     def _carry_out(
         self,
@@ -634,6 +666,9 @@ class SubscriptionCoordinator:
             case _:
                 spared = mark.kind == RELEASE
                 for offset in held:
+                    if dispatcher.is_burial(log, offset):
+                        dispatcher.not_buried(log, offset, self._now_ms)
+                        continue
                     found = dispatcher.failed(
                         log,
                         offset,
@@ -689,6 +724,26 @@ def not_found(key: Key) -> SubscriptionNotFound:
         f"Topic {key.topic!r} has no subscription {key.name!r} (any more).",
         topic=key.topic,
         subscription=key.name,
+    )
+
+
+def _in_use(live: Live) -> SubscriptionInUse:
+    key, count = live.state.key, len(live.consumers)
+    return SubscriptionInUse(
+        f"Subscription {key} has {count} consumers, which hold messages or wait for some. Stop them"
+        " first; one that was killed is forgotten within a second.",
+        topic=key.topic,
+        subscription=key.name,
+        consumers=count,
+    )
+
+
+def _ended(key: Key, epoch: int, known: int) -> ProducerFenced:
+    return ProducerFenced(
+        f"The transaction of epoch {epoch} that writes dead letters of {key} has ended here, so it"
+        " settles nothing any more.",
+        have=known,
+        got=epoch,
     )
 
 

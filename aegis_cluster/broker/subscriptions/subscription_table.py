@@ -2,7 +2,8 @@
 
 Of every topic's partition (*log*): the position below which all is settled, ranges that are
 settled ahead of it, what was handed out and is not settled (with its delivery count), and what is
-parked. Every replica applies the same commands and holds the same table; a coordinator applies
+parked. Messages whose dead letters are written in a transaction stay open until its marker stands
+in this log. Every replica applies the same commands and holds the same table; a coordinator applies
 them to a copy as well, ahead of their commit, and decides on that.
 """
 
@@ -12,24 +13,24 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from aegis_cluster.broker.subscriptions.commands import (
-    Bind,
-    Binding,
+    Bury,
     Configure,
     Create,
     Drop,
     Handed,
     HandOut,
     Key,
+    Letter,
     Replay,
+    Reset,
     Rules,
     Run,
     Settle,
     SubscriptionCommand,
-    Unbind,
 )
 from aegis_cluster.broker.subscriptions.ranges import Ranges
 from aegis_cluster.errors import invariant
-from aegis_cluster.ids import GroupId
+from aegis_cluster.ids import GroupId, ProducerId
 from aegis_cluster.limits import SUBSCRIPTION_SESSIONS_KEPT
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ SUBSCRIPTION: Final = "subscription"
 OPEN: Final = "open"
 PARKED: Final = "parked"
 AHEAD: Final = "ahead"
+BURIALS: Final = "burials"
 SLICE_ROWS: Final = 1_000
 
 
@@ -47,14 +49,13 @@ class Delivery(NamedTuple):
 
     count: how often it was handed out; it never falls. spared: how many of these do not count as
     tries. at_ms: not to be handed out before (wall clock); 0 while a consumer may hold it.
-    key: hash of its key, where keys matter. binding: where it is written as a dead letter.
+    key: hash of its key, where keys matter.
     """
 
     count: int  # type: ignore[assignment] # hides tuple.count
     spared: int = 0
     at_ms: int = 0
     key: int | None = None
-    binding: Binding | None = None
 
     @property
     def tries(self) -> int:
@@ -77,6 +78,14 @@ class Settled(NamedTuple):
 
     number: int
     refused: tuple[Run, ...]
+
+
+@dataclass(slots=True)
+class Burial:
+    """What one transaction settles if it is committed: delivery counts by log and offset."""
+
+    epoch: int
+    letters: dict[tuple[GroupId, int], int] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -134,27 +143,23 @@ class Progress:
 class Subscription:
     """One subscription; see `commands.Create` for the values that it begins with."""
 
-    __slots__ = (
-        "epoch", "key", "producer_id", "progress", "rules", "sequences", "settled", "token",
-    )  # fmt: skip
+    __slots__ = ("burials", "key", "progress", "rules", "settled", "token")
 
-    def __init__(self, key: Key, token: str, rules: Rules, producer_id: int) -> None:
+    def __init__(self, key: Key, token: str, rules: Rules) -> None:
         self.key = key
         self.token = token
         self.rules = rules
-        self.producer_id = producer_id
-        self.epoch = 0
-        """Of its producer."""
-        self.sequences: dict[GroupId, int] = {}
-        """Next one of its producer in this epoch, by the dead letters' log."""
+        self.burials: dict[ProducerId, Burial] = {}
+        """Transactions that write its dead letters and have not ended here."""
         self.progress: dict[GroupId, Progress] = {}
         self.settled: dict[str, Settled] = {}
         """By session, the longest unheard first."""
 
     def copy(self) -> Subscription:
-        made = Subscription(self.key, self.token, self.rules, self.producer_id)
-        made.epoch = self.epoch
-        made.sequences = dict(self.sequences)
+        made = Subscription(self.key, self.token, self.rules)
+        made.burials = {
+            producer: Burial(one.epoch, dict(one.letters)) for producer, one in self.burials.items()
+        }
         made.progress = {log: progress.copy() for log, progress in self.progress.items()}
         made.settled = dict(self.settled)
         return made
@@ -176,26 +181,31 @@ class Subscription:
         """How many messages are parked."""
         return sum(len(progress.parked) for progress in self.progress.values())
 
+    def is_buried_by(self, log: GroupId, offset: int) -> tuple[ProducerId, int] | None:
+        """Producer and epoch of the transaction that writes its dead letter, if one does."""
+        for producer, one in self.burials.items():
+            if (log, offset) in one.letters:
+                return producer, one.epoch
+        return None
+
     # ---- commands
 
     def apply(
-        self, command: Configure | HandOut | Settle | Bind | Unbind | Replay, time_ms: int
+        self, command: Configure | Reset | HandOut | Settle | Bury | Replay, time_ms: int
     ) -> None:
         """Fold one command; time_ms: append time of its frame."""
         match command:
-            case Configure(_, rules, producer_id):
+            case Configure(_, rules):
                 self.rules = rules
-                self.producer_id = self.producer_id if self.producer_id >= 0 else producer_id
+            case Reset(_, token, starts):
+                self._reset(token, starts)
             case HandOut(_, runs):
                 for run in runs:
                     self.of(run.log).hand_out(run)
             case Settle():
                 self._settle(command, time_ms)
-            case Bind(_, letters):
-                for log, offset, binding in letters:
-                    self._bind(log, offset, binding)
-            case Unbind():
-                self._unbind()
+            case Bury(_, producer, epoch, letters):
+                self._bury(producer, epoch, letters)
             case Replay(_, at_ms, messages):
                 for log, offset in messages:
                     self._replay(log, offset, at_ms)
@@ -220,20 +230,34 @@ class Subscription:
             while len(self.settled) > SUBSCRIPTION_SESSIONS_KEPT:
                 del self.settled[next(iter(self.settled))]
 
-    def _bind(self, log: GroupId, offset: int, binding: Binding) -> None:
-        opened = self.of(log).open
-        known = opened.get(offset)
-        if known is not None:
-            opened[offset] = known._replace(binding=binding)
-        self.sequences[binding.grave] = binding.sequence + 1
+    def _reset(self, token: str, starts: tuple[tuple[GroupId, int], ...]) -> None:
+        self.token = token
+        self.burials.clear()
+        self.settled.clear()
+        self.progress.clear()
+        for log, offset in starts:
+            self.of(log).position = offset
 
-    def _unbind(self) -> None:
-        self.epoch += 1
-        self.sequences.clear()
-        for progress in self.progress.values():
-            for offset, known in progress.open.items():
-                if known.binding is not None:
-                    progress.open[offset] = known._replace(binding=None)
+    def _bury(self, producer: ProducerId, epoch: int, letters: tuple[Letter, ...]) -> None:
+        found = self.burials.get(producer)
+        if found is None or found.epoch < epoch:
+            found = self.burials[producer] = Burial(epoch)
+        invariant(found.epoch == epoch, "an older transaction buries", have=found.epoch, got=epoch)
+        found.letters.update({(log, offset): count for log, offset, count in letters})
+
+    def end_burial(self, producer: ProducerId, epoch: int, *, committed: bool) -> None:
+        """The transaction's marker stands in this log; epoch: the transaction's own."""
+        found = self.burials.get(producer)
+        if found is None or found.epoch > epoch:
+            return
+        del self.burials[producer]
+        if not committed or found.epoch < epoch:
+            return
+        for (log, offset), count in found.letters.items():
+            progress = self.of(log)
+            known = progress.open.get(offset)
+            if known is not None and known.count == count:
+                progress.finish(offset, offset + 1)
 
     def _replay(self, log: GroupId, offset: int, at_ms: int) -> None:
         progress = self.of(log)
@@ -247,6 +271,8 @@ class SubscriptionTable:
 
     def __init__(self) -> None:
         self.subscriptions: dict[Key, Subscription] = {}
+        self._buried_by: dict[ProducerId, Key] = {}
+        """Whose dead letters a producer writes."""
 
     def apply(self, command: SubscriptionCommand, time_ms: int) -> None:
         """Fold one committed command; time_ms: append time of its frame."""
@@ -259,6 +285,19 @@ class SubscriptionTable:
                 found = self.subscriptions.get(command.key)
                 if found is not None:
                     found.apply(command, time_ms)
+                    if isinstance(command, Bury):
+                        self._buried_by[command.producer] = command.key
+
+    def end_transaction(self, producer: ProducerId, epoch: int, *, committed: bool) -> Key | None:
+        """A marker stands in this log; epoch: the transaction's own. Returns whose dead letters it
+        was about, if it was about any."""
+        key = self._buried_by.get(producer)
+        found = None if key is None else self.subscriptions.get(key)
+        if found is not None:
+            found.end_burial(producer, epoch, committed=committed)
+        if found is None or producer not in found.burials:
+            self._buried_by.pop(producer, None)
+        return key
 
     # ---- snapshots
 
@@ -273,21 +312,30 @@ class SubscriptionTable:
             self.subscriptions[Key(*key)] = _from_fields(Key(*key), values)
             return
         log, rows = values
+        if kind == BURIALS:
+            self._add_burials(Key(*key), ProducerId(log), rows)
+            return
         progress = self.subscriptions[Key(*key)].of(GroupId(log))
         if kind == AHEAD:
             for first, end in rows:
                 progress.ahead.add(first, end)
         elif kind == OPEN:
-            for offset, count, spared, at_ms, hashed, binding in rows:
-                bound = None if binding is None else Binding(*binding)
-                progress.open[offset] = Delivery(count, spared, at_ms, hashed, bound)
+            for offset, *delivery in rows:
+                progress.open[offset] = Delivery(*delivery)
         else:
             for offset, *parked in rows:
                 progress.parked[offset] = Parked(*parked)
 
+    def _add_burials(self, key: Key, producer: ProducerId, rows: list[Any]) -> None:
+        self._buried_by[producer] = key
+        burials = self.subscriptions[key].burials
+        for epoch, log, offset, count in rows:
+            found = burials.setdefault(producer, Burial(epoch))
+            found.letters[GroupId(log), offset] = count
+
 
 def created(command: Create) -> Subscription:
-    made = Subscription(command.key, command.token, command.rules, command.producer_id)
+    made = Subscription(command.key, command.token, command.rules)
     for log, offset in command.starts:
         made.of(log).position = offset
     return made
@@ -303,25 +351,24 @@ def _slices(subscriptions: list[Subscription]) -> Iterator[list[Any]]:
             for kind, rows in ((AHEAD, ahead), (OPEN, opened), (PARKED, parked)):
                 for start in range(0, len(rows), SLICE_ROWS):
                     yield [kind, one.key, log, rows[start : start + SLICE_ROWS]]
+        for producer, burial in sorted(one.burials.items()):
+            letters = [[burial.epoch, *at, n] for at, n in sorted(burial.letters.items())]
+            for start in range(0, len(letters), SLICE_ROWS):
+                yield [BURIALS, one.key, producer, letters[start : start + SLICE_ROWS]]
 
 
 def _to_fields(one: Subscription) -> list[Any]:
     return [
         one.token,
         one.rules,
-        one.producer_id,
-        one.epoch,
-        dict(sorted(one.sequences.items())),
         [[log, progress.position] for log, progress in sorted(one.progress.items())],
         [[session, *found] for session, found in one.settled.items()],
     ]
 
 
 def _from_fields(key: Key, fields: list[Any]) -> Subscription:
-    token, rules, producer_id, epoch, sequences, positions, settled = fields[:7]
-    made = Subscription(key, token, Rules(*rules), producer_id)
-    made.epoch = epoch
-    made.sequences = {GroupId(log): sequence for log, sequence in sequences.items()}
+    token, rules, positions, settled = fields[:4]
+    made = Subscription(key, token, Rules(*rules))
     for log, position in positions:
         made.of(GroupId(log)).position = position
     for session, number, refused in settled:

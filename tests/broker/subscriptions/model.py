@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from aegis_cluster.broker.subscriptions.commands import Create, Key, Rules, Run
+from aegis_cluster.broker.subscriptions.commands import Bury, Create, Key, Letter, Rules, Run
 from aegis_cluster.broker.subscriptions.subscription_coordinator import (
     Mark,
     Poll,
@@ -13,7 +13,8 @@ from aegis_cluster.broker.subscriptions.subscription_coordinator import (
 )
 from aegis_cluster.broker.subscriptions.subscription_stm import SubscriptionFold
 from aegis_cluster.errors import AegisError, NotLeader, OutcomeUnknown
-from aegis_cluster.ids import GroupId, LogIndex
+from aegis_cluster.ids import GroupId, LogIndex, ProducerId
+from aegis_cluster.wire.markers import Marker
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 KEY: Final = Key("orders", "billing")
 LOG: Final = GroupId(7)
 TOKEN: Final = "token"
-GRAVES: Final = {GroupId(90): 0, GroupId(91): 1}
+PRODUCER: Final = ProducerId(5)
 
 
 @dataclass
@@ -43,6 +44,26 @@ class FakeReplica:
     term: int = 1
 
 
+class FakeProducers:
+    """What markers say of producers, those that are not committed included."""
+
+    def __init__(self, partition: FakePartition) -> None:
+        self._partition = partition
+
+    def epoch_of(self, producer: ProducerId) -> tuple[int, LogIndex]:
+        found = [
+            (frame.producer_epoch, LogIndex(place))
+            for place, frame in enumerate(self._partition.frames, 1)
+            if isinstance(frame, Marker) and frame.producer_id == producer
+        ]
+        return max(found, default=(-1, LogIndex(0)))
+
+
+@dataclass
+class FakeState:
+    producers: FakeProducers
+
+
 class FakePartition:
     """What a coordinator sees of a partition; frames are committed when a test says so."""
 
@@ -50,7 +71,8 @@ class FakePartition:
         self.replica = FakeReplica()
         self.fold = SubscriptionFold()
         self.applied = LogIndex(0)
-        self.frames: list[bytes] = []
+        self.frames: list[bytes | Marker] = []
+        self.state = FakeState(FakeProducers(self))
         self.waiters: list[tuple[int, Waiter]] = []
         self.now_ms = 1_000_000
         self.leads = True
@@ -60,6 +82,10 @@ class FakePartition:
             raise NotLeader("gone")
         self.frames.append(batch)
         return Placed(LogIndex(len(self.frames)), self.now_ms)
+
+    def mark(self, epoch: int, *, committed: bool) -> None:
+        """A coordinator's marker comes, which ends the transaction of `PRODUCER` and this epoch."""
+        self.frames.append(Marker(PRODUCER, epoch + 1, committed, 1))
 
     def wait_for(self, index: LogIndex, waiter: Waiter) -> None:
         if index <= self.applied:
@@ -76,10 +102,13 @@ class FakePartition:
     def commit(self, index: int | None = None) -> None:
         end = len(self.frames) if index is None else index
         while self.applied < end:
-            frame = memoryview(self.frames[self.applied])
+            frame = self.frames[self.applied]
             self.applied = LogIndex(self.applied + 1)
             header: Any = Header(self.applied, self.now_ms)
-            self.fold.apply(header, None, frame)  # type: ignore[arg-type] # not looked at
+            if isinstance(frame, Marker):
+                self.fold.transaction_ended(header, frame)
+            else:
+                self.fold.apply(header, None, memoryview(frame))  # type: ignore[arg-type] # unused
         done = [one for one in self.waiters if one[0] <= self.applied]
         self.waiters = [one for one in self.waiters if one[0] > self.applied]
         for _, waiter in done:
@@ -124,7 +153,7 @@ class Model:
     def __post_init__(self) -> None:
         self._begin()
         exchange = Exchange()
-        command = Create(KEY, TOKEN, self.rules, 5, ((LOG, 0),))
+        command = Create(KEY, TOKEN, self.rules, ((LOG, 0),))
         self.coordinator.create(exchange, command, given=True)
         self.partition.commit()
         assert exchange.answer == [TOKEN, list(self.rules)]
@@ -139,7 +168,7 @@ class Model:
         )
 
     def _logs_of(self, topic: str) -> dict[GroupId, int]:
-        return {LOG: 0} if topic == KEY.topic else dict(GRAVES)
+        return {LOG: 0} if topic == KEY.topic else {}
 
     def fail_over(self) -> None:
         """The leader dies; another one begins with what was committed."""
@@ -192,6 +221,19 @@ class Model:
         mark = Mark(kind, Run(LOG, offset, offset + 1), count, delay_ms, "reason")
         self.coordinator.settle(exchange, KEY, TOKEN, session=consumer, number=number, marks=[mark])
         return exchange
+
+    def bury(self, consumer: str, epoch: int, letters: Sequence[tuple[int, int]]) -> Exchange:
+        """letters: (offset, count)."""
+        exchange = Exchange()
+        command = Bury(KEY, PRODUCER, epoch, tuple(Letter(LOG, *one) for one in letters))
+        self.coordinator.bury(exchange, command, TOKEN, consumer)
+        return exchange
+
+
+def to_bury(exchange: Exchange) -> list[tuple[int, int]]:
+    """(offset, count) of the dead letters that a poll's answer gives a consumer to write."""
+    assert exchange.error is None, exchange.error
+    return [] if exchange.answer is None else [(row[1], row[2]) for row in exchange.answer[2]]
 
 
 def leases(exchange: Exchange) -> dict[int, int]:

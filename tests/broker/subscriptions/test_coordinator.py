@@ -9,28 +9,43 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aegis_cluster.broker.subscriptions.commands import (
-    Bind,
-    Binding,
+    Bury,
     Configure,
     Create,
     Drop,
     Handed,
     HandOut,
     Later,
+    Letter,
     Park,
     Replay,
+    Reset,
     Rules,
     Run,
     Settle,
-    Unbind,
     decode_command,
     encode_command,
 )
 from aegis_cluster.broker.subscriptions.ranges import Ranges
 from aegis_cluster.broker.subscriptions.subscription_stm import SubscriptionFold
-from aegis_cluster.errors import ConfigError, CorruptRecord, LockLost, SubscriptionNotFound
-from aegis_cluster.ids import GroupId
-from tests.broker.subscriptions.model import KEY, LOG, Exchange, FakePartition, Model, leases
+from aegis_cluster.errors import (
+    ConfigError,
+    CorruptRecord,
+    ProducerFenced,
+    SubscriptionInUse,
+    SubscriptionNotFound,
+)
+from aegis_cluster.ids import ProducerId
+from aegis_cluster.wire.markers import Marker
+from tests.broker.subscriptions.model import (
+    KEY,
+    LOG,
+    Exchange,
+    FakePartition,
+    Model,
+    leases,
+    to_bury,
+)
 
 TIMEOUT_MS = 1_000
 PLAIN = Rules(TIMEOUT_MS, 3, "", "round_robin", ordered=False)
@@ -74,13 +89,13 @@ def test_ranges_are_a_set(added: list[tuple[int, int]]) -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        Create(KEY, "t", PLAIN, 5, ((LOG, 3),)),
-        Configure(KEY, ORDERED, -1),
+        Create(KEY, "t", PLAIN, ((LOG, 3),)),
+        Configure(KEY, ORDERED),
         Drop(KEY),
         HandOut(KEY, (Handed(LOG, 1, 3, (None, 4)), Handed(LOG, 5, 6))),
         Settle(KEY, "s", 1, (Run(LOG, 1, 2),), (Later(LOG, 2, 9, 1),), (Park(LOG, 5, "why"),), ()),
-        Bind(KEY, ((LOG, 1, Binding(GroupId(9), 0, 0, 3)),)),
-        Unbind(KEY),
+        Bury(KEY, ProducerId(5), 3, (Letter(LOG, 1, 2),)),
+        Reset(KEY, "u", ((LOG, 3),)),
         Replay(KEY, 9, ((LOG, 5),)),
     ],
 )
@@ -191,39 +206,93 @@ def test_what_was_not_shown_costs_no_try() -> None:
     assert model.partition.fold.table.subscriptions[KEY].parked == 0
 
 
-def test_a_dead_letter_has_one_place_whoever_writes_it() -> None:
-    model = filled(PLAIN._replace(dead_letter="orders.dead", max_deliveries=1), count=2)
-    assert taken(model, "a") == {0: 1, 1: 1}
-    assert accepted(model, "a", "nack", 0, 1)
-    assert accepted(model, "a", "nack", 1, 1)
+DEAD = PLAIN._replace(dead_letter="orders.dead", max_deliveries=1)
 
-    def bound(consumer: str) -> list[Any]:
-        exchange = Exchange()
-        model.coordinator.bind(exchange, KEY, "token", consumer, [(LOG, 0, 1), (LOG, 1, 0)])
-        model.partition.commit()
-        assert exchange.answer is not None
-        return [list(place) for place in exchange.answer[1]]
 
-    first = model.poll("a", want=0)
-    assert first.answer is not None
-    assert [row[1:] for row in first.answer[2]] == [[0, 1], [1, 1]]
-    assert bound("a") == [[91, 1, 0, 0], [90, 0, 0, 0]]
-    model.fail_over()
-    second = model.poll("b")
-    assert second.answer is not None
-    assert len(second.answer[2]) == 2
-    assert bound("b") == [[91, 1, 0, 0], [90, 0, 0, 0]], "as it was decided before"
-    with pytest.raises(LockLost):
-        model.coordinator.bind(Exchange(), KEY, "token", "a", [(LOG, 0, 1)])
-    assert accepted(model, "b", "ack", 0, 1)
-    assert accepted(model, "b", "unbind", 1, 1)
-    third = model.poll("b")
-    assert third.answer is not None
-    assert [row[1:] for row in third.answer[2]] == [[1, 1]]
-    exchange = Exchange()
-    model.coordinator.bind(exchange, KEY, "token", "b", [(LOG, 1, 0)])
+def dying(count: int = 2) -> Model:
+    """All messages have used up their tries."""
+    model = filled(DEAD, count)
+    for offset, n in taken(model, "a").items():
+        assert accepted(model, "a", "nack", offset, n)
+    return model
+
+
+def unsettled(model: Model) -> list[int]:
+    return sorted(model.partition.fold.table.subscriptions[KEY].of(LOG).open)
+
+
+def test_a_message_is_settled_with_the_transaction_of_its_dead_letter() -> None:
+    model = dying()
+    assert to_bury(model.poll("a", want=0)) == [(0, 1), (1, 1)]
+    assert not accepted(model, "a", "ack", 0, 1), "it is not handled, it is to be buried"
+    exchange = model.bury("a", 3, [(0, 1), (1, 1)])
+    assert exchange.answer is None, "not durable yet"
     model.partition.commit()
-    assert exchange.answer == [5, [Binding(GroupId(90), 0, 1, 0)]], "in a new epoch"
+    assert exchange.answer == [[[LOG, 0], [LOG, 1]]]
+    assert model.bury("a", 3, [(0, 1), (1, 1)]).answer == [[[LOG, 0], [LOG, 1]]], "a repeat"
+    assert not accepted(model, "a", "park", 0, 1), "a transaction has it"
+    assert unsettled(model) == [0, 1]
+    model.partition.mark(3, committed=True)
+    assert isinstance(model.bury("a", 3, [(0, 1)]).error, type(None)), "not known before it commits"
+    model.partition.commit()
+    assert unsettled(model) == []
+    assert model.coordinator.described(KEY)[2] == [0, 0, 0, 0]
+    assert isinstance(model.bury("a", 3, [(0, 1)]).error, ProducerFenced)
+
+
+def test_an_aborted_dead_letter_is_written_by_the_next() -> None:
+    model = dying()
+    assert to_bury(model.poll("a", want=0)) == [(0, 1), (1, 1)]
+    model.bury("a", 3, [(0, 1)])
+    model.partition.mark(3, committed=False)
+    model.partition.commit()
+    model.coordinator.client_gone("a")
+    model.pass_time(1_500)
+    assert sorted(to_bury(model.poll("b"))) == [(0, 1), (1, 1)]
+    exchange = model.bury("a", 4, [(0, 1)])
+    model.partition.commit()
+    assert exchange.answer == [[]], "another writes it by now"
+    exchange = model.bury("b", 5, [(0, 2), (1, 1)])
+    model.partition.commit()
+    assert exchange.answer == [[[LOG, 1]]], "of that hand-out alone"
+    model.partition.mark(5, committed=True)
+    model.partition.commit()
+    assert unsettled(model) == [0]
+
+
+@pytest.mark.parametrize("crash", range(6))
+@pytest.mark.parametrize("committed", [True, False])
+def test_a_coordinator_that_dies_over_a_burial_settles_with_the_transaction_alone(
+    crash: int, *, committed: bool
+) -> None:
+    """A failover before each step; the next transaction begins when the first has ended."""
+    model = dying()
+    steps: list[Any] = [
+        lambda: to_bury(model.poll("a", want=0)),
+        lambda: model.bury("a", 3, [(0, 1), (1, 1)]),
+        model.partition.commit,
+        lambda: model.partition.mark(3, committed=committed),
+        model.partition.commit,
+    ]
+    for place, step in enumerate(steps):
+        if place == crash:
+            model.fail_over()
+        step()
+    if crash == len(steps):
+        model.fail_over()
+    model.pass_time(1_500)
+    second = model.poll("b")
+    settled = committed and crash != 1 and crash != 2 and crash != 4
+    if settled:
+        assert unsettled(model) == []
+        assert to_bury(second) == []
+        return
+    if not any(isinstance(frame, Marker) for frame in model.partition.frames):
+        model.partition.mark(3, committed=False)  # it is sent again, until it stands
+        model.partition.commit()
+        model.pass_time(1_500)
+        second = model.poll("b")
+    assert sorted(to_bury(second)) == [(0, 1), (1, 1)]
 
 
 def test_a_key_in_order_is_out_once_at_a_time_and_others_go_on() -> None:
@@ -272,14 +341,14 @@ def test_pinned_keys_stay_with_their_consumers() -> None:
 def test_other_rules_and_another_life_are_refused() -> None:
     model = filled()
     exchange = Exchange()
-    model.coordinator.create(exchange, Create(KEY, "other", ORDERED, 5, ()), given=True)
+    model.coordinator.create(exchange, Create(KEY, "other", ORDERED, ()), given=True)
     assert isinstance(exchange.error, ConfigError)
     assert "ordered" in str(exchange.error)
     model.coordinator.drop(Exchange(), KEY)
     model.partition.commit()
     with pytest.raises(SubscriptionNotFound):
         model.poll("a")
-    model.coordinator.create(Exchange(), Create(KEY, "other", ORDERED, 5, ()), given=True)
+    model.coordinator.create(Exchange(), Create(KEY, "other", ORDERED, ()), given=True)
     with pytest.raises(SubscriptionNotFound):
         model.poll("a")  # it speaks of the one before
 
@@ -293,6 +362,25 @@ def test_a_log_that_takes_no_more_loses_no_decision() -> None:
     model.partition.leads = True
     model.report(0, 2)
     assert taken(model, "a") == {1: 1}
+
+
+def test_a_reset_begins_anew_and_what_was_handed_out_before_settles_nothing() -> None:
+    model = filled(count=3)
+    assert taken(model, "a", 2) == {0: 1, 1: 1}
+    assert accepted(model, "a", "ack", 0, 1)
+    exchange = Exchange()
+    model.coordinator.reset(exchange, KEY, "new", [(LOG, 0)])
+    assert isinstance(exchange.error, SubscriptionInUse)
+    model.coordinator.leave(Exchange(), KEY, "token", "a")
+    model.coordinator.reset(exchange := Exchange(), KEY, "new", [(LOG, 0)])
+    model.partition.commit()
+    assert exchange.answer == []
+    model.coordinator.reset(exchange := Exchange(), KEY, "new", [(LOG, 2)])
+    assert exchange.answer == [], "a repeat, which changes nothing"
+    with pytest.raises(SubscriptionNotFound):
+        model.settle("a", "ack", 1, 1)  # it speaks of what was before
+    state = model.partition.fold.table.subscriptions[KEY]
+    assert (state.token, state.of(LOG).position, unsettled(model)) == ("new", 0, [])
 
 
 STEPS = st.one_of(
