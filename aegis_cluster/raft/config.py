@@ -22,6 +22,8 @@ class RaftConfig:
     election_ticks_max: int = limits.RAFT_ELECTION_TICKS_MAX
     campaign_ticks_min: int = limits.RAFT_ELECTION_TICKS_MIN // 2
     """How long a campaign waits for answers before it begins again; up to election_ticks_min."""
+    patience_doublings_max: int = 3
+    """After each term that brought no leader all wait twice as long, so many times at most."""
     quorum_ticks: int = limits.RAFT_ELECTION_TICKS_MIN - 1
     """A leader that heard no majority for so long steps down."""
     link_lost_ticks_max: int = 3

@@ -87,6 +87,8 @@ class Core:
         self._elapsed = 0
         """Follower, candidate: ticks since the leader was heard or the campaign began."""
         self._timeout = 0
+        self._leaderless_terms = 0
+        """Terms that began since a leader was heard."""
         self._links_lost: set[Member] = set()  # asked for membership only, never iterated
         self._init_outbox()
         self._membership_changed()
@@ -146,6 +148,7 @@ class Core:
             term > self.term or self.vote in (None, vote), "one vote per term", vote=self.vote
         )
         if (term, vote) != (self.term, self.vote):
+            self._leaderless_terms += term > self.term
             self.term, self.vote = term, vote
             self._hard_state_due = True
             self._hard_state_durable = False
@@ -159,6 +162,8 @@ class Core:
             self._stop_leading()
         self.role = Role.FOLLOWER
         self.leader = leader
+        if leader is not None:
+            self._leaderless_terms = 0
         self.quiet = False
         self._elapsed = 0
         self._draw_timeout()
@@ -169,7 +174,19 @@ class Core:
     def _draw_timeout(self) -> None:
         """Randomised, so that few campaign at once (Raft §5.2)."""
         config = self.config
-        self._timeout = self._rng.randint(config.election_ticks_min, config.election_ticks_max)
+        drawn = self._rng.randint(config.election_ticks_min, config.election_ticks_max)
+        self._timeout = drawn * self._patience
+
+    @property
+    def _patience(self) -> int:
+        """Times as long as usual to wait before another term is asked for.
+
+        Voters answer when their votes are on disk. Where that takes longer than a campaign waits,
+        each term would end before its votes are in; so patience doubles with each that brought
+        no leader.
+        """
+        lost = max(0, self._leaderless_terms - 1)
+        return 1 << min(lost, self.config.patience_doublings_max)
 
     def _not_leader(self) -> NotLeader:
         return NotLeader("this replica does not lead", leader=self.leader, term=self.term)

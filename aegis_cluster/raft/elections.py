@@ -62,6 +62,8 @@ class ElectionChapter(ChangeChapter):
         return self._is_voter or self.me in self.membership_at(self.commit_index).voters
 
     def _tick_election(self) -> None:
+        if self.role is Role.CANDIDATE and self.me not in self._votes:
+            return  # its own vote is on the way to the disk: nobody has been asked yet
         self._elapsed += 1
         if self._elapsed >= self._timeout:
             self._elapsed = 0
@@ -89,7 +91,8 @@ class ElectionChapter(ChangeChapter):
         self._votes.clear()
         self._elapsed = 0
         config = self.config
-        self._timeout = self._rng.randint(config.campaign_ticks_min, config.election_ticks_min)
+        drawn = self._rng.randint(config.campaign_ticks_min, config.election_ticks_min)
+        self._timeout = drawn * self._patience
 
     def _ask_votes(self, *, transfer: bool) -> None:
         """Raft §5.2: a new term, a vote for itself, a request to every other voter."""

@@ -62,6 +62,7 @@ class LeaderChapter(FollowerChapter):
         invariant(not self.damaged, "a damaged replica does not lead")
         self.role = Role.LEADER
         self.leader = self.me
+        self._leaderless_terms = 0
         self._term_start = LogIndex(self.log.last_index + 1)
         self._active_at = self._now
         self._heartbeat_elapsed = 0
