@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 
 EVERY_MS: Final = 200
 LOOK_EVERY_MS: Final = 1_000
+HAND_OVER_MS: Final = 2_000
+"""A damaged leader whose successor got no entry for so long gives up without one."""
 """At the replicas that were whole when last looked at."""
 CALL_MS: Final = 5_000
 
@@ -115,6 +117,8 @@ class Repairs:
         self._due_ms = shard.now_ms
         self._look_at_ms = shard.now_ms
         self._damaged: list[GroupId] = []
+        self._handing_over: dict[GroupId, tuple[LogIndex, float]] = {}
+        """By group that leads: what its best successor holds, and until when it must hold more."""
 
     def tick(self) -> None:
         """Let damaged leaders hand over, and damaged replicas be rebuilt."""
@@ -157,11 +161,25 @@ class Repairs:
 
     def _stop_promising(self, partition: Partition) -> None:
         """Damage was met while reading: hand over first, then be rebuilt."""
-        if partition.leads and not partition.is_alone:
+        if partition.leads and not partition.is_alone and self._may_hand_over(partition):
             partition.step_aside()
             return
+        self._handing_over.pop(partition.group, None)
         partition.replica.mark_damaged()
         self._shard.manager.due(partition)
+
+    def _may_hand_over(self, partition: Partition) -> bool:
+        """Whether successors still get nearer.
+
+        Where what they lack is just what cannot be read any more, they never arrive, and neither
+        would a new leader.
+        """
+        held, now_ms = partition.replica.successor_index, self._shard.now_ms
+        before, until_ms = self._handing_over.get(partition.group, (None, 0.0))
+        if before is None or held > before:
+            self._handing_over[partition.group] = (held, now_ms + HAND_OVER_MS)
+            return True
+        return now_ms < until_ms
 
     def _move_on(self, group: GroupId, partition: Partition) -> None:
         if partition.damage is None:

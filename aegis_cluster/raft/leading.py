@@ -389,9 +389,18 @@ class LeaderChapter(FollowerChapter):
 
     def best_successor(self) -> Member | None:
         """The other voter that holds most, among those that can be reached and take entries."""
-        reachable = [each for each in self._voter_progress if not (each.link_lost or each.held)]
-        best = max(reachable, key=lambda each: each.matched, default=None)
+        best = self._best_progress()
         return None if best is None else best.member
+
+    @property
+    def successor_index(self) -> LogIndex:
+        """Up to where the best successor is known to hold this leader's log; 0 without one."""
+        best = self._best_progress()
+        return NO_INDEX if best is None else best.matched
+
+    def _best_progress(self) -> Progress | None:
+        reachable = [each for each in self._voter_progress if not (each.link_lost or each.held)]
+        return max(reachable, key=lambda each: each.matched, default=None)
 
     def _push_transfer(self) -> None:
         """The successor's log grew; the chapter on hand-over acts on it."""

@@ -253,20 +253,22 @@ class SimulatedProcess:
             return
         self._checkpointing = True
         begun = self._opened.begin_checkpoint()
-        stored = self.node.disk.stored(".log") if self.node.keeps_settled else {}
-        stored = {path: data for path, data in stored.items() if self._is_settled(path)}
+        stored: dict[str, bytes] | None = None
+        if self.node.keeps_settled:
+            stored = self.node.disk.stored(".log")
+            stored = {path: data for path, data in stored.items() if self._is_settled(path)}
         self._scheduler.after(
             self._sync_time(), self._in_thread, self.boot, self._sync_checkpoint, begun, stored
         )
 
-    def _sync_checkpoint(self, begun: Checkpoint, stored: dict[str, bytes]) -> None:
+    def _sync_checkpoint(self, begun: Checkpoint, stored: dict[str, bytes] | None) -> None:
         self._opened.sync_checkpoint(begun)
         self._later(self._checkpointed, begun, stored)
 
-    def _checkpointed(self, begun: Checkpoint, stored: dict[str, bytes]) -> None:
+    def _checkpointed(self, begun: Checkpoint, stored: dict[str, bytes] | None) -> None:
         self._opened.end_checkpoint(begun)
         self._checkpointing = False
-        if stored:
+        if stored is not None:
             self.node.checkpointed(self.number, stored)
 
     def _is_settled(self, path: str) -> bool:

@@ -149,6 +149,41 @@ def test_a_leader_that_reads_damage_hands_over_and_is_rebuilt() -> None:
     assert Client(cluster, old).read(group) == values
 
 
+def test_a_leader_that_cannot_read_what_its_successors_lack_gives_up() -> None:
+    """It has the longest log, so it is elected, and nobody ever catches up with it: found by the
+    simulator, seed 1859."""
+    cluster = Cluster()
+    group, values = filled(cluster)
+    old = cluster.elect(group)
+    followers = cluster.followers(group)
+    for host in followers:
+        cluster.kill(host)
+    client = Client(cluster, old)
+    for number in range(60):  # durable here, and nowhere else: never acknowledged
+        client.produce(group, batch(b"lost %d" % number + bytes(1_000)))
+    cluster.tick(4)
+    cluster.settle()
+    last = old.partition(group).log.last_index
+    assert last > len(VALUES) + 50
+    run_checkpoint(old.store)
+    path = segments(old, group)[-1]
+    cluster.kill(old)  # so that nothing is read from memory
+    place = {one: old.disk.open(one).size() for one in segments(old, group)}
+    assert place[path] > 10_000
+    old.disk.flip_bit(path, 3_000)
+    for host in (old, *followers):
+        host.start()
+
+    def all_are_one() -> bool:
+        return old.partition(group).log.last_index < last and all(
+            holds_all(host, cluster, group) for host in (old, *followers)
+        )
+
+    cluster.until(all_are_one, "what can be read is everywhere", 2_000)
+    lead_with(cluster, old, group)
+    assert Client(cluster, old).read(group)[: len(values)] == values
+
+
 def test_the_only_replica_stops_and_says_so() -> None:
     cluster = Cluster(1)
     group, _ = filled(cluster, replicas=1)
