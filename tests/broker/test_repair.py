@@ -165,6 +165,7 @@ def test_a_leader_that_cannot_read_what_its_successors_lack_gives_up() -> None:
     cluster.settle()
     last = old.partition(group).log.last_index
     assert last > len(VALUES) + 50
+    assert old.store is not None
     run_checkpoint(old.store)
     path = segments(old, group)[-1]
     cluster.kill(old)  # so that nothing is read from memory
