@@ -22,15 +22,15 @@ from aegis_cluster.cdc import (
     Truncate,
     Update,
 )
+from aegis_cluster.testing.postgres_server import postgres
 from tests.cdc.model import folded
-from tests.cdc.postgres_server import postgres
 from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from aegis_cluster.cdc import ChangeEvent
-    from tests.cdc.postgres_server import Server
+    from aegis_cluster.testing.postgres_server import PostgresServer
 
 pytestmark = [pytest.mark.processes, pytest.mark.slow, pytest.mark.timeout(90)]
 
@@ -73,7 +73,7 @@ VALUES: dict[str, Any] = {
 }
 
 
-def writing(server: Server, stop: threading.Event) -> None:
+def writing(server: PostgresServer, stop: threading.Event) -> None:
     """Somebody writes all the time."""
     connection = server.connect()
     with connection.cursor() as cursor:
@@ -104,7 +104,7 @@ async def read_until(cdc: CDCEngine, want: Wanted) -> list[ChangeEvent]:
 class Wanted:
     """The rows of `users` once nobody writes any more, and the last change to look for."""
 
-    def __init__(self, server: Server, last_id: int) -> None:
+    def __init__(self, server: PostgresServer, last_id: int) -> None:
         self._server = server
         self._last_id = last_id
 
@@ -125,7 +125,7 @@ def test_a_database_is_captured_without_gap_or_repeat(tmp_path: Path) -> None:
         asyncio.run(asyncio.wait_for(play(tmp_path, server), 60))
 
 
-async def play(tmp_path: Path, server: Server) -> None:
+async def play(tmp_path: Path, server: PostgresServer) -> None:
     connection = server.connect()
     cursor = connection.cursor()
     cursor.execute(SETUP)
@@ -219,7 +219,7 @@ def test_what_cannot_be_captured_says_what_to_do(tmp_path: Path) -> None:
                 pass
         return str(caught.value)
 
-    async def work(server: Server) -> None:
+    async def work(server: PostgresServer) -> None:
         connection = server.connect()
         cursor = connection.cursor()
         cursor.execute("CREATE TABLE t (id int PRIMARY KEY); CREATE ROLE guest LOGIN")
