@@ -132,6 +132,12 @@ class WrongExpectedVersion(Refused):
         return int(self.details.get("actual", -1))
 
 
+class StreamHeld(Refused):
+    """A transaction has appended to the stream, or made sure of its version, and has not ended."""
+
+    retriable = True
+
+
 class StreamDeleted(Refused):
     """The stream of events was deleted for ever: nothing is appended to it any more."""
 

@@ -103,6 +103,7 @@ class PartitionState:
         marker = decode_marker(payload)
         offset = RecordOffset(batch.base_offset)
         self.producers.end_transaction(marker, index=header.index, offset=offset)
+        self.events.transaction_ended(header, marker)
         if self.fold is not None:
             self.fold.transaction_ended(header, marker)
 

@@ -15,6 +15,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from aegis_cluster.client.cluster import ClusterClient, Pause
+from aegis_cluster.client.fetcher import aborted_ranges, is_hidden
 from aegis_cluster.errors import (
     AegisError,
     NotLeader,
@@ -22,13 +23,15 @@ from aegis_cluster.errors import (
     OutcomeUnknown,
     PeerViolation,
     RequestTimeout,
+    StreamHeld,
     Unavailable,
 )
 from aegis_cluster.limits import MIB, REQUEST_PARTS_MAX
 from aegis_cluster.wire.batch import decode_columns
 from aegis_cluster.wire.codes import error_from_reply
 from aegis_cluster.wire.frame import FrameKind, frame_annotation, frame_payload, iter_frames
-from aegis_cluster.wire.protocol import Api, is_none, take_int, take_list, take_part
+from aegis_cluster.wire.layout import batch_header
+from aegis_cluster.wire.protocol import Api, is_none, take_bool, take_int, take_list, take_part
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -50,21 +53,23 @@ READ_BYTES: Final = 1 * MIB
 
 
 class Placed(NamedTuple):
-    """What became of an append; versions: first and last of each of its streams."""
+    """What became of an append; versions: first and last of each of its streams. known: all of it
+    stood there before."""
 
     offset: int
     time_ms: int
     versions: list[tuple[int, int]]
+    known: bool = False
 
 
 class StreamHead(NamedTuple):
     """last: version of the newest event, -1: none. before: what is below is hidden. deleted: 1
-    until the next append, 2 for ever. high_watermark: of the partition when it was asked."""
+    until the next append, 2 for ever. stable: the end of what is decided in the partition."""
 
     last: int
     before: int
     deleted: int
-    high_watermark: int
+    stable: int
 
 
 class Page(NamedTuple):
@@ -92,22 +97,32 @@ class EventLink:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def append(
-        self, partition: int, rows: Sequence[Sequence[Any]], batch: bytes, deadline: float
+        self,
+        partition: int,
+        rows: Sequence[Sequence[Any]],
+        batch: bytes,
+        deadline: float,
+        *,
+        transactional_id: str | None = None,
     ) -> Placed:
         """Append to streams of one partition, all of it or nothing.
 
-        rows: [stream, expected, ids, marks or None]. Raises `WrongExpectedVersion`,
+        rows: [stream, expected, ids, marks or None]. transactional_id: whose transaction the batch
+        is a part of. Raises `WrongExpectedVersion`,
         `StreamDeleted`, `MessageTooLarge`, …; `RequestTimeout`, `OutcomeUnknown`.
         """
 
         async def attempt(info: TopicInfo, address: ShardAddress, until: float) -> Placed:
-            fields = [info.partitions[partition].group, [list(row) for row in rows]]
+            group = info.partitions[partition].group
+            fields = [group, [list(row) for row in rows], transactional_id]
             result = await self._submit(address, fields, batch, until)
             if take_int(result, 0, "code"):
                 raise error_from_reply(result[0], result[1:])
             pairs = take_list(result, 3, "versions")
             versions = [(take_int(pair, 0, "first"), take_int(pair, 1, "last")) for pair in pairs]
-            return Placed(take_int(result, 1, "offset"), take_int(result, 2, "time"), versions)
+            known = len(result) > 4 and take_bool(result, 4, "known")
+            offset, time_ms = take_int(result, 1, "offset"), take_int(result, 2, "time")
+            return Placed(offset, time_ms, versions, known)
 
         return await self._until_answered(partition, attempt, deadline, writes=True)
 
@@ -138,10 +153,18 @@ class EventLink:
     ) -> list[RecordColumns]:
         """What stands in a partition from an offset on, whole batches with their annotations;
         nothing at its end, after waiting so long. Raises `RequestTimeout`, `Corruption`, …."""
+        while True:
+            found, following = await self._scan(partition, offset, bytes_max, deadline, wait_ms)
+            if found or following == offset:
+                return found
+            offset = following  # markers, and what was aborted
 
+    async def _scan(
+        self, partition: int, offset: int, bytes_max: int, deadline: float, wait_ms: int
+    ) -> tuple[list[RecordColumns], int]:
         async def attempt(
             info: TopicInfo, address: ShardAddress, until: float
-        ) -> list[RecordColumns]:
+        ) -> tuple[list[RecordColumns], int]:
             link = self._cluster.link(address.endpoint)
             await link.ready(min(until, self._cluster.now() + CONNECT_S))
             group = info.partitions[partition].group
@@ -150,12 +173,14 @@ class EventLink:
             (result,) = take_list(reply.fields, 0, "results")
             if take_int(result, 0, "code"):
                 raise error_from_reply(result[0], result[1:])
-            return _batches(bytes(take_part(reply.parts, 0, "frames")), offset)
+            aborted, known_to = aborted_ranges(result)
+            frames = bytes(take_part(reply.parts, 0, "frames"))
+            return _batches(frames, offset, aborted, known_to)
 
         try:
             return await self._until_answered(partition, attempt, deadline, writes=False)
         except OffsetOutOfRange:
-            return []
+            return [], offset
 
     def close(self) -> None:
         """Nobody waits any more."""
@@ -186,6 +211,12 @@ class EventLink:
             except NotLeader as error:
                 cluster.metadata.note_leader(group, error.details.get("leader"))
                 failure = error
+            except StreamHeld as error:
+                if cluster.now() >= deadline:
+                    raise
+                await pause.wait()
+                failure = error
+                continue
             except AegisError as error:
                 lost = isinstance(error, OutcomeUnknown | PeerViolation)
                 if not error.retriable and not lost:
@@ -284,7 +315,7 @@ def _page_from(reply: Reply, start: int | None, limit: int | None, *, backwards:
         take_int(fields, 0, "last", low=-1),
         take_int(fields, 1, "before"),
         take_int(fields, 2, "deleted"),
-        take_int(fields, 5, "high_watermark"),
+        take_int(fields, 5, "stable"),
     )
     following = None if is_none(fields, 3, "next") else take_int(fields, 3, "next", low=-1)
     rows = take_list(fields, 4, "spans")
@@ -310,15 +341,26 @@ def _page_from(reply: Reply, start: int | None, limit: int | None, *, backwards:
     return Page(head, records, following)
 
 
-def _batches(frames: bytes, offset: int) -> list[RecordColumns]:
-    found = []
+def _batches(
+    frames: bytes, offset: int, aborted: Sequence[Sequence[int]], known_to: int | None
+) -> tuple[list[RecordColumns], int]:
+    """What readers see of these frames from an offset on, and the offset behind them."""
+    found, start = [], offset
     for position, header in iter_frames(frames):
-        if header.kind is FrameKind.DATA:
-            batch = decode_columns(frame_payload(frames, header, position))
-            batch.annotation = bytes(frame_annotation(frames, header, position))
-            if len(batch) and batch.last_offset >= offset:
-                found.append(batch)
-    return found
+        if header.kind is not FrameKind.DATA:
+            continue
+        payload = frame_payload(frames, header, position)
+        described = batch_header(payload)
+        if known_to is not None and described.base_offset >= known_to:
+            break
+        offset = max(offset, described.base_offset + described.last_offset_delta + 1)
+        if is_hidden(described, aborted):
+            continue
+        batch = decode_columns(payload)
+        batch.annotation = bytes(frame_annotation(frames, header, position))
+        if len(batch) and batch.last_offset >= start:
+            found.append(batch)
+    return found, offset
 
 
 def _version(one: tuple[int, Record]) -> int:

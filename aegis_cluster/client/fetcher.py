@@ -271,7 +271,7 @@ class Fetcher:
                 payload = frame_payload(frames, header, position)
                 described = batch_header(payload)
                 budget -= header.size
-                if not _is_hidden(described, chunk.aborted):
+                if not is_hidden(described, chunk.aborted):
                     found = decode_columns(payload)
                     if header.annotation_size:
                         found.annotation = bytes(frame_annotation(frames, header, position))
@@ -364,7 +364,7 @@ class Fetcher:
             if take_int(result, 0, "code") == 0:
                 cursor.failures = 0
                 frames = bytes(take_part(reply.parts, slot, "frames"))
-                self._take_frames(cursor, frames, *_aborted(result))
+                self._take_frames(cursor, frames, *aborted_ranges(result))
             else:
                 self._refused(cursor, result)
 
@@ -458,7 +458,7 @@ class Fetcher:
             self._fail(OutcomeUnknown(f"The reader broke down: {error!r}."))
 
 
-def _aborted(result: Sequence[Any]) -> tuple[list[list[int]], int | None]:
+def aborted_ranges(result: Sequence[Any]) -> tuple[list[list[int]], int | None]:
     """The aborted ranges of one partition's answer, and up to where they are all there are."""
     if len(result) < 6:
         return [], None
@@ -470,7 +470,7 @@ def _aborted(result: Sequence[Any]) -> tuple[list[list[int]], int | None]:
     return ranges, take_int(result, 5, "aborted_to")
 
 
-def _is_hidden(batch: BatchHeader, aborted: Sequence[Sequence[int]]) -> bool:
+def is_hidden(batch: BatchHeader, aborted: Sequence[Sequence[int]]) -> bool:
     """A marker, or records of a transaction that was aborted."""
     if not batch.attributes & (CONTROL_BIT | TRANSACTIONAL_BIT):
         return False

@@ -160,7 +160,7 @@ class ProjectionRunner:
         info = await self._store.info()
         deadline = self._store.engine.deadline(None)
         found = await list_offsets(self._store.engine.cluster, info.name, deadline)
-        return {partition: one.high_watermark for partition, one in found.items()}
+        return {partition: one.last_stable_offset for partition, one in found.items()}
 
     async def _apply_all(
         self, events: EventSubscription, progress: Progress | None, ends: dict[int, int]

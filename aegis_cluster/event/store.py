@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import logging
 import operator
+from collections import defaultdict
 from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
+from aegis_cluster.client.event_transactions import EventTransactions, Part
 from aegis_cluster.client.events import EventLink
 from aegis_cluster.client.offsets import list_offsets
 from aegis_cluster.config import parse_duration
@@ -36,10 +38,11 @@ from aegis_cluster.wire.partitioner import partition_for
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 
-    from aegis_cluster.client.events import Page, StreamHead
+    from aegis_cluster.client.events import Page, Placed, StreamHead
     from aegis_cluster.engine import StreamingEngine
     from aegis_cluster.event.aggregate import AggregateRoot
     from aegis_cluster.event.subjects import SubjectKeys
+    from aegis_cluster.wire.batch import Row
     from aegis_cluster.wire.descriptions import TopicInfo
     from aegis_cluster.wire.records import Record
 
@@ -53,6 +56,7 @@ KIND: Final = "eventstore"
 RECORD_OVERHEAD_BYTES: Final = 4_096
 SNAPSHOT_TYPE: Final = "Snapshot"
 DECISION_TYPE: Final = "Decided"
+CONDITION_TYPE: Final = "Expected"
 DECISIONS_LOOKED_AT: Final = 10
 """From the newest on, for a snapshot; further back loading all events is not worse."""
 UPCASTS_MAX: Final = 20
@@ -95,6 +99,7 @@ class EventStore:
         self._topic = topic
         self._partitions = partitions
         self._link: EventLink | None = None
+        self._transactions: EventTransactions | None = None
 
     @property
     def topic(self) -> str:
@@ -137,53 +142,80 @@ class EventStore:
         *,
         timeout: float | None = None,
     ) -> dict[str, Appended]:
-        """Append to several streams of one partition in one step: all of it or nothing.
+        """Append to several streams in one step: all of it or nothing.
 
         expected_versions: by stream; one that is not named may be at any version, and one that is
-        named here and not in `events` is a condition only. `partition_of` tells where a stream is.
-        Raises as `append` does, and `Misuse` when the streams are in different partitions.
+        named here and not in `events` is a condition only. Streams of one partition
+        (`partition_of`) take one commit; those of several take a transaction, and are held until it
+        ends: who reads or appends to one of them meanwhile waits, for milliseconds. Raises as
+        `append` does.
         """
         deadline = self._engine.deadline(timeout)
         info = await self._info(deadline)
         expected = {name: _version(version) for name, version in (expected_versions or {}).items()}
         chosen = {name: _events(name, given) for name, given in events.items()}
         names = [*chosen, *(name for name in expected if name not in chosen)]
-        partition = self._one_partition(names, info)
-        rows, records = [], []
+        if not chosen:
+            raise Misuse("An append needs at least one event.")
+        by_partition: defaultdict[int, list[str]] = defaultdict(list)
+        for name in names:
+            check_stream(name)
+            by_partition[partition_for(name.encode(), len(info.partitions))].append(name)
+        parts = {
+            partition: self._part(some, chosen, expected, info)
+            for partition, some in by_partition.items()
+        }
+        placed = await self._append_parts(parts, deadline)
+        found = {}
+        for partition, done in placed.items():
+            offset = done.offset
+            streams = [name for name in by_partition[partition] if name in chosen]
+            for name, (first, last) in zip(streams, done.versions, strict=False):
+                found[name] = Appended(name, first, last, partition, offset)
+                offset += last - first + 1
+        return {name: found[name] for name in chosen}
+
+    def _part(
+        self,
+        names: Sequence[str],
+        chosen: Mapping[str, list[Event]],
+        expected: Mapping[str, int],
+        info: TopicInfo,
+    ) -> Part:
+        """What is appended to streams of one partition."""
+        rows: list[list[Any]] = []
+        records: list[Row] = []
         for name in names:
             listed = chosen.get(name, [])
             ids = b"".join(event.event_id.bytes for event in listed)
             _check_ids(name, listed)
             rows.append([name, expected.get(name, ExpectedVersion.ANY), ids, None])
             records += to_rows(name, listed, self._keys)
-        if not records:
-            raise Misuse("An append needs at least one event.")
+        is_condition = not records
+        if is_condition:  # a log holds streams by a record
+            event, beside = Event(CONDITION_TYPE), SETTINGS_PREFIX + names[0]
+            rows.append([beside, ExpectedVersion.ANY, event.event_id.bytes, {}])
+            records += to_rows(beside, [event], self._keys)
         _check_sizes(records, info)
-        placed = await self._events.append(partition, rows, encode_batch(records), deadline)
-        found, offset = {}, placed.offset
-        for name, (first, last) in zip(chosen, placed.versions, strict=True):
-            found[name] = Appended(name, first, last, partition, offset)
-            offset += last - first + 1
-        return found
+        return Part(rows, records, is_condition)
+
+    async def _append_parts(
+        self, parts: Mapping[int, Part], deadline: float
+    ) -> Mapping[int, Placed]:
+        if len(parts) > 1:
+            if self._transactions is None:
+                cluster = self._engine.cluster
+                self._transactions = EventTransactions(cluster, self._topic, self._events)
+            return await self._transactions.append(parts, deadline)
+        ((partition, part),) = parts.items()
+        batch = encode_batch(part.records)
+        return {partition: await self._events.append(partition, part.rows, batch, deadline)}
 
     async def partition_of(self, stream: str, *, timeout: float | None = None) -> int:
         """The partition that holds a stream. Raises `Misuse`, `RequestTimeout`."""
         check_stream(stream)
         info = await self._info(self._engine.deadline(timeout))
         return partition_for(stream.encode(), len(info.partitions))
-
-    def _one_partition(self, names: Sequence[str], info: TopicInfo) -> int:
-        if not names:
-            raise Misuse("An append needs at least one event.")
-        for name in names:
-            check_stream(name)
-        found = {partition_for(name.encode(), len(info.partitions)) for name in names}
-        if len(found) > 1:
-            raise Misuse(
-                f"Streams {', '.join(map(repr, names))} are in different partitions of"
-                f" {self._topic}, which one append cannot reach at a time; see `partition_of`."
-            )
-        return found.pop()
 
     # ---- reading
 
@@ -330,7 +362,7 @@ class EventStore:
         """The offset after the newest event of a partition."""
         info = await self.info()
         found = await list_offsets(self._engine.cluster, info.name, self._engine.deadline(None))
-        return found[partition].high_watermark
+        return found[partition].last_stable_offset
 
     async def page(self, stream: str, start: int) -> Page:
         """The next events of a stream from a version on, for subscriptions."""
@@ -437,6 +469,8 @@ class EventStore:
         )
         for version, record in page.records:
             event = from_record(name, version, partition, record, self._keys)
+            if event.event_type == CONDITION_TYPE:
+                continue
             if event.event_type != SNAPSHOT_TYPE:
                 if event.data.get(DELETED) or event.data.get(TOMBSTONE):
                     return None

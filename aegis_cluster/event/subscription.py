@@ -189,7 +189,7 @@ class EventSubscription:
             return
         deadline = self._store.engine.deadline(None)
         found = await list_offsets(self._store.engine.cluster, info.name, deadline)
-        ends = {partition: offsets.high_watermark for partition, offsets in found.items()}
+        ends = {partition: offsets.last_stable_offset for partition, offsets in found.items()}
         if self._from_now:
             self._offsets = ends
         if not self._live:
@@ -202,7 +202,7 @@ class EventSubscription:
         while not self._closed:
             page = await self._store.page(name, start)
             if end is None:
-                end, last = page.head.high_watermark, page.head.last
+                end, last = page.head.stable, page.head.last
             for version, record in page.records:
                 if version > last:
                     break
@@ -213,7 +213,8 @@ class EventSubscription:
             if page.following is None or page.following > last:
                 break
             start = page.following
-        self._offsets[partition] = end or 0
+        # A transaction that is open on other streams may have begun before the newest event here.
+        self._offsets[partition] = max(end or 0, self._offsets.get(partition, 0))
 
     async def _follow(self, info: TopicInfo, partitions: range) -> AsyncIterator[Event]:
         engine = self._store.engine

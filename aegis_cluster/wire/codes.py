@@ -52,6 +52,7 @@ class Code(IntEnum):
     STALE_POSITION = 138
     STREAM_DELETED = 139
     OFFSET_OUT_OF_RANGE = 140
+    STREAM_HELD = 141
     NOT_LEADER = 150
     NOT_ENOUGH_REPLICAS = 151
     NOT_READY = 152
@@ -108,6 +109,7 @@ ERROR_OF_CODE: Final[dict[int, type[AegisError]]] = {
     Code.FEED_FENCED: errors.FeedFenced,
     Code.STALE_POSITION: errors.StalePosition,
     Code.STREAM_DELETED: errors.StreamDeleted,
+    Code.STREAM_HELD: errors.StreamHeld,
     Code.OFFSET_OUT_OF_RANGE: errors.OffsetOutOfRange,
     Code.NOT_LEADER: errors.NotLeader,
     Code.NOT_ENOUGH_REPLICAS: errors.NotEnoughReplicas,

@@ -3,6 +3,10 @@
 The leader chooses versions and writes them beside the batch, never into it, so the broker does not
 look into a batch and whoever reads a frame knows the version of each of its records: the records of
 the first stream come first, then those of the second, and so on.
+
+A frame of a transaction has the same annotation, with streams whose version it depends on (no ids)
+too; its versions are those streams' only if a marker commits it, and that marker's annotation says
+where it stands. Until then the streams are held, so nobody else is given these versions.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ if TYPE_CHECKING:
 
 EVENT_ID_BYTES: Final = 16
 EVENTS_KEY: Final = "e"
+COMMITTED_KEY: Final = "c"
 """Of the annotation's map; other folds may use others."""
 
 ANY: Final = -2
@@ -66,12 +71,36 @@ def encode_annotation(placed: Sequence[StreamEvents]) -> bytes:
     return bytes(msgpack.packb({EVENTS_KEY: rows}))
 
 
+def encode_committed(index: int) -> bytes:
+    """The annotation of a marker that commits what the frame `index` holds of its transaction."""
+    return bytes(msgpack.packb({COMMITTED_KEY: index}))
+
+
+def decode_committed(annotation: Bytes) -> int | None:
+    """Which frame a marker commits; None: none that has events. Raises `CorruptRecord`."""
+    if not len(annotation):
+        return None
+    found = _map_of(annotation).get(COMMITTED_KEY)
+    if found is not None and type(found) is not int:
+        raise CorruptRecord("A marker's annotation is none of ours.")
+    return found
+
+
 def decode_annotation(annotation: Bytes) -> list[StreamEvents]:
     """Whose events a frame holds; none where it has no such annotation. Raises `CorruptRecord`."""
     if not len(annotation):
         return []
     try:
-        rows = msgpack.unpackb(annotation).get(EVENTS_KEY, [])
-        return [StreamEvents(*row) for row in rows]
-    except (ValueError, TypeError, AttributeError, msgpack.exceptions.UnpackException) as error:
+        return [StreamEvents(*row) for row in _map_of(annotation).get(EVENTS_KEY, [])]
+    except TypeError as error:
         raise CorruptRecord(f"An event store's frame has no annotation of ours: {error}") from error
+
+
+def _map_of(annotation: Bytes) -> dict[str, Any]:
+    try:
+        found = msgpack.unpackb(annotation)
+    except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
+        raise CorruptRecord(f"An event store's frame has no annotation of ours: {error}") from error
+    if not isinstance(found, dict):
+        raise CorruptRecord("An event store's frame has no annotation of ours.")
+    return found

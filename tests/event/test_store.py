@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import uuid
 from typing import TYPE_CHECKING, Any
 
@@ -192,8 +193,83 @@ def test_several_streams_in_one_step(store_run: Run) -> None:
         assert versions(await store.load(one)) == [0, 1]
         assert await store.load(three) == []
         assert [event.data for event in await store.load(two)] == [{"amount": 3}]
-        with pytest.raises(Misuse, match="different partitions"):
-            await store.append_many({one: deposits(1), other: deposits(1)})
+        assert (await store.append_many({one: deposits(1), other: deposits(1)}))[one].version == 2
+
+    store_run(work)
+
+
+def test_streams_of_several_partitions_in_one_step(store_run: Run, engine_directory: Path) -> None:
+    moved = Event("Moved", {"n": 1})
+
+    async def names(store: EventStore) -> list[str]:
+        found: dict[int, str] = {}
+        for number in range(20):
+            found.setdefault(await store.partition_of(f"s{number}"), f"s{number}")
+        return [name for _, name in sorted(found.items())]
+
+    async def work(store: EventStore) -> None:
+        one, other = await names(store)
+        expected = {one: ExpectedVersion.NO_STREAM, other: -1}
+        done = await store.append_many({one: deposits(1, 2), other: moved}, expected)
+        assert (done[one].version, done[other].version) == (1, 0)
+        with pytest.raises(WrongExpectedVersion) as caught:
+            await store.append_many({one: deposits(3), other: deposits(3)}, {one: 1, other: 7})
+        assert (caught.value.stream, caught.value.actual) == (other, 0)
+        with pytest.raises(WrongExpectedVersion):  # a condition alone, in the other partition
+            await store.append_many({one: deposits(3)}, {other: 7})
+        await store.append_many({one: deposits(3)}, {other: 0})
+        again = await store.append_many({one: deposits(4), other: deposits(5)}, {one: 2})
+        assert (again[one].version, again[other].version) == (3, 1)
+        with pytest.raises(WrongExpectedVersion, match="Some of these"):
+            await store.append_many({one: deposits(9), other: moved})
+        await store.append(one, deposits(6), expected_version=3)
+        follow = [event async for event in store.subscribe("*", live=False)]
+        assert sorted((e.aggregate_id, e.version) for e in follow) == sorted(
+            [(one, n) for n in range(5)] + [(other, n) for n in range(2)]
+        )
+
+    async def look(store: EventStore) -> None:
+        one, other = await names(store)
+        amounts = [event.data["amount"] for event in await store.load(one)]
+        assert amounts == [1, 2, 3, 4, 6]
+        assert versions(await store.load(other)) == [0, 1]
+        followed = [event async for event in store.subscribe(one, live=False)]
+        assert versions(followed) == [0, 1, 2, 3, 4]
+
+    store_run(work)
+    store_run(look)
+    (engine_directory / "index" / "streams-0.sqlite").unlink()
+    store_run(look)
+
+
+def test_transfers_between_partitions_that_race(store_run: Run) -> None:
+    """Money is moved on the condition of both versions; nobody ever sees it on neither side."""
+
+    async def work(store: EventStore) -> None:
+        accounts = [f"account-{number}" for number in range(5)]
+        assert len({await store.partition_of(name) for name in accounts}) == 2
+        await store.append_many({name: deposits(100) for name in accounts})
+        refused = 0
+
+        async def move(number: int) -> None:
+            nonlocal refused
+            rng = random.Random(number)
+            for _ in range(8):
+                one, other = rng.sample(accounts, 2)
+                expected = {name: (await store.describe(name)).version for name in (one, other)}
+                try:
+                    await store.append_many({one: deposits(-5), other: deposits(5)}, expected)
+                except WrongExpectedVersion:
+                    refused += 1
+
+        await asyncio.gather(*map(move, range(6)))
+        total = 0
+        for name in accounts:
+            events = await store.load(name)
+            assert versions(events) == list(range(len(events)))
+            total += sum(event.data["amount"] for event in events)
+        assert total == 500
+        assert refused
 
     store_run(work)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import random
 import time
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.processes, pytest.mark.slow, pytest.mark.timeout(180)]
 
-WRITERS, READERS, KILLS = 16, 2, 3
+WRITERS, READERS, KILLS = 16, 2, 2
 STREAMS = [f"account-{number}" for number in range(3)]
 PATIENCE_S = 40.0
 
@@ -129,6 +130,85 @@ def test_versions_are_won_once_whatever_dies(nodes: RunningCluster) -> None:
             assert counts == {name: len(one.final) for name, one in race.histories.items()}
 
     run(test(), seconds=150)
+
+
+def test_appends_to_several_partitions_are_seen_whole_or_not_at_all(
+    nodes: RunningCluster,
+) -> None:
+    """Transfers between accounts while leaders are killed; who has seen the one half of a transfer,
+    and looks for the other one then, finds it."""
+    seed = random.randrange(2**32)
+    print("seed", seed)  # noqa: T201
+    accounts = [f"wallet-{number}" for number in range(6)]
+    stop, news, numbers = asyncio.Event(), asyncio.Event(), itertools.count()
+    done: set[str] = set()
+    refused: set[str] = set()
+
+    async def transfer(store: EventStore, number: int) -> None:
+        rng = random.Random(seed + number)
+        known = dict.fromkeys(accounts, -1)
+        while not stop.is_set():
+            pair, name = rng.sample(accounts, 2), f"transfer-{next(numbers)}"
+            halves = {one: Event("Moved", {"transfer": name, "pair": pair}) for one in pair}
+            for _ in range(3):
+                try:
+                    found = await store.append_many(
+                        halves, {one: known[one] for one in pair}, timeout=8
+                    )
+                except WrongExpectedVersion as error:
+                    refused.add(name)
+                    if error.details.get("stream") in known:
+                        known[error.stream] = error.actual
+                except (OutcomeUnknown, RequestTimeout):
+                    continue  # the same ids again: known, refused, or appended now
+                else:
+                    done.add(name)
+                    known.update({one: at.version for one, at in found.items()})
+                    news.set()
+                break
+
+    async def look(store: EventStore) -> None:
+        rng = random.Random(seed - 1)
+        while not stop.is_set():
+            one, other = rng.sample(accounts, 2)
+            with contextlib.suppress(RequestTimeout):
+                before = await store.load(one, timeout=8)
+                after = {event.data["transfer"] for event in await store.load(other, timeout=8)}
+                shared = {e.data["transfer"] for e in before if other in e.data["pair"]}
+                assert shared <= after, "half of an append was seen"
+
+    async def test() -> None:
+        async with nodes.engine() as engine, nodes.engine() as other:
+            stores = [EventStore(one, "wallets", partitions=3) for one in (engine, other)]
+            await stores[0].info()
+            tasks = [
+                *(asyncio.create_task(transfer(stores[n % 2], n)) for n in range(6)),
+                asyncio.create_task(look(stores[0])),
+            ]
+            for number in range(2):
+                wanted = len(done) + 60
+                async with asyncio.timeout(PATIENCE_S):
+                    while len(done) < wanted:
+                        news.clear()
+                        await news.wait()
+                if number == 0:
+                    victim = await nodes.leader_of("wallets", number)
+                    await asyncio.to_thread(nodes.run, "cluster", "kill", victim)
+            await asyncio.to_thread(nodes.up)
+            stop.set()
+            await asyncio.gather(*tasks)
+            halves: Counter[str] = Counter()
+            for name in accounts:
+                events = await stores[0].load(name)
+                assert [event.version for event in events] == list(range(len(events)))
+                halves.update(event.data["transfer"] for event in events)
+            assert set(halves.values()) == {2}
+            assert done <= set(halves)
+            assert not refused & set(halves)
+            follow = stores[0].subscribe("wallet-*", live=False)
+            assert Counter([event.data["transfer"] async for event in follow]) == halves
+
+    run(test(), seconds=120)
 
 
 def test_append_and_load_on_the_command_line(nodes: RunningCluster) -> None:

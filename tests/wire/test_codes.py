@@ -76,6 +76,7 @@ def test_codes_are_for_ever() -> None:
         "STALE_POSITION": 138,
         "STREAM_DELETED": 139,
         "OFFSET_OUT_OF_RANGE": 140,
+        "STREAM_HELD": 141,
         "NOT_LEADER": 150,
         "NOT_ENOUGH_REPLICAS": 151,
         "NOT_READY": 152,

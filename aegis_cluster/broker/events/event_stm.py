@@ -4,6 +4,10 @@ The idea (DESIGN §2): the table is folded over committed frames and so is the s
 a leader decides on the table and the *overlay*, what it has appended and not seen committed. An
 answer that rests on the overlay waits for that entry's commit, refusals included.
 
+An append of a transaction *holds* its streams, those it only depends on included, until the marker
+comes: nothing else is appended to them meanwhile, so its versions are known when it is prepared and
+nobody has to be told other ones, or none, later.
+
 The rule it protects: versions of a stream start at 0 and have no gap, one append wins each version,
 and an event id that is remembered is never stored twice in its stream.
 """
@@ -20,11 +24,12 @@ from aegis_cluster.errors import (
     InvariantBroken,
     Refused,
     StreamDeleted,
+    StreamHeld,
     Throttled,
     WrongExpectedVersion,
     invariant,
 )
-from aegis_cluster.ids import LogIndex, RecordOffset
+from aegis_cluster.ids import LogIndex, ProducerId, RecordOffset
 from aegis_cluster.limits import EVENT_IDS_REMEMBERED, STREAMS_PER_PARTITION_MAX
 from aegis_cluster.wire.event_frames import (
     ANY,
@@ -40,6 +45,7 @@ from aegis_cluster.wire.event_frames import (
     StreamEvents,
     decode_annotation,
 )
+from aegis_cluster.wire.layout import CONTROL_BIT, TRANSACTIONAL_BIT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -47,12 +53,14 @@ if TYPE_CHECKING:
     from aegis_cluster.wire.batch import BatchHeader
     from aegis_cluster.wire.frame import FrameHeader
     from aegis_cluster.wire.layout import Bytes
+    from aegis_cluster.wire.markers import Marker
 
 SLICE_ROWS: Final = 2_000
 """In one slice of a snapshot: about a millisecond's work."""
 _STREAMS: Final = "streams"
 _SETTINGS: Final = "settings"
 _KNOWN: Final = "known"
+_PREPARED: Final = "prepared"
 
 
 class StreamState(NamedTuple):
@@ -101,6 +109,15 @@ class Known(NamedTuple):
         return self.first + len(self.ids) // EVENT_ID_BYTES - 1
 
 
+class Prepared(NamedTuple):
+    """What one transaction has appended here, in one frame; those without ids it depends on."""
+
+    streams: tuple[StreamEvents, ...]
+    index: LogIndex  # type: ignore[assignment]  # hides tuple.index
+    offset: RecordOffset
+    time_ms: int
+
+
 class _Place(NamedTuple):
     """One event among those that were appended together."""
 
@@ -142,6 +159,8 @@ class EventFold:
         self._ahead: dict[str, StreamState] = {}
         self._ahead_settings: dict[str, tuple[StreamSettings, LogIndex]] = {}
         self._ahead_known: dict[bytes, Known] = {}
+        self._ahead_prepared: dict[ProducerId, Prepared] = {}
+        self._ahead_held: set[str] = set()
 
     # ---- questions
 
@@ -158,10 +177,21 @@ class EventFold:
         """As committed."""
         return self._table.settings.get(name, NOTHING_SET)
 
+    def is_held(self, name: str) -> bool:
+        """Whether a transaction has prepared events of a stream, as committed, and not ended."""
+        return name in self._table.held
+
+    def prepared_by(self, producer: ProducerId) -> Prepared | None:
+        """What the open transaction of a producer has appended here, committed or not."""
+        return self._ahead_prepared.get(producer) or self._table.prepared.get(producer)
+
     # ---- a leader's decisions
 
-    def decide(self, appends: Sequence[Append]) -> Decision:
-        """Judge one call against all that is appended, committed or not; all of it or nothing."""
+    def decide(self, appends: Sequence[Append], *, transaction: bool = False) -> Decision:
+        """Judge one call against all that is appended, committed or not; all of it or nothing.
+
+        transaction: `placed` also has the streams that it only depends on, to be held.
+        """
         names = [append.stream for append in appends]
         if len(set(names)) != len(names):
             return Decision(error=InvalidBatch("An append names a stream twice."))
@@ -172,7 +202,8 @@ class EventFold:
             decision = self._check(append)
             if decision is not None:
                 return decision
-        return Decision(placed=tuple(self._placed(append) for append in appends if append.ids))
+        wanted = (append for append in appends if append.ids or transaction)
+        return Decision(placed=tuple(map(self._placed, wanted)))
 
     def _state(self, name: str) -> StreamState | None:
         return self._ahead.get(name) or self._table.streams.get(name)
@@ -216,6 +247,8 @@ class EventFold:
         name = append.stream
         state, settings = self._state(name), self._settings_ahead(name)
         error: Refused | None = None
+        if name in self._table.held or name in self._ahead_held:
+            return Decision(error=_held(name))
         if settings.tombstone and append.ids:
             error = StreamDeleted(
                 f"Stream {name!r} was deleted for ever; nothing is appended to it any more. Use"
@@ -262,8 +295,13 @@ class EventFold:
         index: LogIndex,
         offset: RecordOffset,
         time_ms: int,
+        producer: ProducerId | None = None,
     ) -> None:
-        """Note what the leader has just put into its log."""
+        """Note what the leader has just put into its log. producer: whose transaction it is."""
+        if producer is not None:
+            self._ahead_prepared[producer] = Prepared(tuple(placed), index, offset, time_ms)
+            self._ahead_held.update(one.stream for one in placed)
+            return
         for one in placed:
             self._ahead[one.stream] = StreamState(one.last, index)
             known = Known(one.stream, one.first, one.ids, index, offset, time_ms)
@@ -279,23 +317,58 @@ class EventFold:
         self._ahead.clear()
         self._ahead_settings.clear()
         self._ahead_known.clear()
+        self._ahead_prepared.clear()
+        self._ahead_held.clear()
 
     # ---- every replica
 
     def apply(self, header: FrameHeader, batch: BatchHeader, annotation: Bytes) -> None:
         """Fold one committed frame."""
+        if batch.attributes & CONTROL_BIT:
+            return
         offset = RecordOffset(batch.base_offset)
-        for one in decode_annotation(annotation):
-            self._apply(one, header, offset)
+        streams = decode_annotation(annotation)
+        if batch.attributes & TRANSACTIONAL_BIT:
+            prepared = Prepared(tuple(streams), header.index, offset, header.time_ms)
+            self._prepare(ProducerId(batch.producer_id), prepared)
+            return
+        self._apply_all(streams, header.index, offset, header.time_ms)
+
+    def _prepare(self, producer: ProducerId, prepared: Prepared) -> None:
+        invariant(producer not in self._table.prepared, "a transaction appends once in a partition")
+        for one in prepared.streams:
+            invariant(
+                one.stream not in self._table.held, "a stream is held once", stream=one.stream
+            )
+        self._table.prepare(producer, prepared)
+        ahead = self._ahead_prepared.get(producer)
+        if ahead is not None and ahead.index <= prepared.index:
+            del self._ahead_prepared[producer]
+        self._ahead_held.difference_update(one.stream for one in prepared.streams)
+
+    def transaction_ended(self, header: FrameHeader, marker: Marker) -> None:
+        """Fold a marker: what its producer has prepared is appended now, or never was."""
+        prepared = self._table.end(ProducerId(marker.producer_id))
+        if prepared is not None and marker.committed:
+            events = [one for one in prepared.streams if one.ids]
+            self._apply_all(events, header.index, prepared.offset, prepared.time_ms)
+
+    def _apply_all(
+        self, streams: Sequence[StreamEvents], index: LogIndex, offset: RecordOffset, time_ms: int
+    ) -> None:
+        for one in streams:
+            self._apply(one, index, offset, time_ms)
             offset = RecordOffset(offset + one.count)
 
-    def _apply(self, one: StreamEvents, header: FrameHeader, offset: RecordOffset) -> None:
+    def _apply(
+        self, one: StreamEvents, index: LogIndex, offset: RecordOffset, time_ms: int
+    ) -> None:
         table = self._table
         state = table.streams.get(one.stream)
         want = 0 if state is None else state.version + 1
         invariant(one.first == want, "a version was left out or given twice", stream=one.stream)
-        table.streams[one.stream] = StreamState(one.last, header.index)
-        known = Known(one.stream, one.first, one.ids, header.index, offset, header.time_ms)
+        table.streams[one.stream] = StreamState(one.last, index)
+        known = Known(one.stream, one.first, one.ids, index, offset, time_ms)
         table.remember(known, self._remembered)
         name, settings = _decided(one, self.settings)
         if settings is not None:
@@ -350,6 +423,10 @@ class _Table:
         self.streams: dict[str, StreamState] = {}
         self.settings: dict[str, StreamSettings] = {}
         self.known: dict[bytes, Known] = {}
+        self.prepared: dict[ProducerId, Prepared] = {}
+        """By the producers whose transactions are open here."""
+        self.held: set[str] = set()
+        """The streams in `prepared`."""
         self._order: deque[Known] = deque()
         """What is in `known`, oldest first."""
         self._remembered = 0
@@ -368,11 +445,23 @@ class _Table:
                 if self.known.get(key) is oldest:
                     del self.known[key]
 
+    def prepare(self, producer: ProducerId, prepared: Prepared) -> None:
+        self.prepared[producer] = prepared
+        self.held.update(one.stream for one in prepared.streams)
+
+    def end(self, producer: ProducerId) -> Prepared | None:
+        """What a producer had prepared, which is held no longer."""
+        prepared = self.prepared.pop(producer, None)
+        if prepared is not None:
+            self.held.difference_update(one.stream for one in prepared.streams)
+        return prepared
+
     def slices(self) -> Iterator[list[Any]]:
         return _slices(
             (_STREAMS, list(self.streams.items())),
             (_SETTINGS, list(self.settings.items())),
             (_KNOWN, list(self._order)),
+            (_PREPARED, list(self.prepared.items())),
         )
 
     def add(self, piece: list[Any]) -> None:
@@ -387,6 +476,10 @@ class _Table:
             for row in rows:
                 known = Known(*row)
                 self.remember(known, self._remembered + len(_keys(known)))
+        elif kind == _PREPARED:
+            for producer, streams, *place in rows:
+                events = tuple(StreamEvents(*one) for one in streams)
+                self.prepare(producer, Prepared(events, *place))
         else:
             raise CorruptRecord(f"{kind!r} is nothing that an event store keeps.")
 
@@ -404,6 +497,9 @@ def _values(kind: str, row: Any) -> list[Any]:
     if kind == _SETTINGS:
         name, one = row
         return [name, one.before, one.deleted, one.tombstone, one.max_count, one.max_age_ms]
+    if kind == _PREPARED:
+        producer, prepared = row
+        return [producer, list(map(list, prepared.streams)), *prepared[1:]]
     return list(row)
 
 
@@ -435,6 +531,12 @@ def _is_met(expected: int, state: StreamState | None, settings: StreamSettings) 
     if expected == NO_STREAM:
         return not is_there
     return version == expected
+
+
+def _held(name: str) -> StreamHeld:
+    return StreamHeld(
+        f"Stream {name!r} is held by a transaction that is about to end; ask again.", stream=name
+    )
 
 
 def _wrong_version(

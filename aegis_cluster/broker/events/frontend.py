@@ -1,20 +1,26 @@
 """Requests about streams of events, as they reach a shard.
 
-    append:  [[[group, [[stream, expected, ids, marks or None], ...]], ...]] and one batch per entry
-        ->   [[[0, base_offset, time_ms, [[first, last], ...]] or [code, message, details], ...]]
+    append:  [[[group, [[stream, expected, ids, marks or None], ...], transactional id or None],
+               ...]] and one batch per entry
+        ->   [[[0, base_offset, time_ms, [[first, last], ...], known] or [code, message, details],
+               ...]]; known: all of these events stood there before
     read:    [group, stream, from or None, limit or None, backwards, bytes_max]
-        ->   [last, before, deleted, next or None, [[first, count, offset], ...], high_watermark]
+        ->   [last, before, deleted, next or None, [[first, count, offset], ...], stable]
              and the frames that hold them as one part
 
 An append is one batch and so one frame: all of its events or none. Its records are those of its
-first stream, then those of the second, and so on; `ids` has 16 bytes for each.
+first stream, then those of the second, and so on; `ids` has 16 bytes for each. `stable` is where
+whoever has read the stream goes on in the log.
+
+With a transactional id the batch is that transaction's, and its only one in this partition. Its
+streams are held until the transaction ends; who reads or appends to one meanwhile asks again.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from aegis_cluster.broker.events.event_stm import Append, StreamSettings
+from aegis_cluster.broker.events.event_stm import Append, Prepared, StreamSettings
 from aegis_cluster.broker.events.indexer import Found, Indexer, Wanted
 from aegis_cluster.broker.produce import ProduceCall, check_batch, refusal
 from aegis_cluster.errors import (
@@ -25,8 +31,9 @@ from aegis_cluster.errors import (
     NotLeader,
     PeerViolation,
     Refused,
+    StreamHeld,
 )
-from aegis_cluster.ids import GroupId
+from aegis_cluster.ids import GroupId, LogIndex, ProducerId
 from aegis_cluster.limits import (
     ANNOTATION_BYTES_MAX,
     EVENT_READ_BYTES_MAX,
@@ -34,6 +41,7 @@ from aegis_cluster.limits import (
     REQUEST_PARTS_MAX,
     STREAM_NAME_CHARS_MAX,
     STREAMS_PER_APPEND_MAX,
+    TRANSACTIONAL_ID_CHARS_MAX,
 )
 from aegis_cluster.wire.event_frames import (
     ANY,
@@ -49,6 +57,7 @@ from aegis_cluster.wire.event_frames import (
     TOMBSTONE,
     encode_annotation,
 )
+from aegis_cluster.wire.layout import TRANSACTIONAL_BIT
 from aegis_cluster.wire.protocol import (
     Api,
     Part,
@@ -131,23 +140,56 @@ class EventFrontend:
             reply=lambda call: exchange.reply([call.results]),
             give_back=lambda part: clients.give_back(client, part),
         )
-        for slot, ((group, appends), part) in enumerate(zip(parsed, parts, strict=True)):
+        for slot, (item, part) in enumerate(zip(parsed, parts, strict=True)):
             try:
-                self._place(call, slot, group, appends, part)
+                self._place(call, slot, item, part)
             except AegisError as error:
                 call.settle(slot, refusal(error))
 
-    def _place(
-        self, call: ProduceCall, slot: int, group: GroupId, appends: list[Append], part: Part
-    ) -> None:
-        partition, largest = self._partition(group)
+    def _place(self, call: ProduceCall, slot: int, item: _Item, part: Part) -> None:
+        partition, largest = self._partition(item.group)
         batch = bytes(part)
         header = check_batch(batch, largest)
-        _check_records(header, appends)
-        decision = partition.state.events.decide(appends)
+        _check_records(header, item)
+        appending = _Appending(call, slot, partition, item.appends, batch, header)
+        if item.transactional_id is None:
+            self._decide(appending)
+            return
+
+        def go(error: AegisError | None) -> None:
+            try:
+                if error is not None:
+                    raise error
+                self._decide_within(appending)
+            except AegisError as reason:
+                call.settle(slot, refusal(reason))
+
+        admission = self._shard.transactions.admission
+        admission.admit(partition, header, item.transactional_id, go)
+
+    def _decide_within(self, one: _Appending) -> None:
+        """The batch of a transaction: a repeat is known by its producer, as everywhere."""
+        partition, header = one.partition, one.header
+        if not partition.serving:
+            raise partition.unable()
+        judged = partition.state.producers.decide(header)
+        if judged.error is not None:
+            one.answer(refusal(judged.error), judged.wait_for, own=False)
+            return
+        producer = ProducerId(header.producer_id)
+        prepared = partition.state.events.prepared_by(producer)
+        if judged.known is None and header.base_sequence == 0:
+            self._decide(one, producer)
+        elif judged.known is not None and prepared is not None:
+            one.answer(_result(prepared), prepared.index, own=False)
+        else:
+            raise InvalidBatch("A transaction appends once in a partition, and sends nothing else.")
+
+    def _decide(self, one: _Appending, producer: ProducerId | None = None) -> None:
+        partition = one.partition
+        decision = partition.state.events.decide(one.appends, transaction=producer is not None)
         if decision.error is not None or decision.known:
-            waiter = _Answer(call, slot, partition, _answer_of(decision), own=False)
-            partition.wait_for(decision.wait_for, waiter)
+            one.answer(_answer_of(decision), decision.wait_for, own=False)
             return
         annotation = encode_annotation(decision.placed)
         if len(annotation) > ANNOTATION_BYTES_MAX:
@@ -157,14 +199,13 @@ class EventFrontend:
                 have=len(annotation),
                 at_most=ANNOTATION_BYTES_MAX,
             )
-        placed = partition.append(batch, header, annotation)
+        placed = partition.append(one.batch, one.header, annotation)
         index, offset, time_ms = placed.index, placed.base_offset, placed.time_ms
         partition.state.events.appended(
-            decision.placed, index=index, offset=offset, time_ms=time_ms
+            decision.placed, index=index, offset=offset, time_ms=time_ms, producer=producer
         )
-        versions = [[one.first, one.last] for one in decision.placed]
-        result = [0, offset, time_ms, versions]
-        partition.wait_for(index, _Answer(call, slot, partition, result, own=True))
+        result = _result(Prepared(decision.placed, index, offset, time_ms))
+        one.answer(result, index, own=True)
 
     # ---- reads
 
@@ -172,6 +213,30 @@ class EventFrontend:
         fields = exchange.request.fields
         partition, _ = self._partition(GroupId(take_int(fields, 0, "group")))
         _Read(self._shard, self._indexer, partition, exchange, client).begin()
+
+
+class _Item(NamedTuple):
+    """One append as it came."""
+
+    group: GroupId
+    appends: list[Append]
+    transactional_id: str | None
+
+
+class _Appending(NamedTuple):
+    """One append of a request, on its way."""
+
+    call: ProduceCall
+    slot: int
+    partition: Partition
+    appends: list[Append]
+    batch: bytes
+    header: BatchHeader
+
+    def answer(self, result: list[Any], wait_for: LogIndex, *, own: bool) -> None:
+        """Once that index is committed."""
+        waiter = _Answer(self.call, self.slot, self.partition, result, own=own)
+        self.partition.wait_for(wait_for, waiter)
 
 
 class _Answer:
@@ -219,7 +284,7 @@ class _Read:
         self._backwards = take_bool(fields, 4, "backwards")
         self._bytes_max = take_int(fields, 5, "bytes_max", low=1, high=EVENT_READ_BYTES_MAX)
         self._head: list[Any] = []
-        self._high_watermark = 0
+        self._stable = 0
 
     def begin(self) -> None:
         """Raises `NotLeader`."""
@@ -230,8 +295,14 @@ class _Read:
 
     def committed(self) -> None:
         fold = self._partition.state.events
+        if fold.is_held(self._stream):
+            # Its transaction may be decided, and somebody may have seen what it did elsewhere.
+            self._exchange.refuse(
+                StreamHeld(f"Stream {self._stream!r} is held by a transaction; ask again.")
+            )
+            return
         state, settings = fold.stream(self._stream), fold.settings(self._stream)
-        self._high_watermark = self._partition.high_watermark
+        self._stable = self._partition.last_stable_offset
         last = NO_STREAM if state is None else state.version
         before = _first_shown(settings, last)
         deleted = 2 if settings.tombstone else int(settings.deleted)
@@ -263,7 +334,7 @@ class _Read:
         if not found.complete and found.spans:
             span = found.spans[-1]
             following = span.first - 1 if self._backwards else span.last + 1
-        fields = [*self._head, following, rows, self._high_watermark]
+        fields = [*self._head, following, rows, self._stable]
         self._exchange.reply(fields, [found.frames])
 
 
@@ -292,15 +363,25 @@ def _answer_of(decision: Decision) -> list[Any]:
     if decision.error is not None:
         return refusal(decision.error)
     known = decision.known
-    return [0, known[0].offset, known[0].time_ms, [[one.first, one.last] for one in known]]
+    versions = [[one.first, one.last] for one in known]
+    return [0, known[0].offset, known[0].time_ms, versions, True]
 
 
-def _check_records(header: BatchHeader, appends: Sequence[Append]) -> None:
-    """The batch has one record for each event, and repeats are known by event ids alone."""
-    count = sum(len(append.ids) for append in appends) // EVENT_ID_BYTES
+def _result(prepared: Prepared) -> list[Any]:
+    """Of what was appended now, or by the same producer before."""
+    versions = [[one.first, one.last] for one in prepared.streams if one.count]
+    return [0, prepared.offset, prepared.time_ms, versions, False]
+
+
+def _check_records(header: BatchHeader, item: _Item) -> None:
+    """The batch has one record for each event; outside of transactions, repeats are known by event
+    ids alone."""
+    count = sum(len(append.ids) for append in item.appends) // EVENT_ID_BYTES
     if header.count != count:
         raise InvalidBatch("An append's batch has other records than its streams have events.")
-    if header.producer_id >= 0:
+    if bool(header.attributes & TRANSACTIONAL_BIT) != (item.transactional_id is not None):
+        raise InvalidBatch("A transaction's append comes with its id, and no other does.")
+    if header.producer_id >= 0 and item.transactional_id is None:
         raise InvalidBatch("An append has no producer id; its events have ids.")
     if count > EVENTS_PER_APPEND_MAX:
         raise MessageTooLarge(
@@ -311,12 +392,15 @@ def _check_records(header: BatchHeader, appends: Sequence[Append]) -> None:
         )
 
 
-def _parse_item(item: Any) -> tuple[GroupId, list[Append]]:
+def _parse_item(item: Any) -> _Item:
     if not isinstance(item, list):
         raise PeerViolation("An append names its group and streams.")
     streams = take_list(item, 1, "streams", items_max=STREAMS_PER_APPEND_MAX)
     appends = [_parse_append(take_list(streams, slot, "stream")) for slot in range(len(streams))]
-    return GroupId(take_int(item, 0, "group")), appends
+    name = None
+    if len(item) > 2 and not is_none(item, 2, "transactional_id"):
+        name = take_str(item, 2, "transactional_id", chars_max=TRANSACTIONAL_ID_CHARS_MAX)
+    return _Item(GroupId(take_int(item, 0, "group")), appends, name)
 
 
 def _parse_append(row: Sequence[Any]) -> Append:

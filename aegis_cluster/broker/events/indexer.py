@@ -23,7 +23,7 @@ from aegis_cluster.broker.events.stream_index import (
 from aegis_cluster.errors import AegisError, Corruption, NotReady, OffsetOutOfRange, Throttled
 from aegis_cluster.ids import GroupId, LogIndex
 from aegis_cluster.limits import EVENT_READ_BYTES_MAX, EVENT_READS_WAITING_MAX, MIB
-from aegis_cluster.wire.event_frames import decode_annotation
+from aegis_cluster.wire.event_frames import decode_annotation, decode_committed
 from aegis_cluster.wire.frame import (
     FrameKind,
     decode_header,
@@ -31,6 +31,7 @@ from aegis_cluster.wire.frame import (
     frame_payload,
     iter_frames,
 )
+from aegis_cluster.wire.layout import CONTROL_BIT, TRANSACTIONAL_BIT, batch_header
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -252,9 +253,23 @@ def _index_piece(
     spans = []
     for position, header in iter_frames(piece.data):
         if header.kind is FrameKind.DATA and header.annotation_size:
-            spans += _spans_of(piece.data, position)
+            spans += _indexed(log, piece.data, position)
     index.add(group, spans, upto=piece.last)
     return piece.last
+
+
+def _indexed(log: PartitionLog, data: bytes, position: int) -> list[Span]:
+    """What a frame adds to streams: a marker, what it commits; others of a transaction, nothing."""
+    header = decode_header(data, position)
+    attributes = batch_header(frame_payload(data, header, position)).attributes
+    if not attributes & TRANSACTIONAL_BIT:
+        return _spans_of(data, position)
+    if not attributes & CONTROL_BIT:
+        return []
+    committed = decode_committed(frame_annotation(data, header, position))
+    if committed is None or committed < log.first_index:
+        return []
+    return _spans_of(log.read(LogIndex(committed), LogIndex(committed), 1).data)
 
 
 def _spans_of(data: bytes, position: int = 0) -> list[Span]:
@@ -263,8 +278,9 @@ def _spans_of(data: bytes, position: int = 0) -> list[Span]:
     offset = int.from_bytes(frame_payload(data, header, position)[:8], "big")
     spans = []
     for one in decode_annotation(frame_annotation(data, header, position)):
-        spans.append(Span(one.stream, one.first, one.count, header.index, offset))
-        offset += one.count
+        if one.count:  # else a transaction depends on it only
+            spans.append(Span(one.stream, one.first, one.count, header.index, offset))
+            offset += one.count
     return spans
 
 

@@ -15,10 +15,11 @@ from aegis_cluster.broker import produce
 from aegis_cluster.broker.links import Call
 from aegis_cluster.broker.transactions.leaders import Leaders
 from aegis_cluster.errors import AegisError, NotLeader, PeerViolation
-from aegis_cluster.ids import GroupId
+from aegis_cluster.ids import GroupId, ProducerId
 from aegis_cluster.limits import MARKERS_PER_CALL_MAX
 from aegis_cluster.wire.batch import batch_header
 from aegis_cluster.wire.codes import error_from_reply
+from aegis_cluster.wire.event_frames import encode_committed
 from aegis_cluster.wire.markers import Marker, encode_marker
 from aegis_cluster.wire.protocol import Api, Reply, take_bool, take_int, take_list
 
@@ -132,8 +133,15 @@ def _write(call: _Writing, slot: int, partition: Partition | None, marker: Marke
     index = partition.state.producers.decide_marker(marker)
     if index is None:
         batch = encode_marker(marker, partition.now())
-        index = partition.append(batch, batch_header(batch)).index
+        annotation = _annotation_of(partition, marker)
+        index = partition.append(batch, batch_header(batch), annotation).index
     partition.wait_for(index, _Written(call, slot))
+
+
+def _annotation_of(partition: Partition, marker: Marker) -> bytes:
+    """Where the events stand that the marker commits, for those who read this log alone."""
+    prepared = partition.state.events.prepared_by(ProducerId(marker.producer_id))
+    return b"" if prepared is None or not marker.committed else encode_committed(prepared.index)
 
 
 class _Writing:
