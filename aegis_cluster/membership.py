@@ -184,10 +184,16 @@ class Membership:
             self._handled[place] = Handled(upto)
 
     async def close(self) -> None:
-        """Commit, leave, and end."""
+        """Give everything up, commit, leave, and end; raises what `on_revoked` does, at the end."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        try:
+            await self._on_revoked(sorted(self._handled))
+        finally:
+            await self._commit_and_leave()
+
+    async def _commit_and_leave(self) -> None:
         if self._commits and self._news is not None:
             with suppress(AegisError):
                 await self.commit(self._cluster.now() + self._timeout)

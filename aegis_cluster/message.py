@@ -127,7 +127,7 @@ class ReceivedMessage(Message):
         )  # fmt: skip
 
     def __eq__(self, other: object) -> bool:
-        if type(other) is not ReceivedMessage:
+        if not isinstance(other, ReceivedMessage):
             return NotImplemented
         return self._values() == other._values()
 

@@ -164,7 +164,8 @@ class Subscriber:
         self.on_assigned: Callable[[list[TopicPartition]], object] | None = None
         """Called, and awaited if it is async, when partitions have come, before their messages."""
         self.on_revoked: Callable[[list[TopicPartition]], object] | None = None
-        """Called when partitions go: handlers have finished, positions are committed next."""
+        """Called when partitions go, on close too: handlers have finished, positions are committed
+        next."""
         self._engine = engine
         self._names = [name for name in topics if not _is_pattern(name)]
         self._patterns = [name for name in topics if _is_pattern(name)]

@@ -26,6 +26,7 @@ from aegis_cluster import (
     engine,
     event,
     group,
+    message,
     persistent,
     producer,
     subscriber,
@@ -39,9 +40,9 @@ if TYPE_CHECKING:
     from typing import Self
 
     from aegis_cluster.config import StreamingConfig
+    from aegis_cluster.ids import TopicPartition
     from aegis_cluster.keys import ClientKeys
-    from aegis_cluster.message import Receipt, ReceivedMessage
-    from aegis_cluster.persistent import LeasedMessage
+    from aegis_cluster.message import Receipt
     from aegis_cluster.subscriber import MessageBatch
 
 Inner = TypeVar("Inner")
@@ -246,10 +247,55 @@ class Producer(_Blocking[producer.Producer]):
         self._portal.run(self._inner.__aexit__(kind, error, trace))
 
 
-class Subscriber(_Blocking[subscriber.Subscriber]):
-    """See `aegis_cluster.Subscriber`; a step of the iterator blocks until there is a message."""
+class ReceivedMessage(message.ReceivedMessage):
+    """See `aegis_cluster.ReceivedMessage`."""
 
-    poll = _blocking(subscriber.Subscriber.poll)
+    __slots__ = ("_inner", "_portal")
+
+    def __init__(self, portal: _Portal, inner: message.ReceivedMessage) -> None:
+        super().__init__(
+            inner._key,
+            inner._payload,
+            inner._headers,
+            None,
+            inner._topic,
+            inner._partition,
+            inner._offset,
+            inner._source,
+            inner._time_ms,
+        )
+        self._portal = portal
+        self._inner = inner
+
+    def ack(self) -> None:  # type: ignore[override]  # the same promise, kept before it returns
+        """As `aegis_cluster.ReceivedMessage.ack`."""
+        self._portal.run(self._inner.ack())
+
+    def nack(self, delay: float | None = None) -> None:  # type: ignore[override]
+        """As `aegis_cluster.ReceivedMessage.nack`."""
+        self._portal.run(self._inner.nack(delay))
+
+
+Places = Callable[[list["TopicPartition"]], object]
+"""A callback that is told of partitions."""
+
+
+def _in_thread(callback: Places | None) -> Places | None:
+    """For a callback that may block, and call its subscriber: beside the loop, not on it."""
+    if callback is None:
+        return None
+    return lambda places: asyncio.to_thread(callback, places)
+
+
+class Subscriber(_Blocking[subscriber.Subscriber]):
+    """See `aegis_cluster.Subscriber`; a step of the iterator blocks until there is a message.
+
+    `on_assigned` and `on_revoked` are called on a thread of their own.
+    """
+
+    _on_assigned: Places | None = None
+    _on_revoked: Places | None = None
+
     poll_batch = _blocking(subscriber.Subscriber.poll_batch)
     lag = _blocking(subscriber.Subscriber.lag)
     seek = _blocking(subscriber.Subscriber.seek)
@@ -269,13 +315,40 @@ class Subscriber(_Blocking[subscriber.Subscriber]):
         """As `aegis_cluster.Subscriber.positions`."""
         return self._portal.run(_called(lambda: self._inner.positions))
 
+    @property
+    def on_assigned(self) -> Places | None:
+        """As `aegis_cluster.Subscriber.on_assigned`."""
+        return self._on_assigned
+
+    @on_assigned.setter
+    def on_assigned(self, callback: Places | None) -> None:
+        self._on_assigned = callback
+        self._inner.on_assigned = _in_thread(callback)
+
+    @property
+    def on_revoked(self) -> Places | None:
+        """As `aegis_cluster.Subscriber.on_revoked`."""
+        return self._on_revoked
+
+    @on_revoked.setter
+    def on_revoked(self, callback: Places | None) -> None:
+        self._on_revoked = callback
+        self._inner.on_revoked = _in_thread(callback)
+
+    def poll(
+        self, max_records: int | None = None, timeout: float | None = None
+    ) -> list[ReceivedMessage]:
+        """As `aegis_cluster.Subscriber.poll`."""
+        found = self._portal.run(self._inner.poll(max_records, timeout))
+        return [ReceivedMessage(self._portal, one) for one in found]
+
     def ack(self, message: ReceivedMessage) -> None:
-        """As `await message.ack()`."""
-        self._portal.run(message.ack())
+        """As `message.ack()`."""
+        message.ack()
 
     def nack(self, message: ReceivedMessage, delay: float | None = None) -> None:
-        """As `await message.nack(delay)`."""
-        self._portal.run(message.nack(delay))
+        """As `message.nack(delay)`."""
+        message.nack(delay)
 
     def batches(self) -> Iterator[MessageBatch]:
         """As `aegis_cluster.Subscriber.batches`."""
@@ -287,10 +360,10 @@ class Subscriber(_Blocking[subscriber.Subscriber]):
         return self
 
     def __next__(self) -> ReceivedMessage:
-        message: ReceivedMessage | None = self._portal.run(_next(self._inner))
-        if message is None:
+        found: message.ReceivedMessage | None = self._portal.run(_next(self._inner))
+        if found is None:
             raise StopIteration
-        return message
+        return ReceivedMessage(self._portal, found)
 
     def __enter__(self) -> Self:
         self._portal.run(self._inner.__aenter__())
@@ -305,11 +378,41 @@ class Subscriber(_Blocking[subscriber.Subscriber]):
         self._portal.run(self._inner.__aexit__(kind, error, trace))
 
 
+class LeasedMessage(persistent.LeasedMessage):
+    """See `aegis_cluster.LeasedMessage`."""
+
+    __slots__ = ("_inner", "_portal")
+
+    def __init__(self, portal: _Portal, inner: persistent.LeasedMessage) -> None:
+        super().__init__(inner, inner._lease, inner._subscription)
+        self._portal = portal
+        self._inner = inner
+
+    def ack(self, *, timeout: float | None = None) -> None:  # type: ignore[override]
+        """As `aegis_cluster.LeasedMessage.ack`."""
+        self._portal.run(self._inner.ack(timeout=timeout))
+
+    def nack(  # type: ignore[override]
+        self, delay: float | None = None, *, timeout: float | None = None
+    ) -> None:
+        """As `aegis_cluster.LeasedMessage.nack`."""
+        self._portal.run(self._inner.nack(delay, timeout=timeout))
+
+    def park(  # type: ignore[override]
+        self, reason: str = "", *, timeout: float | None = None
+    ) -> None:
+        """As `aegis_cluster.LeasedMessage.park`."""
+        self._portal.run(self._inner.park(reason, timeout=timeout))
+
+    def extend(self, *, timeout: float | None = None) -> None:  # type: ignore[override]
+        """As `aegis_cluster.LeasedMessage.extend`."""
+        self._portal.run(self._inner.extend(timeout=timeout))
+
+
 class PersistentSubscription(_Blocking[persistent.PersistentSubscription]):
     """See `aegis_cluster.PersistentSubscription`; a step of the iterator blocks until there is a
-    message. Messages are settled by the calls here: `subscription.ack(message)`."""
+    message."""
 
-    poll = _blocking(persistent.PersistentSubscription.poll)
     ack = _blocking(persistent.PersistentSubscription.ack)
     nack = _blocking(persistent.PersistentSubscription.nack)
     park = _blocking(persistent.PersistentSubscription.park)
@@ -336,11 +439,16 @@ class PersistentSubscription(_Blocking[persistent.PersistentSubscription]):
     def __iter__(self) -> Self:
         return self
 
+    def poll(self, max_records: int = 500, timeout: float | None = 1.0) -> list[LeasedMessage]:
+        """As `aegis_cluster.PersistentSubscription.poll`."""
+        found = self._portal.run(self._inner.poll(max_records, timeout))
+        return [LeasedMessage(self._portal, one) for one in found]
+
     def __next__(self) -> LeasedMessage:
-        message: LeasedMessage | None = self._portal.run(_next(self._inner))
-        if message is None:
+        found: persistent.LeasedMessage | None = self._portal.run(_next(self._inner))
+        if found is None:
             raise StopIteration
-        return message
+        return LeasedMessage(self._portal, found)
 
     def __enter__(self) -> Self:
         self._portal.run(self._inner.__aenter__())

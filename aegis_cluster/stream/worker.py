@@ -266,6 +266,7 @@ class Worker:
                 sharing.cancel()
                 await asyncio.gather(sharing, return_exceptions=True)
             self._subscriber = None
+            subscriber.on_revoked = None  # what is in hand was committed above, or must not be
             with suppress(AegisError):
                 await subscriber.close()
             with suppress(AegisError):

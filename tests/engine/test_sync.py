@@ -21,7 +21,7 @@ from aegis_cluster import (
     TransactionOutcome,
     sync,
 )
-from aegis_cluster.errors import Misuse, NoOpenTransaction, NotReady, TopicNotFound
+from aegis_cluster.errors import LockLost, Misuse, NoOpenTransaction, NotReady, TopicNotFound
 from tests.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -73,14 +73,39 @@ def test_a_persistent_subscription_without_asyncio(tmp_path: Path) -> None:
         with engine.persistent_subscription("t", "work") as subscription:
             first = next(subscription)
             subscription.ack(first)
-            subscription.park(next(subscription), "odd")
-            subscription.nack(next(subscription))
+            second, third = subscription.poll(2)
+            second.park("odd")
+            third.extend()
+            third.nack()
             again = next(subscription)
             assert (again.payload, again.delivery_count) == (3, 2)
-            subscription.ack([again])
+            again.ack()
+            with pytest.raises(LockLost):
+                subscription.ack([again])
             assert [one.reason for one in subscription.parked()] == ["odd"]
             assert sum(subscription.lag().values()) == 0
         assert [one.name for one in engine.list_subscriptions("t")] == ["work"]
+
+
+def test_a_group_without_asyncio(tmp_path: Path) -> None:
+    told: list[str] = []
+    with sync.StreamingEngine.open(tmp_path, request_timeout=10) as engine:
+        engine.create_topic("t")
+        engine.publish_many("t", [1, 2, 3])
+        config = SubscribeConfig(group_id="g", start=Offset.EARLIEST)
+        subscriber = engine.subscribe("t", config)
+        # A callback may block, and ask its subscriber.
+        subscriber.on_assigned = lambda places: told.append(f"got {len(subscriber.positions)}")
+        subscriber.on_revoked = lambda places: told.append(f"lost {len(places)}")
+        assert subscriber.on_assigned is not None
+        with subscriber:
+            for message in subscriber:
+                message.ack()
+                if message.payload == 3:
+                    break
+            subscriber.commit()
+            assert sum(engine.group("g").lag().values()) == 0
+    assert [what.split()[0] for what in told] == ["got", "lost"]
 
 
 def test_from_the_first_message_to_the_last(tmp_path: Path) -> None:
@@ -95,9 +120,9 @@ def test_from_the_first_message_to_the_last(tmp_path: Path) -> None:
             producer.flush()
         with engine.subscribe("t", EARLIEST) as subscriber:
             assert [next(subscriber).payload for _ in range(2)] == [0, 1]
-            subscriber.nack(subscriber.poll(1)[0])
+            subscriber.poll(1)[0].nack()
             two = next(subscriber)
-            subscriber.ack(two)
+            two.ack()
             assert two.payload == 2
             assert set(subscriber.lag().values()) == {1}
             subscriber.seek(0, 1)
