@@ -240,7 +240,8 @@ STREAM_WINDOW_VALUES_MAX: Final = 1_000_000
 """Values of one window of one key that are kept one by one, unless the window says otherwise."""
 STREAM_CACHE_ENTRIES_MAX: Final = 100_000
 """Decoded values of one step of one task that are kept in memory besides those that changed."""
-
+STREAM_KEYS_REMEMBERED: Final = 65_536
+"""Of a process, as bytes."""
 STREAM_STORE_ROWS_WAITING: Final = 20_000
 """Rows of one task that wait to be written to its file."""
 STREAM_STORE_BYTES_CACHED: Final = 16 * MIB

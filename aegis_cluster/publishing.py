@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from aegis_cluster.client.producer import Producer as Lanes
-    from aegis_cluster.client.producer import Stored
+    from aegis_cluster.client.producer import Row, Stored
     from aegis_cluster.wire.descriptions import TopicInfo
 
 _Part: TypeAlias = "tuple[int | None, Sequence[int], Columns]"
@@ -115,37 +115,42 @@ class Publication:
         encoded = None if names is None else encode_keys(names)
         if names is not None and encoded is None:
             return False
-        if encoded is None or self._partition is not None:
-            everything = Columns(self._at_ms, encoded, values, headers)
-            numbers: Sequence[int] = range(start, start + len(chunk))
-            parts: list[_Part] = [(self._partition, numbers, everything)]
-        else:
-            parts = self._by_partition(start, encoded, values, headers)
-        limit = self._info.settings.max_message_bytes + RECORD_OVERHEAD_BYTES
-        if max(columns.largest for _, _, columns in parts) > limit:
+        columns = Columns(self._at_ms, encoded, values, headers)
+        if self._may_be_too_large(columns):
             return False
-        for partition, numbers, columns in parts:
-            await self._add_part(partition, numbers, columns)
+        for partition, numbers, part in self._parts(start, columns):
+            await self._add_part(partition, numbers, part)
         return True
 
-    def _by_partition(
-        self,
-        start: int,
-        keys: Sequence[bytes],
-        values: Sequence[bytes],
-        headers: list[tuple[str, bytes | None]],
-    ) -> list[_Part]:
+    async def add_encoded(self, columns: Columns) -> None:
+        """Put records into batches that are encoded already."""
+        if (columns.keys is None and self._info.settings.compacts) or self._may_be_too_large(
+            columns
+        ):
+            await self._add_rows(columns)
+        else:
+            for partition, numbers, part in self._parts(0, columns):
+                await self._add_part(partition, numbers, part)
+
+    def _may_be_too_large(self, columns: Columns) -> bool:
+        """The longest key and the largest value need not be of one record."""
+        limit = self._info.settings.max_message_bytes + RECORD_OVERHEAD_BYTES
+        return columns.largest > limit
+
+    def _parts(self, start: int, columns: Columns) -> list[_Part]:
+        """By partition."""
         count = len(self._info.partitions)
+        partition = self._partition
+        if partition is None and columns.keys is not None and count == 1:
+            partition = 0
+        if partition is not None or columns.keys is None:
+            return [(partition, range(start, start + len(columns.values)), columns)]
         places: defaultdict[int, list[int]] = defaultdict(list)
-        for place, key in enumerate(keys):
+        for place, key in enumerate(columns.keys):
             places[partition_for(key, count)].append(place)
         return [
-            (
-                partition,
-                [start + place for place in mine],
-                Columns(self._at_ms, [keys[p] for p in mine], [values[p] for p in mine], headers),
-            )
-            for partition, mine in places.items()
+            (to, [start + place for place in mine], columns.chosen(mine))
+            for to, mine in places.items()
         ]
 
     async def _add_part(
@@ -167,6 +172,9 @@ class Publication:
             batch, place, count = added
             self.outcomes.batches[batch].append(_Run(numbers[done : done + count], place))
             done += count
+            if lanes.batch_filled and done < len(numbers):
+                lanes.batch_filled = False
+                await asyncio.sleep(0)  # it leaves
 
     # ---- one by one
 
@@ -176,14 +184,25 @@ class Publication:
         for number, message in enumerate(_messages(chunk, names), start):
             try:
                 row = to_row(message, self._at_ms)
-                partition = self._partition
-                if partition is None:
-                    partition = partition_of(self._lanes, self._info, row[1])
-                batch, place = await self._lanes.add(self._info, partition, row, self._deadline)
             except AegisError as error:
                 self.outcomes.refused[number] = error  # those before it are under way already
             else:
-                self.outcomes.batches[batch].append(_Run((number,), place))
+                await self._add_row(number, row)
+
+    async def _add_rows(self, columns: Columns) -> None:
+        for number, row in enumerate(columns.rows()):
+            await self._add_row(number, row)
+
+    async def _add_row(self, number: int, row: Row) -> None:
+        try:
+            partition = self._partition
+            if partition is None:
+                partition = partition_of(self._lanes, self._info, row[1])
+            batch, place = await self._lanes.add(self._info, partition, row, self._deadline)
+        except AegisError as error:
+            self.outcomes.refused[number] = error
+        else:
+            self.outcomes.batches[batch].append(_Run((number,), place))
 
 
 def _chunks(

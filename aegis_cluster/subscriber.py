@@ -40,7 +40,7 @@ from aegis_cluster.message import (
     to_ms,
 )
 from aegis_cluster.subscribe_config import AckMode, DeliveryMode, SubscribeConfig
-from aegis_cluster.wire.payload import decode_key, decode_payload
+from aegis_cluster.wire.payload import decode_key, decode_keys, decode_payload, decode_payloads
 from aegis_cluster.wire.protocol import Isolation
 from aegis_cluster.wire.records import RecordColumns
 
@@ -930,9 +930,8 @@ def _batch_of(block: _Block) -> MessageBatch | None:
     if not columns.has_headers:
         return MessageBatch(place.topic, place.partition, None, None, None, values, columns)
     try:
-        pairs = list(zip(columns.keys, values, columns.headers, strict=True))
-        decoded = [decode_payload(value, headers) for _, value, headers in pairs]
-        keys = [decode_key(key, headers) for key, _, headers in pairs]
+        decoded = decode_payloads(values, columns.headers)
+        keys = decode_keys(columns.keys, columns.headers)
     except Corruption:
         return None
     return MessageBatch(place.topic, place.partition, None, None, keys, decoded, columns)

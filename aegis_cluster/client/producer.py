@@ -16,7 +16,7 @@ import time
 from collections import defaultdict
 from dataclasses import dataclass, field
 from itertools import repeat
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from aegis_cluster.client.partition_queue import Outcome, PartitionQueue, PendingBatch
 from aegis_cluster.errors import (
@@ -43,7 +43,7 @@ from aegis_cluster.wire.codes import error_from_reply
 from aegis_cluster.wire.protocol import Acks, Api, Reply, take_int, take_list
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 
     from aegis_cluster.client.cluster import ClusterClient
     from aegis_cluster.client.link import Link
@@ -115,34 +115,65 @@ class Stored:
 
 
 class Columns:
-    """Records for one partition that share time and headers; keys: None where none has one."""
+    """Records that share headers, and a time where `times` has none for each; keys: None where
+    none has one. A value of None is a tombstone."""
 
-    __slots__ = ("_fixed_bytes", "headers", "keys", "largest", "timestamp_ms", "values")
+    __slots__ = ("_fixed_bytes", "headers", "keys", "largest", "times", "timestamp_ms", "values")
 
     def __init__(
         self,
         timestamp_ms: int,
         keys: Sequence[bytes] | None,
-        values: Sequence[bytes],
+        values: Sequence[bytes | None],
         headers: list[tuple[str, bytes | None]],
+        times: Sequence[int] | None = None,
     ) -> None:
         self.timestamp_ms = timestamp_ms
         self.keys = keys
         self.values = values
         self.headers = headers
+        self.times = times
         self._fixed_bytes = row_bytes((0, None, None, headers))
         longest_key = max(map(len, keys)) if keys else 0
-        self.largest = self._fixed_bytes + longest_key + max(map(len, values))
+        self.largest = self._fixed_bytes + longest_key + max(_sizes(values))
         """What the largest of them takes in the buffer, or a little more."""
 
-    def cut(self, start: int, count: int) -> tuple[Iterable[bytes | None], Sequence[bytes], int]:
-        """Keys and values of a part, and what it takes in the buffer, nearly."""
+    def cut(self, start: int, count: int) -> tuple[_Cut, int]:
+        """A part, and what it takes in the buffer, nearly."""
         values = self.values[start : start + count]
-        size = len(values) * self._fixed_bytes + sum(map(len, values))
+        size = len(values) * self._fixed_bytes + sum(_sizes(values))
+        times = None if self.times is None else self.times[start : start + count]
         if self.keys is None:
-            return repeat(None), values, size
+            return (times or self.timestamp_ms, repeat(None), values), size
         keys = self.keys[start : start + count]
-        return keys, values, size + sum(map(len, keys))
+        return (times or self.timestamp_ms, keys, values), size + sum(map(len, keys))
+
+    def rows(self) -> Iterator[Row]:
+        """One by one."""
+        times = repeat(self.timestamp_ms) if self.times is None else self.times
+        keys: Iterable[bytes | None] = repeat(None) if self.keys is None else self.keys
+        return zip(times, keys, self.values, repeat(self.headers))
+
+    def chosen(self, places: Sequence[int]) -> Columns:
+        """Those at these places."""
+        keys, values, times = self.keys, self.values, self.times
+        return Columns(
+            self.timestamp_ms,
+            None if keys is None else [keys[place] for place in places],
+            [values[place] for place in places],
+            self.headers,
+            None if times is None else [times[place] for place in places],
+        )
+
+
+_Cut: TypeAlias = "tuple[int | Sequence[int], Iterable[bytes | None], Sequence[bytes | None]]"
+"""Time or times, keys, values."""
+
+
+def _sizes(values: Sequence[bytes | None]) -> Iterable[int]:
+    if None in values:
+        return [len(value or b"") for value in values]
+    return map(len, values)  # type: ignore[arg-type]  # just looked
 
 
 @dataclass(slots=True, eq=False)
@@ -321,9 +352,9 @@ class Producer:
         place = opened.count
         left = min(opened.left, room)
         count = max(1, min(left // largest, BATCH_RECORDS_MAX - place))
-        keys, values, size = columns.cut(start, count)
+        cut, size = columns.cut(start, count)
         opened.pack()
-        opened.builder.append_columns(columns.timestamp_ms, keys, values, columns.headers)
+        opened.builder.append_columns(*cut, columns.headers)
         opened.count = opened.builder.count
         opened.room += size
         opened.left = self._options.batch_bytes - opened.builder.size_bytes
@@ -332,7 +363,7 @@ class Producer:
             self._close_batch(lane)
             self.batch_filled = True
             self._wake()
-        return opened.future, place, len(values)
+        return opened.future, place, opened.count - place
 
     @property
     def buffered_bytes(self) -> int:

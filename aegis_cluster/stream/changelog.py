@@ -31,9 +31,9 @@ class Progress(NamedTuple):
     total: int
 
 
-def to_text(key: bytes) -> str:
-    """A key of bytes as a record's key."""
-    return key.decode(ENCODING)
+def record_key(key: bytes) -> bytes:
+    """A key of bytes as a record's key, which is text."""
+    return key.decode(ENCODING).encode()
 
 
 def to_bytes(key: bytes | None) -> bytes:

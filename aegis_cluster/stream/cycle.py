@@ -7,13 +7,14 @@ after it.
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+from aegis_cluster.client.producer import Columns
 from aegis_cluster.errors import AegisError
-from aegis_cluster.message import Message, from_ms
-from aegis_cluster.stream.changelog import to_text
+from aegis_cluster.message import Message, from_ms, now_ms
+from aegis_cluster.stream.changelog import record_key
 from aegis_cluster.stream.codec import pack, unpack
-from aegis_cluster.stream.outgoing import dead_message, result_message
+from aegis_cluster.stream.outgoing import dead_message, result_columns, result_message
 from aegis_cluster.stream.task import packed_mark, packed_record
 from aegis_cluster.stream.topology import Repartition
 from aegis_cluster.wire.payload import encode_payload
@@ -24,12 +25,12 @@ if TYPE_CHECKING:
 
 
 class Outgoing(NamedTuple):
-    """Messages, or payloads with keys beside them, for one topic; partition None: by the keys."""
+    """Messages, or encoded records, for one topic; partition None: by the keys."""
 
     topic: str
     partition: int | None
-    messages: list[Any]
-    keys: list[str] | None
+    messages: list[Message]
+    records: Columns | None
 
 
 class Cycle:
@@ -39,7 +40,10 @@ class Cycle:
         self._layout = layout
         self._dead_topic = dead_letter_topic
         self._messages: defaultdict[str, list[Message]] = defaultdict(list)
-        self._keyed: defaultdict[str, tuple[list[Any], list[str]]] = defaultdict(lambda: ([], []))
+        self._results_in: defaultdict[str, list[Columns]] = defaultdict(list)
+        self._keyed: defaultdict[str, tuple[list[bytes], list[bytes]]] = defaultdict(
+            lambda: ([], [])
+        )
         self._marks: dict[tuple[str, str], int] = {}
         self._changes: list[Outgoing] = []
         self.records = 0
@@ -69,7 +73,7 @@ class Cycle:
         for key, value, time, origin in rows:
             try:
                 packed = packed_record(sent.output, key, value, time)
-                name = to_text(pack(key))
+                name = record_key(pack(key))
             except AegisError as error:
                 task.failed(sent.node, origin, error)
                 continue
@@ -77,8 +81,13 @@ class Cycle:
             keys.append(name)
 
     def _results(self, task: Task, sent: Sent) -> None:
+        topic = sent.node.spec.topic
+        columns = result_columns(sent.batch)
+        if columns is not None and not self._messages[topic]:
+            self._results_in[topic].append(columns)
+            return
         batch = sent.batch
-        messages = self._messages[sent.node.spec.topic]
+        messages = self._messages[topic]
         windows = batch.windows or [None] * len(batch)
         rows = zip(batch.keys, batch.values, batch.times, windows, batch.origins, strict=True)
         for key, value, time, window, origin in rows:
@@ -91,30 +100,31 @@ class Cycle:
     def save(self, task: Task, changelog: str) -> None:
         """The task's state as it is now, for the changelog. Raises `UnsupportedPayload`."""
         changes = task.save()
-        kept = {key: value for key, value in changes.items() if value is not None}
-        gone = [key for key, value in changes.items() if value is None]
-        if gone:
-            self._changes.append(
-                Outgoing(changelog, task.partition, [None] * len(gone), list(map(to_text, gone)))
-            )
-        if kept:
-            keys = list(map(to_text, kept))
-            self._changes.append(Outgoing(changelog, task.partition, list(kept.values()), keys))
+        if changes:
+            keys = list(map(record_key, changes))
+            records = Columns(now_ms(), keys, list(changes.values()), [])
+            self._changes.append(Outgoing(changelog, task.partition, [], records))
 
     def outgoing(self) -> list[Outgoing]:
         """All of it, in order."""
         found = [
-            Outgoing(topic, None, rows, None) for topic, rows in self._messages.items() if rows
+            Outgoing(topic, None, [], columns)
+            for topic, parts in self._results_in.items()
+            for columns in parts
         ]
         found += [
-            Outgoing(topic, None, values, keys)
+            Outgoing(topic, None, rows, None) for topic, rows in self._messages.items() if rows
+        ]
+        now = now_ms()
+        found += [
+            Outgoing(topic, None, [], Columns(now, keys, values, []))
             for topic, (values, keys) in self._keyed.items()
             if values
         ]
         for (topic, writer), mark in self._marks.items():
             packed = packed_mark(writer, mark)
             found += [
-                Outgoing(topic, partition, [packed], [""])
+                Outgoing(topic, partition, [], Columns(now, [b""], [packed], []))
                 for partition in range(self._layout.partitions[topic])
             ]
         return found + self._changes

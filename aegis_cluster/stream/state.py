@@ -10,10 +10,12 @@ are big-endian and keys of users carry their length, so that order is what it lo
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from heapq import heapify, heappop, heappush
+from dataclasses import dataclass, field
+from functools import lru_cache
+from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from aegis_cluster.limits import STREAM_CACHE_ENTRIES_MAX
+from aegis_cluster.limits import STREAM_CACHE_ENTRIES_MAX, STREAM_KEYS_REMEMBERED
 from aegis_cluster.stream.codec import pack, unpack
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ TIME_BYTES: Final = 8
 _OFFSET: Final = 2**63
 NO_TIME: Final = -(2**62)
 """Before every time; a watermark of which nothing is known."""
+NEVER: Final = 2**62
 
 
 class Store(Protocol):
@@ -109,8 +112,16 @@ def time_of(data: bytes) -> int:
 
 def key_bytes(key: Any) -> bytes:
     """A user's key with its length before it, so that no key is the beginning of another."""
+    return _remembered(key) if type(key) is str else _key_bytes(key)
+
+
+def _key_bytes(key: Any) -> bytes:
     packed = pack(key)
     return len(packed).to_bytes(4, "big") + packed
+
+
+_remembered: Final = lru_cache(STREAM_KEYS_REMEMBERED)(_key_bytes)
+"""Of text only: 1, 1.0 and True are one key of a dict, and three of ours."""
 
 
 def split_key(data: bytes) -> tuple[Any, bytes]:
@@ -175,66 +186,127 @@ class Cached:
             yield key[size:], unpack(data)
 
 
+@dataclass(slots=True)
+class Due:
+    """What is due at one moment, by name. Everything in memory that `is_whole`.
+
+    fresh: changed since the last flush. clean: as it is in the store.
+    """
+
+    fresh: dict[bytes, Any] = field(default_factory=dict)
+    clean: dict[bytes, Any] = field(default_factory=dict)
+    is_whole: bool = True
+
+
 class Agenda:
     """Values that are due at some event time each: open windows, and timers. They are part of the
     state, so a crash forgets none."""
 
     def __init__(self, state: TaskState, node: int, tag: bytes) -> None:
-        self._values = Cached(state, node, tag)
         self._state = state
-        self._dues: list[int] = []
-        self._known: set[int] = set()
+        self._prefix = prefix_of(node, tag)
+        self._dues: dict[int, Due] = {}
+        self._order: list[int] = []
+        self._changed: set[int] = set()
         self._load()
 
     def _load(self) -> None:
-        prefix = self._values.prefix
+        prefix = self._prefix
         low, size = prefix, len(prefix)
         while found := self._state.scan(low, after(prefix), 1):
             due = time_of(found[0][0][size : size + TIME_BYTES])
-            self._known.add(due)
+            self._dues[due] = Due(is_whole=False)
             low = prefix + time_bytes(due + 1)
-        self._dues = sorted(self._known)
-        heapify(self._dues)
+        self._order = sorted(self._dues)
 
     @property
-    def next_due(self) -> int | None:
-        """The earliest time at which something is due."""
-        return self._dues[0] if self._dues else None
+    def next_due(self) -> int:
+        """The earliest time at which something is due; `NEVER`: nothing is."""
+        return self._order[0] if self._order else NEVER
 
-    def get(self, due: int, rest: bytes) -> Any:
-        """None where there is nothing."""
-        return self._values.get(time_bytes(due) + rest) if due in self._known else None
+    @property
+    def dues(self) -> list[int]:
+        """All times at which something may be due, in order."""
+        return sorted(self._dues)
 
-    def put(self, due: int, rest: bytes, value: Any) -> None:
-        """Add or replace; not None."""
-        self._values.put(time_bytes(due) + rest, value)
-        if due not in self._known:
-            self._known.add(due)
-            heappush(self._dues, due)
-
-    def delete(self, due: int, rest: bytes) -> None:
-        """Nothing happens where there is nothing."""
-        self._values.delete(time_bytes(due) + rest)
-
-    def take_until(self, time: int) -> list[tuple[int, bytes, Any]]:
-        """(due, rest, value) of all that is due at `time` or before, in order; it is removed."""
-        if not self._dues or self._dues[0] > time:
-            return []
-        found = [
-            (time_of(key[:TIME_BYTES]), key[TIME_BYTES:], value)
-            for key, value in self._values.items(b"", time_bytes(time + 1))
-        ]
-        for due, rest, _ in found:
-            self._values.delete(time_bytes(due) + rest)
-        while self._dues and self._dues[0] <= time:
-            self._known.discard(heappop(self._dues))
+    def at(self, due: int) -> Due:
+        """What is due then, to be changed: put into `fresh`."""
+        found = self._dues.get(due)
+        if found is None:
+            found = self._dues[due] = Due()
+            heappush(self._order, due)
+        self._changed.add(due)
         return found
 
-    def flush(self) -> None:
-        """Write what has changed to the store."""
-        self._values.flush()
+    def get(self, due: int, name: bytes) -> Any:
+        """None where there is nothing."""
+        found = self._dues.get(due)
+        return None if found is None else self.get_from(found, due, name)
 
-    def items(self) -> Iterator[tuple[int, bytes, Any]]:
-        """All of it, in order."""
-        for key, value in self._values.items():
-            yield time_of(key[:TIME_BYTES]), key[TIME_BYTES:], value
+    def get_from(self, one: Due, due: int, name: bytes) -> Any:
+        """The same, of what `at` has given."""
+        value = one.fresh.get(name)
+        if value is None:
+            value = one.clean.get(name)
+            if value is None and not one.is_whole:
+                data = self._state.get(self._key(due, name))
+                if data is not None:
+                    value = one.clean[name] = unpack(data)
+        return value
+
+    def put(self, due: int, name: bytes, value: Any) -> None:
+        """Add or replace; not None."""
+        self.at(due).fresh[name] = value
+
+    def delete(self, due: int, name: bytes) -> None:
+        """Nothing happens where there is nothing."""
+        found = self._dues.get(due)
+        if found is None:
+            return
+        found.fresh.pop(name, None)
+        if found.clean.pop(name, None) is not None or not found.is_whole:
+            self._state.delete(self._key(due, name))
+
+    def take_until(self, time: int) -> list[tuple[int, bytes, Any]]:
+        """(due, name, value) of all that is due at `time` or before, in order; it is removed."""
+        taken: list[tuple[int, bytes, Any]] = []
+        while self._order and self._order[0] <= time:
+            due = heappop(self._order)
+            one = self._dues.pop(due)
+            self._changed.discard(due)
+            found = self._all(due, one)
+            taken += [(due, name, found[name]) for name in sorted(found)]
+            stored = one.clean if one.is_whole else found
+            for name in stored:
+                self._state.delete(self._key(due, name))
+        return taken
+
+    def _all(self, due: int, one: Due) -> dict[bytes, Any]:
+        if one.is_whole:
+            return one.clean | one.fresh
+        low, size = self._key(due, b""), len(self._prefix) + TIME_BYTES
+        rows = self._state.scan(low, after(low))
+        return {key[size:]: unpack(data) for key, data in rows} | one.fresh
+
+    def _key(self, due: int, name: bytes) -> bytes:
+        return self._prefix + time_bytes(due) + name
+
+    def flush(self) -> None:
+        """Write what has changed to the store. Raises `UnsupportedPayload`."""
+        put = self._state.put
+        for due in sorted(self._changed):
+            one = self._dues[due]
+            before = self._key(due, b"")
+            for name, value in one.fresh.items():
+                put(before + name, pack(value))
+            one.clean.update(one.fresh)
+            one.fresh.clear()
+        self._changed.clear()
+        self._bound_memory()
+
+    def _bound_memory(self) -> None:
+        held = sum(len(one.clean) for one in self._dues.values())
+        if held > STREAM_CACHE_ENTRIES_MAX:
+            for one in self._dues.values():
+                one.is_whole = one.is_whole and not one.clean
+                one.clean = {}

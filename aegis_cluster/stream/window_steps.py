@@ -102,8 +102,10 @@ class WindowingStep(Step):
         """Take records of input `index`."""
         rows = zip(batch.keys, batch.values, batch.times, batch.marks, batch.origins, strict=True)
         for key, value, time, mark, origin in rows:
-            if mark > self._mark:
+            if mark >= self._next_due():
                 await self._advance(mark, origin)
+            elif mark > self._mark:
+                self._mark = mark
             try:
                 is_late = not self._add(key, value, time, origin)
             except Exception as error:  # noqa: BLE001 - aggregates and keys are the user's
@@ -126,6 +128,10 @@ class WindowingStep(Step):
         if len(late):
             self.context.came_late(self.node, len(late))
             await self.emit(late, 1)
+
+    def _next_due(self) -> int:
+        """Before this time there is nothing to send and nothing to forget."""
+        raise NotImplementedError
 
     def _add(self, key: Any, value: Any, time: int, origin: int) -> bool:
         """False: it is late."""
@@ -197,6 +203,9 @@ class AlignedStep(WindowingStep):
         self._passing = Agenda(context.state, node.number, b"p")
         """Of sliding windows: when no later one can hold a key's values of a time any more."""
 
+    def _next_due(self) -> int:
+        return min(self._open.next_due, self._passing.next_due)
+
     def _ends(self, time: int) -> range:
         """Ends of the windows that a time is in, the last one first."""
         if self._slides:
@@ -222,17 +231,18 @@ class AlignedStep(WindowingStep):
         return True
 
     def _count_in(self, due: int, key: Any, name: bytes, value: Any) -> None:
-        state = self._open.get(due, name)
+        one = self._open.at(due)
+        state = self._open.get_from(one, due, name)
         aggregate = self._incremental
         if aggregate is not None:
             if state is None:
                 state = aggregate.initial()
-            self._open.put(due, name, aggregate.add(state, value))
+            one.fresh[name] = aggregate.add(state, value)
             return
         count = (state or 0) + 1
         if count > self._limit:
             raise self._too_large(key)
-        self._open.put(due, name, count)
+        one.fresh[name] = count
 
     async def _advance(self, mark: int, origin: int) -> None:
         for due, name, state in self._open.take_until(mark):
@@ -272,8 +282,9 @@ class AlignedStep(WindowingStep):
         """By start in milliseconds: the result so far of each open window."""
         name = key_bytes(key)
         found = {}
-        for due, other, state in self._open.items():
-            if other == name:
+        for due in self._open.dues:
+            state = self._open.get(due, name)
+            if state is not None:
                 end = due - self._grace
                 start = end - self._size
                 if self._incremental is not None:
@@ -293,6 +304,9 @@ class SessionStep(WindowingStep):
         """By key: [first time, last time, number of values] of each open session, in order."""
         self._ends = Agenda(context.state, node.number, b"e")
         """By end plus grace: key and first time."""
+
+    def _next_due(self) -> int:
+        return self._ends.next_due
 
     def _due(self, last: int) -> int:
         return last + self._gap + 1 + self._grace

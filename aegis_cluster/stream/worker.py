@@ -397,8 +397,11 @@ class Worker:
         transaction = producer.transaction(subscriber)
         try:
             async with transaction:
-                for topic, partition, messages, keys in self._cycle.outgoing():
-                    await transaction.send_many(topic, messages, keys, partition=partition)
+                for topic, partition, messages, records in self._cycle.outgoing():
+                    if records is None:
+                        await transaction.send_many(topic, messages, partition=partition)
+                    else:
+                        await transaction.send_encoded(topic, records, partition=partition)
                 self._check_hold(subscriber)
                 # Also where nothing was read: idle partitions that follow others send results.
                 await transaction.send_offsets(subscriber, unmoved=True)

@@ -201,21 +201,26 @@ class BatchBuilder:
 
     def append_columns(
         self,
-        timestamp_ms: int,
+        timestamps: int | Sequence[int],
         keys: Iterable[bytes | None],
         values: Sequence[bytes | None],
         headers: Sequence[tuple[str, bytes | None]] = (),
     ) -> None:
-        """Add records that share time and headers, without a line of Python for each of them: a
-        third of what one `append` each costs."""
+        """Add records that share headers, without a line of Python for each of them: a third of
+        what one `append` each costs. timestamps: one for all, or one for each."""
         count, more = self.count, len(values)
         if not more:
             return
-        check_row(count + more - 1, timestamp_ms, headers)
+        last = count + more - 1
+        if isinstance(timestamps, int):
+            check_row(last, timestamps, headers)
+            times: Iterable[int] = repeat(timestamps)
+        else:
+            check_row(last, min(timestamps), headers)
+            check_row(last, max(timestamps), headers)
+            times = timestamps
         places = range(count, count + more)
-        adding = map(
-            self._append, places, repeat(timestamp_ms), keys, values, repeat(list(headers))
-        )
+        adding = map(self._append, places, times, keys, values, repeat(list(headers)))
         deque(adding, maxlen=0)  # runs it to its end, and keeps nothing
         self.count = count + more
 
