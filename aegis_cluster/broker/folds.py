@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from aegis_cluster.wire.batch import BatchHeader
     from aegis_cluster.wire.frame import FrameHeader
 
-SNAPSHOT_VERSION: Final = 3
-"""1 held the whole state in one body; 2 knew no transactions."""
+SNAPSHOT_VERSION: Final = 4
+"""1 held the state in one body; 2 knew no transactions; 3 had positions of groups row by row."""
 PRODUCERS: Final = "producers"
 ABORTED: Final = "aborted"
 FOLD: Final = "fold"

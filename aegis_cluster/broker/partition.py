@@ -68,6 +68,10 @@ if TYPE_CHECKING:
 
 SNAPSHOT_FRAMES: Final = 100_000
 SNAPSHOT_BYTES: Final = 64 * MIB
+OWN_SNAPSHOT_FRAMES: Final = 2_500
+OWN_SNAPSHOT_BYTES: Final = MIB // 2
+"""The same for the cluster's own logs, whose frames are many and small and are all folded again
+after a restart. Their state may be large, so at least half its size has come as well."""
 APPLY_READ_BYTES: Final = 1 * MIB
 _NEED_ROOM: Final = frozenset({FrameKind.DATA, FrameKind.POSITION})
 """What users have written; it waits while the disk is full."""
@@ -191,6 +195,8 @@ class Partition:
         self.snapshot_offset = RecordOffset(0)
         """Next offset after what the durable snapshot covers."""
         self._snapshot_index = LogIndex(0)
+        self._snapshot_bytes = 0
+        """Of the state in it."""
         self._bytes_since_snapshot = 0
         self._folded = LogIndex(0)
         """The state is that after this index; only after an install above `applied`."""
@@ -278,6 +284,7 @@ class Partition:
             self.state.load_body(body.old_state)
         else:
             loader = self.state.loader()
+            self._snapshot_bytes = sum(map(len, slices))
             for number, block in enumerate(slices):
                 loader.add(decode_slice(block, self.group, number))
             loader.finish()
@@ -589,8 +596,9 @@ class Partition:
             and not self.log.resetting
         )
 
-    def snapshot_saved(self, index: LogIndex) -> None:
+    def snapshot_saved(self, index: LogIndex, size_bytes: int) -> None:
         """A snapshot of the state after `index` is durable."""
+        self._snapshot_bytes = size_bytes
         if index > self._snapshot_index:
             self.snapshot_offset = max(self.snapshot_offset, self.log.end_offset_at(index))
             self._snapshot_index = index
@@ -828,7 +836,11 @@ class Partition:
     def snapshot_is_due(self) -> bool:
         """Enough has come since the last one."""
         frames = self.applied - self._snapshot_index
-        return frames >= SNAPSHOT_FRAMES or self._bytes_since_snapshot >= SNAPSHOT_BYTES
+        if frames >= SNAPSHOT_FRAMES or self._bytes_since_snapshot >= SNAPSHOT_BYTES:
+            return True
+        if not self.is_internal or self._bytes_since_snapshot < self._snapshot_bytes // 2:
+            return False
+        return frames >= OWN_SNAPSHOT_FRAMES or self._bytes_since_snapshot >= OWN_SNAPSHOT_BYTES
 
 
 def _ignore(_: Partition) -> None:

@@ -102,4 +102,5 @@ class SnapshotMaker:
 
     def _saved(self, making: _Making) -> None:
         self._making = None
-        making.partition.snapshot_saved(making.index)
+        size_bytes = sum(map(len, making.blocks))
+        making.partition.snapshot_saved(making.index, size_bytes)

@@ -43,9 +43,10 @@ from aegis_cluster.wire.protocol import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-    from aegis_cluster.broker.groups.group_table import Committed, Group
+    from aegis_cluster.broker.groups.group_table import Group
+    from aegis_cluster.broker.groups.positions import Committed
     from aegis_cluster.broker.groups.sessions import Exchange
     from aegis_cluster.broker.partition import Partition
     from aegis_cluster.broker.shard import Shard
@@ -256,7 +257,7 @@ class GroupFrontend:
     def _positions(
         self, fold: GroupFold, group: str, asked: list[TopicPartition] | None
     ) -> list[list[Any]]:
-        committed = fold.table.offsets.get(group, {})
+        committed = fold.table.positions(group)
         found = fold.table.groups.get(group)
         places = sorted(committed) if asked is None else asked
         rows: list[list[Any]] = [
@@ -266,7 +267,7 @@ class GroupFrontend:
 
     def _position_in(
         self,
-        committed: dict[TopicPartition, Committed],
+        committed: Mapping[TopicPartition, Committed],
         group: Group | None,
         place: TopicPartition,
     ) -> tuple[int, int]:

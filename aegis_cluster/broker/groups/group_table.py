@@ -8,8 +8,7 @@ kept apart until its marker stands in this log; meanwhile nobody begins to read 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import partial
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from aegis_cluster.broker.groups.commands import (
     CommitOffsets,
@@ -26,31 +25,23 @@ from aegis_cluster.broker.groups.commands import (
     places_from_fields,
     places_to_fields,
 )
+from aegis_cluster.broker.groups.positions import Committed, Positions, committed
 from aegis_cluster.errors import invariant
-from aegis_cluster.ids import GroupId, ProducerId, RecordOffset, TopicPartition
+from aegis_cluster.ids import ProducerId, TopicPartition
+from aegis_cluster.limits import KIB
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
 GROUPS: Final = "groups"
 OFFSETS: Final = "offsets"
+"""Positions row by row, as snapshots up to version 3 hold them."""
+POSITIONS: Final = "positions"
 PENDING: Final = "pending"
 SLICE_GROUPS: Final = 50
 SLICE_POSITIONS: Final = 1_000
-
-
-class Committed(NamedTuple):
-    """A group's position in one partition.
-
-    log: the partition's Raft group, so that a topic that was deleted and made anew is another.
-    session, number: of the commit that set it.
-    """
-
-    offset: RecordOffset
-    log: GroupId
-    time_ms: int
-    session: str
-    number: int
+SLICE_BYTES: Final = 64 * KIB
+"""Of packed positions, and a group's more."""
 
 
 @dataclass(slots=True)
@@ -59,12 +50,6 @@ class Pending:
 
     epoch: int
     positions: dict[tuple[str, TopicPartition], Committed] = field(default_factory=dict)
-
-
-_COMMITTED: Final[Callable[[tuple[RecordOffset, GroupId, int, str, int]], Committed]] = partial(
-    tuple.__new__, Committed
-)
-"""Without a line of Python: after a restart there may be a million of them to make."""
 
 
 @dataclass(slots=True)
@@ -137,7 +122,7 @@ class GroupTable:
 
     def __init__(self) -> None:
         self.groups: dict[str, Group] = {}
-        self.offsets: dict[str, dict[TopicPartition, Committed]] = {}
+        self._positions: dict[str, Positions] = {}
         self.pending: dict[ProducerId, Pending] = {}
 
     def apply(self, command: GroupCommand, time_ms: int) -> None:
@@ -149,7 +134,7 @@ class GroupTable:
                 self._pend(command, time_ms)
             case DropGroup(name):
                 self.groups.pop(name, None)
-                self.offsets.pop(name, None)
+                self._positions.pop(name, None)
                 self._drop_pending(name)
             case PutMember() | DropMember() | SetTarget():
                 self.group(command.group).apply(command)
@@ -163,13 +148,24 @@ class GroupTable:
 
     def _commit(self, command: CommitOffsets, time_ms: int) -> None:
         self.group(command.group)
-        positions = self.offsets.setdefault(command.group, {})
+        rows = self._positions_to_change(command.group)
         session, number = command.session, command.number
         for place, log, offset in command.positions:
-            before = positions.get(place)
+            before = rows.get(place)
             if before is not None and _is_late(before, command):
                 continue
-            positions[place] = _COMMITTED((offset, log, time_ms, session, number))
+            rows[place] = committed((offset, log, time_ms, session, number))
+
+    def positions(self, group: str) -> Mapping[TopicPartition, Committed]:
+        """How far a group has come, in the partitions that it has a position in."""
+        found = self._positions.get(group)
+        return {} if found is None else found.rows
+
+    def _positions_to_change(self, group: str) -> dict[TopicPartition, Committed]:
+        found = self._positions.get(group)
+        if found is None:
+            found = self._positions[group] = Positions()
+        return found.to_change()
 
     def _pend(self, command: PendOffsets, time_ms: int) -> None:
         self.group(command.group)
@@ -209,20 +205,19 @@ class GroupTable:
         if not committed or found.epoch < epoch:
             return
         for (group, place), position in found.positions.items():
-            positions = self.offsets.setdefault(group, {})
-            positions[place] = position._replace(time_ms=time_ms)
+            self._positions_to_change(group)[place] = position._replace(time_ms=time_ms)
 
     # ---- snapshots
 
     def slices(self) -> Iterator[list[Any]]:
         """The table as it is at the call, in pieces for `add`."""
         groups = [group.copy() for _, group in sorted(self.groups.items())]
-        offsets = [(name, sorted(found.items())) for name, found in sorted(self.offsets.items())]
+        positions = [(name, found.capture()) for name, found in sorted(self._positions.items())]
         pending = [
             (producer, one.epoch, sorted(one.positions.items()))
             for producer, one in sorted(self.pending.items())
         ]
-        return _slices(groups, offsets, pending)
+        return _slices(groups, positions, pending)
 
     def add(self, piece: list[Any]) -> None:
         """Take in one piece of a table's `slices`."""
@@ -235,32 +230,46 @@ class GroupTable:
         if kind == PENDING:
             producer, epoch, found = values
             pending = self.pending.setdefault(ProducerId(producer), Pending(epoch))
-            for group, topic, partition, *committed in found:
+            for group, topic, partition, *fields in found:
                 place = TopicPartition(topic, partition)
-                pending.positions[group, place] = Committed(*committed)
+                pending.positions[group, place] = Committed(*fields)
             return
-        name, rows = values
-        positions = self.offsets.setdefault(name, {})
-        for topic, partition, *committed in rows:
-            positions[TopicPartition(topic, partition)] = Committed(*committed)
+        if kind == POSITIONS:
+            self._positions.update({name: Positions(packed) for name, packed in values[0]})
+            return
+        name, old_rows = values
+        rows = self._positions_to_change(name)
+        for topic, partition, *fields in old_rows:
+            rows[TopicPartition(topic, partition)] = Committed(*fields)
 
 
 def _slices(
     groups: list[Group],
-    offsets: list[tuple[str, list[tuple[TopicPartition, Committed]]]],
+    positions: list[tuple[str, Callable[[], bytes]]],
     pending: list[tuple[ProducerId, int, list[tuple[tuple[str, TopicPartition], Committed]]]],
 ) -> Iterator[list[Any]]:
     for start in range(0, len(groups), SLICE_GROUPS):
         yield [GROUPS, [_group_to_fields(one) for one in groups[start : start + SLICE_GROUPS]]]
-    for name, rows in offsets:
-        for start in range(0, len(rows), SLICE_POSITIONS):
-            piece = rows[start : start + SLICE_POSITIONS]
-            yield [OFFSETS, name, [[*place, *committed] for place, committed in piece]]
+    yield from _packed_slices(positions)
     for producer, epoch, found in pending:
         for start in range(0, len(found), SLICE_POSITIONS):
             part = found[start : start + SLICE_POSITIONS]
-            values = [[group, *place, *committed] for (group, place), committed in part]
+            values = [[group, *place, *fields] for (group, place), fields in part]
             yield [PENDING, producer, epoch, values]
+
+
+def _packed_slices(positions: list[tuple[str, Callable[[], bytes]]]) -> Iterator[list[Any]]:
+    rows: list[list[Any]] = []
+    size = 0
+    for name, packed_now in positions:
+        packed = packed_now()
+        rows.append([name, packed])
+        size += len(packed)
+        if size >= SLICE_BYTES:
+            yield [POSITIONS, rows]
+            rows, size = [], 0
+    if rows:
+        yield [POSITIONS, rows]
 
 
 def _is_late(before: Committed, command: CommitOffsets | PendOffsets) -> bool:

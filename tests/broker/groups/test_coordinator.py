@@ -162,7 +162,7 @@ def test_a_late_commit_does_not_move_the_position_back() -> None:
     def commit(session: str, number: int, offset: int) -> int:
         row = (place, GroupId(1), RecordOffset(offset))
         table.apply(CommitOffsets("g", session, number, (row,)), 0)
-        return table.offsets["g"][place].offset
+        return table.positions("g")[place].offset
 
     assert commit("s", 1, 10) == 10
     assert commit("s", 2, 20) == 20
