@@ -13,15 +13,16 @@ import hashlib
 from bisect import insort
 from collections import deque
 from dataclasses import dataclass, field
+from heapq import heapify, heappop, heapreplace
 from typing import TYPE_CHECKING, Final, Protocol
 
 from aegis_cluster.broker.subscriptions.commands import PINNED, Handed
+from aegis_cluster.ids import GroupId
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from aegis_cluster.broker.subscriptions.commands import Rules
-    from aegis_cluster.ids import GroupId
 
 BUCKETS: Final = 256
 ANYBODY: Final = -1
@@ -87,7 +88,7 @@ class RunQueue:
         left = count
         while left and self._again:
             log, offset = self._again.popleft()
-            _extend(taken, log, offset, None)
+            _extend(taken, log, offset)
             left -= 1
         while left and self._runs:
             run = self._runs.popleft()
@@ -103,16 +104,18 @@ class RunQueue:
         """Anybody may have anything."""
 
 
+_Waiting = tuple[GroupId, int, int | None]
+"""Log, offset, hash of the key."""
 LaneId = tuple[int, int]
 """(-1, hash of the key) in ordered mode; else, and without a key, (log, offset)."""
 
 
 @dataclass(slots=True)
 class _Lane:
-    """waiting: (log, offset, key), lowest first. out: how many are out or held. queued: it stands
+    """waiting: the lowest offset first. out: how many are out or held. queued: it stands
     in the queue of its bucket."""
 
-    waiting: list[tuple[GroupId, int, int | None]] = field(default_factory=list)
+    waiting: list[_Waiting] = field(default_factory=list)
     out: int = 0
     queued: bool = False
 
@@ -154,23 +157,23 @@ class LaneQueue:
             del self._lanes[lane_id]
 
     def take(self, consumer: str, count: int) -> list[Handed]:
-        taken: list[Handed] = []
-        left = count
-        for bucket in [one for one in self._queues if self._is_for(one, consumer)]:
+        taken: list[_Waiting] = []
+        heads = [self._head(one) for one in self._queues if self._is_for(one, consumer)]
+        heapify(heads)
+        while heads and len(taken) < count:
+            bucket = heads[0][2]
             queue = self._queues[bucket]
-            while left and queue:
-                lane = self._lanes[queue.popleft()]
-                lane.queued = False
-                log, offset, key = lane.waiting.pop(0)
-                lane.out += 1
-                _extend(taken, log, offset, (key,))
-                left -= 1
-            if not queue:
+            lane = self._lanes[queue.popleft()]
+            lane.queued = False
+            lane.out += 1
+            taken.append(lane.waiting.pop(0))
+            if queue:
+                heapreplace(heads, self._head(bucket))
+            else:
+                heappop(heads)
                 del self._queues[bucket]
-            if not left:
-                break
-        self._waiting -= count - left
-        return taken
+        self._waiting -= len(taken)
+        return _runs(sorted(taken))
 
     def consumers_are(self, names: Iterable[str]) -> None:
         consumers = tuple(sorted(names))
@@ -179,6 +182,12 @@ class LaneQueue:
             self._owners.clear()
 
     # ---- inside
+
+    def _head(self, bucket: int) -> tuple[GroupId, int, int]:
+        """Log and offset of what a bucket hands out next: the oldest of all buckets goes first, so
+        that what is handed out together lies together, and costs little."""
+        log, offset, _ = self._lanes[self._queues[bucket][0]].waiting[0]
+        return log, offset, bucket
 
     def _lane_id(self, log: GroupId, offset: int, key: int | None) -> LaneId:
         return (-1, key) if self._ordered and key is not None else (log, offset)
@@ -221,13 +230,22 @@ def draw(name: str, number: int) -> bytes:
     return hashlib.blake2b(f"{number}/{name}".encode(), digest_size=8).digest()
 
 
-def _extend(
-    taken: list[Handed], log: GroupId, offset: int, keys: tuple[int | None, ...] | None
-) -> None:
+def _extend(taken: list[Handed], log: GroupId, offset: int) -> None:
     """Add one message, to the last run where it continues that."""
     last = taken[-1] if taken else None
     if last is None or last.log != log or last.end != offset:
-        taken.append(Handed(log, offset, offset + 1, keys))
-        return
-    joined = None if last.keys is None or keys is None else last.keys + keys
-    taken[-1] = Handed(log, last.first, offset + 1, joined)
+        taken.append(Handed(log, offset, offset + 1))
+    else:
+        taken[-1] = Handed(log, last.first, offset + 1)
+
+
+def _runs(messages: Sequence[_Waiting]) -> list[Handed]:
+    """Messages in order of log and offset, neighbours joined."""
+    runs: list[Handed] = []
+    start = 0
+    for place, (log, offset, _) in enumerate(messages, 1):
+        if place == len(messages) or messages[place][:2] != (log, offset + 1):
+            keys = tuple([key for _, _, key in messages[start:place]])
+            runs.append(Handed(log, messages[start][1], offset + 1, keys))
+            start = place
+    return runs
