@@ -168,6 +168,20 @@ class Adversary:
         node.pause()
         self._scheduler.after(self._rng.choice((100, 700, 2_000)) * MS, node.resume)
 
+    def _kill_coordinator(self) -> None:
+        """A coordinator of groups or transactions dies."""
+        found = self._operations.coordinators()
+        if found:
+            self._rng.choice(found).kill("killed as a coordinator")
+
+    def _pause_coordinator(self) -> None:
+        """A coordinator sleeps, and goes on in the belief that it still is one."""
+        found = self._operations.coordinators()
+        if found:
+            node = self._rng.choice(found)
+            node.pause()
+            self._scheduler.after(self._rng.choice((700, 2_000)) * MS, node.resume)
+
     def _pause_kill(self) -> None:
         """RELIABILITY §2.3: one sleeps while others go on; then one that went on loses its power
         and is left with the sleeper alone. What it had promised must still be there."""

@@ -79,6 +79,24 @@ class NetworkFaults:
     slow_us: int = 300 * MS
 
 
+@dataclass(slots=True)
+class Repeats:
+    """Requests of some clients come once more, late, over a connection of their own.
+
+    It has a generator of its own, so that runs without it stay what they were.
+    """
+
+    rng: random.Random
+    share: float
+    shortest_us: int = 1 * SECOND
+    longest_us: int = 60 * SECOND
+    machines: set[int] = field(default_factory=set)
+    """Whose requests; asked for membership only."""
+    until_us: int = 0
+    """When the last of them arrives."""
+    count: int = 0
+
+
 @dataclass(slots=True, eq=False)
 class Connection:
     """One attempt after the other until it stands, then alive until it breaks."""
@@ -99,6 +117,8 @@ class Connection:
     """Latest planned arrival: at the target, at the source."""
     greeted: list[bool] = field(default_factory=lambda: [False, False])
     """A connection that has just been made loses no greeting: TCP would have broken it."""
+    greeting: list[bytes] = field(default_factory=list)
+    """What it began with, where requests may be repeated."""
 
     def send(self, message: Sequence[Part]) -> bool:
         """False = it did not leave and never will."""
@@ -119,6 +139,7 @@ class Network:
 
     def __init__(self, scheduler: Scheduler, rng: random.Random) -> None:
         self.faults = NetworkFaults()
+        self.repeats: Repeats | None = None
         self.cuts: set[tuple[int, int]] = set()
         """(from, to) pairs of machines that nothing passes; asked for membership only."""
         self.messages = 0
@@ -225,10 +246,47 @@ class Network:
         repeats = connection.repeats and faults.duplication
         copies = 2 if repeats and self._rng.random() < faults.duplication else 1
         parts = [bytes(part) for part in message]
+        if to_target and self.repeats is not None:
+            self._maybe_repeat(self.repeats, connection, parts, is_greeting=is_greeting)
         for _ in range(copies):
             self.bytes_under_way += sum(map(len, parts))
             delay_us = self._arrival(connection, way) - self._scheduler.now_us
             self._scheduler.after(delay_us, self._arrive, connection, parts, to_target)
+
+    def _maybe_repeat(
+        self, repeats: Repeats, connection: Connection, parts: list[bytes], *, is_greeting: bool
+    ) -> None:
+        """Keep a copy of a client's request, to be delivered after a second or a minute."""
+        if connection.source.machine not in repeats.machines:
+            return
+        if is_greeting:
+            connection.greeting = parts
+        elif repeats.rng.random() < repeats.share:
+            span = repeats.longest_us - repeats.shortest_us
+            delay_us = repeats.shortest_us + int(span * repeats.rng.random() ** 4)
+            repeats.until_us = max(repeats.until_us, self._scheduler.now_us + delay_us)
+            messages = (connection.greeting, parts)
+            self._scheduler.after(
+                delay_us, self._repeat, connection.target, connection.listener, messages
+            )
+
+    def _repeat(
+        self, target: Port, listener: Listener, messages: Sequence[Sequence[bytes]]
+    ) -> None:
+        host = self._hosts[target]
+        if not host.accepts:
+            return
+        self._count += 1
+        for message in messages:
+            self._scheduler.note(message)
+            host.requested(listener, b"late-%d" % self._count, message)
+        if self.repeats is not None:
+            self.repeats.count += 1
+
+    def repeat_requests_of(self, machine: int) -> None:
+        """Let requests of this machine be repeated, if there are repeats in this run."""
+        if self.repeats is not None:
+            self.repeats.machines.add(machine)
 
     def _watch_for_storms(self) -> None:
         """A storm of messages ends the run."""

@@ -38,11 +38,20 @@ class Operations:
     def __init__(self, nodes: Sequence[SimulatedNode], topic: Topic) -> None:
         self._nodes = nodes
         self._topic = topic
+        self.others: list[Topic] = []
+        """Topics beside the one that is always there."""
 
     @property
     def groups(self) -> list[GroupId]:
-        """The metadata's group and those of the topic."""
-        return [METADATA_GROUP, *self._topic.groups]
+        """The metadata's group and those of the topics."""
+        others = [group for topic in self.others for group in topic.groups]
+        return [METADATA_GROUP, *self._topic.groups, *others]
+
+    def coordinators(self) -> list[SimulatedNode]:
+        """Nodes that lead a log of groups or transactions, each as often as it leads one."""
+        internal = [topic for topic in self.others if topic.name.startswith("__")]
+        leaders = [self.leader(group) for topic in internal for group in topic.groups]
+        return [self._nodes[leader.replica.me.node - 1] for leader in leaders if leader is not None]
 
     def leader(self, group: GroupId) -> Partition | None:
         """Whoever serves in the newest term."""

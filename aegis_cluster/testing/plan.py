@@ -50,6 +50,9 @@ DISK_FAULTS: Final = ("rot", "roll_back", "cut_tail")
 LOST_DISK: Final = "wipe"
 """A whole directory is gone, and the node comes back as a new member; one at a time."""
 
+COORDINATOR_FAULTS: Final = ("kill_coordinator", "pause_coordinator")
+"""They strike whoever coordinates a group or a transaction, where there are any."""
+
 SHARDS_MAX: Final = 3
 
 SMALL_STORE: Final = StoreLimits(
@@ -63,6 +66,29 @@ SMALL_STORE: Final = StoreLimits(
     direct_groups=2,
     open_segments=2,
 )
+
+
+@dataclass(slots=True)
+class TransactionLoad:
+    """Transactions beside the other load."""
+
+    workers: int = 2
+    """Members of one group that handle orders exactly once."""
+    tellers: int = 2
+    """Producers that move money of their own accord."""
+    inputs: int = 2
+    """Partitions of the orders."""
+    accounts: int = 3
+    """Partitions that money is moved between, at least two."""
+    timeout_ms: int = 1_000
+    aborted: float = 0.2
+    """Share of transactions whose producer changes its mind."""
+    trouble_every_us: int = 700 * MS
+    """A process stands still, ends or is replaced about so often."""
+    repeated: float = 0.05
+    """Share of the requests that come once more."""
+    repeated_us: int = 60 * SECOND
+    """They come 1 s to so long later."""
 
 
 @dataclass(slots=True)
@@ -100,6 +126,7 @@ class Plan:
     """A lease goes to another client every so often; 0: there is none."""
     snapshot_frames: int = 100_000
     """A snapshot of the folded state is due after so many frames."""
+    transactions: TransactionLoad | None = None
 
     @property
     def expires(self) -> bool:
@@ -173,6 +200,35 @@ def draw_retention(plan: Plan, rng: random.Random) -> None:
         plan.retention_ms = rng.choice((300, 2_000))
     elif kind == "bytes":
         plan.retention_bytes = rng.choice((1_000, 10_000))
+
+
+TRANSACTIONAL_SHARE: Final = 1 / 24
+"""Of the seeds; they take many times longer than others."""
+
+
+def draw_transactions(plan: Plan, rng: random.Random) -> None:
+    """Let some runs have transactions; from a generator of its own, too."""
+    if rng.random() < TRANSACTIONAL_SHARE:
+        add_transactions(plan, rng)
+
+
+def add_transactions(plan: Plan, rng: random.Random) -> None:
+    """Transactions beside what the plan has, and coordinators that die and sleep."""
+    plan.transactions = TransactionLoad(
+        workers=rng.choice((2, 3)),
+        tellers=rng.choice((0, 1, 2)),
+        inputs=rng.choice((1, 2, 3)),
+        accounts=rng.choice((2, 3)),
+        timeout_ms=rng.choice((1_000, 2_000)),
+        aborted=rng.choice((0.05, 0.3)),
+        trouble_every_us=rng.choice((500, 2_000)) * MS,
+        repeated=rng.choice((0.0, 0.03, 0.1)),
+        repeated_us=rng.choice((5, 5, 5, 60)) * SECOND,
+    )
+    plan.safety_us = max(plan.safety_us, 6 * SECOND)
+    for kind in COORDINATOR_FAULTS:
+        if plan.faults and rng.random() < 0.5:
+            plan.faults[kind] = rng.choice((1, 3))
 
 
 def _draw_network(rng: random.Random) -> NetworkFaults:

@@ -78,12 +78,12 @@ class Topic:
     def learn(self, fields: Sequence[Any]) -> bool:
         """Take a METADATA reply in; whether the topic was in it."""
         self.shards = {info[0]: info[5] for info in fields[3]}
-        if not fields[4]:
-            return False
-        placed = fields[4][0][0][2]
-        self.groups = [group for group, _ in placed]
-        self.replicas = [[node for node, _ in members] for _, members in placed]
-        return True
+        for found, *_ in fields[4]:
+            if found[0] == self.name:
+                self.groups = [group for group, _ in found[2]]
+                self.replicas = [[node for node, _ in members] for _, members in found[2]]
+                return True
+        return False
 
 
 class ClientLink:
@@ -261,6 +261,9 @@ class Session:
         api: Api,
         fields: Sequence[Any],
         answer: Callable[[Reply | AegisError], None],
+        *,
+        parts: Sequence[Part] = (),
+        wait_us: int = REQUEST_US,
     ) -> None:
         """Ask one shard; `answer` hears exactly once, of a time-out too."""
         link = self._link(port)
@@ -272,7 +275,7 @@ class Session:
                 heard = True
                 answer(result)
 
-        number = link.send(api, fields, (), once)
+        number = link.send(api, fields, parts, once, ms_left=wait_us // MS)
         if number is None:
             self._later(RETRY_US, once, Unavailable("There is no connection."))
             return
@@ -281,7 +284,7 @@ class Session:
             link.forget(number)
             once(OutcomeUnknown("No answer came in time."))
 
-        self._later(REQUEST_US, late)
+        self._later(wait_us, late)
 
     def _any_node(self) -> Port:
         return Port(self._rng.randint(1, self._nodes))

@@ -19,17 +19,21 @@ from typing import TYPE_CHECKING, Any, Final
 
 from aegis_cluster.broker import partition as partition_module
 from aegis_cluster.broker import replica_manager
+from aegis_cluster.cluster import controller
 from aegis_cluster.errors import InvariantBroken
 from aegis_cluster.testing.checkers import check_history, check_logs, settled
 from aegis_cluster.testing.faults import Adversary
 from aegis_cluster.testing.history import History, Outcome
 from aegis_cluster.testing.lease import Holder, LeaseService
-from aegis_cluster.testing.network import Network
+from aegis_cluster.testing.network import Network, Repeats
 from aegis_cluster.testing.node import SimulatedNode, founders_of
 from aegis_cluster.testing.operations import Operations
-from aegis_cluster.testing.plan import Plan, draw_plan, draw_retention
+from aegis_cluster.testing.plan import Plan, draw_plan, draw_retention, draw_transactions
 from aegis_cluster.testing.scheduler import MS, SECOND, Runaway, Scheduler
 from aegis_cluster.testing.sessions import Admin, Asker, Producer, Reader, Topic
+from aegis_cluster.testing.transactions.checks import check_transactions
+from aegis_cluster.testing.transactions.load import TransactionRun
+from aegis_cluster.testing.transactions.worker import BALANCES
 from aegis_cluster.testing.watch import ReplicaWatch, check_folds, whole_logs
 
 if TYPE_CHECKING:
@@ -41,6 +45,8 @@ if TYPE_CHECKING:
 
 BOOTSTRAP_US: Final = 30 * SECOND
 VIOLATIONS_SHOWN: Final = 8
+INTERNAL_PARTITIONS: Final = 2
+"""Of each of the cluster's own topics: as few as show that there may be several."""
 
 
 class Verdict(IntEnum):
@@ -82,6 +88,7 @@ class Simulation:
         if plan is None:
             plan = draw_plan(self.rng)
             draw_retention(plan, random.Random(f"retention {seed}"))
+            draw_transactions(plan, random.Random(f"transactions {seed}"))
         self.plan = plan
         self.scheduler = Scheduler()
         self.network = Network(self.scheduler, self._generator())
@@ -99,6 +106,7 @@ class Simulation:
             nodes=self.nodes,
             operations=self.operations,
         )
+        self.transactions = self._new_transactions()
         self.lease: LeaseService | None = None
         self.producers: list[Producer] = []
         self.readers: list[Reader] = []
@@ -128,6 +136,19 @@ class Simulation:
             node.traits = traits
         return nodes
 
+    def _new_transactions(self) -> TransactionRun | None:
+        load = self.plan.transactions
+        if load is None:
+            return None
+        rng = random.Random(f"transactional clients {self.seed}")
+        return TransactionRun(
+            load,
+            rng,
+            scheduler=self.scheduler,
+            network=self.network,
+            session=self._session,
+        )
+
     # ---- the run
 
     def run(self) -> Report:
@@ -147,6 +168,9 @@ class Simulation:
         if self.watch.violations:
             report.fail(Verdict.SAFETY, self.watch.violations[:VIOLATIONS_SHOWN])
         found = check_history(self.history)
+        if self.transactions is not None:
+            found += check_transactions(self.transactions.record)
+            found += [f"orders: {what}" for what in check_history(self.transactions.orders)]
         if found:
             report.fail(Verdict.SAFETY, found[:VIOLATIONS_SHOWN])
         self._finish_report()
@@ -203,6 +227,20 @@ class Simulation:
         admin.close()
         if not done:
             self.report.fail(Verdict.LIVENESS, ["the topic could not be created"])
+        if self.transactions is not None:
+            self._bootstrap_transactions(self.transactions)
+
+    def _bootstrap_transactions(self, run: TransactionRun) -> None:
+        run.make_topics()
+        if not self.scheduler.run(self.scheduler.now_us + BOOTSTRAP_US, run.topics_made):
+            self.report.fail(Verdict.LIVENESS, ["the topics of transactions could not be created"])
+        self.operations.others = list(run.topics.values())
+        for topic in run.topics.values():
+            self.watch.keep(topic.groups, compacted=topic.name == BALANCES)
+        load = run.load
+        if load.repeated:
+            rng = random.Random(f"repeated requests {self.seed}")
+            self.network.repeats = Repeats(rng, load.repeated, longest_us=load.repeated_us)
 
     def _session(self) -> dict[str, Any]:
         self._sessions += 1
@@ -224,6 +262,8 @@ class Simulation:
             self.producers.append(self._new_producer())
             self.scheduler.after(0, self._write_on, place, self.scheduler.now_us)
         self.readers = [Reader(**self._session()) for _ in range(plan.readers)]
+        if self.transactions is not None:
+            self.transactions.begin()
         if plan.lease_us:
             self._begin_lease()
         if not plan.pause_to_us:  # strict questions would keep every group awake
@@ -276,6 +316,8 @@ class Simulation:
         if self.lease is not None:
             self.lease.stop()
         self.adversary.heal()
+        if self.transactions is not None:
+            self.transactions.stop_trouble()
         deadline_us = self.scheduler.now_us + self.plan.heal_us
         if not self._wait(deadline_us, self._writes_ended):
             self._stuck("writes did not end")
@@ -284,7 +326,30 @@ class Simulation:
             if not self._store_one(partition, deadline_us):
                 self._stuck(f"no new write was stored in partition {partition}")
                 return
-        self._read_back(deadline_us)
+        self._end_transactions()
+        self._read_back(max(deadline_us, self.scheduler.now_us + SECOND))
+
+    def _end_transactions(self) -> None:
+        """All orders get handled; requests that come late find nothing to change; all is read."""
+        run = self.transactions
+        if run is None:
+            return
+        for done, what in (
+            (run.is_drained, "orders are not handled"),
+            (run.has_stopped, "transactional clients do not come to an end"),
+        ):
+            if not self._wait(self.scheduler.now_us + self.plan.heal_us, done):
+                self._stuck(what)
+                return
+            run.stop()
+        run.go()
+        repeats, self.network.repeats = self.network.repeats, None
+        if repeats is not None:
+            self.scheduler.run(repeats.until_us + SECOND, self._is_broken)
+        run.read_back()
+        if not self._wait(self.scheduler.now_us + self.plan.heal_us, run.is_read):
+            self._stuck("transactions hang, or cannot be read")
+            self.report.problems += run.hanging()
 
     def _store_one(self, partition: int, deadline_us: int) -> bool:
         """Write until a write is acknowledged."""
@@ -366,7 +431,8 @@ class Simulation:
         elif not self._wait(deadline_us, self._replicas_agree):
             self._stuck("replicas did not catch up")
         for group in self.operations.groups:
-            found = check_logs(whole_logs(self.nodes, group))
+            compacted = group in self.watch.compacted
+            found = check_logs(whole_logs(self.nodes, group, compacted=compacted))
             found += check_folds(self.nodes, group)
             if found:
                 self.report.fail(Verdict.SAFETY, found[:VIOLATIONS_SHOWN])
@@ -395,6 +461,7 @@ def _knobs(plan: Plan) -> Iterator[None]:
     """Numbers that the product fixes and a run draws, for the time of that run."""
     wanted: list[tuple[ModuleType, str, object]] = [
         (partition_module, "SNAPSHOT_FRAMES", plan.snapshot_frames),
+        (controller, "INTERNAL_PARTITIONS", INTERNAL_PARTITIONS),
         (replica_manager, "RaftConfig", lambda **chosen: replace(plan.raft, **chosen)),
     ]
     before = [getattr(module, name) for module, name, _ in wanted]

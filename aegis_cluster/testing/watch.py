@@ -37,6 +37,8 @@ class _Group:
         self.starts: list[int] = [0, 0]
         """Position of frame i at place i; the last one is the end."""
         self.terms: list[int] = [0]
+        self.links: list[tuple[int, bytes]] = [(0, b"")]
+        """(term, chain) of frame i at place i: what stays of it when the log is compacted."""
         self.leaders: dict[int, int] = {}
         self.campaigns: set[int] = set()
         """Terms in which somebody voted for itself; asked for membership only."""
@@ -51,7 +53,11 @@ class _Group:
 
     @property
     def last(self) -> int:
-        return len(self.starts) - 2
+        return len(self.terms) - 1
+
+    def note_link(self, term: int, chain: bytes) -> None:
+        self.terms.append(term)
+        self.links.append((term, chain))
 
     def slice(self, first: int, last: int) -> bytes:
         return bytes(self.data[self.starts[first] : self.starts[last + 1]])
@@ -59,7 +65,7 @@ class _Group:
     def extend(self, frames: bytes) -> None:
         for position, header in iter_frames(frames):
             self.starts.append(self.starts[-1] + header.size)
-            self.terms.append(header.term)
+            self.note_link(header.term, header.chain)
             if header.time_ms < self.time_ms:
                 self.broken.append(f"index {header.index} is older than the one before it")
             self.time_ms = max(self.time_ms, header.time_ms)
@@ -87,6 +93,8 @@ class ReplicaWatch:
     def __init__(self, retention_ms: int | None = None) -> None:
         """retention_ms: for how long the topic keeps its records, if that is bounded."""
         self.violations: list[str] = []
+        self.compacted: set[GroupId] = set()
+        """Frames of these may have lost records; asked for membership only."""
         self.elections = 0
         self._groups: defaultdict[GroupId, _Group] = defaultdict(lambda: _Group(retention_ms))
         self._groups[METADATA_GROUP] = _Group(None)  # it is cut to its snapshots
@@ -94,9 +102,18 @@ class ReplicaWatch:
         """(member, group) -> the start in which it was seen, term, vote."""
         self._kept: dict[tuple[Member, GroupId], tuple[int, int]] = {}
         """(member, group) -> the start in which it was seen, the last index applied and durable."""
+        self._states: dict[tuple[int, int, GroupId], tuple[object, ...]] = {}
+        """What was looked at last, by node, start and group."""
         self._applied: dict[tuple[int, int, GroupId], int] = {}
         self._commits: dict[tuple[Member, GroupId, int], int] = {}
         """(member, group, term it leads) -> commit index when it was last seen."""
+
+    def keep(self, groups: Iterable[GroupId], *, compacted: bool) -> None:
+        """Logs whose records do not expire, or go only because later ones have the same key."""
+        for group in groups:
+            self._groups[group].retention_ms = None
+            if compacted:
+                self.compacted.add(group)
 
     def look(self, node: SimulatedNode, process: SimulatedProcess) -> None:
         """Check what the newest turn of a process may have changed."""
@@ -110,6 +127,8 @@ class ReplicaWatch:
         if process.shard is None:
             return
         for group, partition in process.shard.manager.partitions.items():
+            if self._is_as_before(node, process.boot, group, partition):
+                continue
             self._check_promise(node, process.boot, group, partition)
             self._check_kept(node, process.boot, group, partition)
             self._check_term(node, group, partition)
@@ -125,6 +144,30 @@ class ReplicaWatch:
                     self._violated(group, what)
                 self._groups[group].broken.clear()
                 self._applied[key] = partition.applied
+
+    def _is_as_before(
+        self, node: SimulatedNode, boot: int, group: GroupId, partition: Partition
+    ) -> bool:
+        """Nothing that is checked here has changed since the last look; so it is for most groups
+        in most turns."""
+        replica = partition.replica
+        key = (node.number, boot, group)
+        state = (
+            replica.term,
+            replica.vote,
+            replica._hard_state_durable,
+            replica.role,
+            replica.log.last_index,
+            replica.durable_index,
+            replica.commit_index,
+            replica.membership_index,
+            replica.damaged,
+            partition.applied,
+        )
+        if self._states.get(key) == state:
+            return True
+        self._states[key] = state
+        return False
 
     def _check_promise(
         self, node: SimulatedNode, now: int, group: GroupId, partition: Partition
@@ -230,11 +273,24 @@ class ReplicaWatch:
         if first > known.last:
             known.extend(frames)
             return
+        if group in self.compacted:
+            self._compare_links(node, group, known, frames)
+            return
         both = known.slice(first, known.last)
         if not (frames.startswith(both) or both.startswith(frames)):
             self._violated(group, f"node {node.number} applied other bytes from index {first} on")
         elif len(frames) > len(both):
             known.extend(frames[len(both) :])
+
+    def _compare_links(
+        self, node: SimulatedNode, group: GroupId, known: _Group, frames: bytes
+    ) -> None:
+        """Compaction takes records out of frames; each frame's link of the chain stays."""
+        for _, header in iter_frames(frames):
+            if header.index > known.last:
+                known.note_link(header.term, header.chain)
+            elif known.links[header.index] != (header.term, header.chain):
+                self._violated(group, f"node {node.number} applied another index {header.index}")
 
     def _violated(self, group: GroupId, what: str) -> None:
         self.violations.append(f"state machine safety: group {group}: {what}")
@@ -256,9 +312,10 @@ def _read(partition: Partition, first: int, last: int) -> Iterator[tuple[int, by
 
 
 def whole_logs(
-    nodes: Iterable[SimulatedNode], group: GroupId
+    nodes: Iterable[SimulatedNode], group: GroupId, *, compacted: bool = False
 ) -> dict[str, list[tuple[int, int, bytes]]]:
-    """(index, term, frame) of every replica of a group, uncommitted tails included."""
+    """(index, term, frame) of every replica of a group, uncommitted tails included; of compacted
+    ones each frame's link of the chain."""
     found: dict[str, list[tuple[int, int, bytes]]] = {}
     for node in nodes:
         partition = node.partition(group)
@@ -269,6 +326,8 @@ def whole_logs(
         for _, data in _read(partition, log.first_index, log.last_index):
             for position, header in iter_frames(data):
                 frame = data[position : position + header.size]
+                if compacted:
+                    frame = header.chain
                 frames.append((header.index, header.term, frame))
         found[f"node {node.number}"] = frames
     return found

@@ -1,0 +1,76 @@
+"""A member of a consumer group, by the rules of `client.group_session`: what it reads goes out,
+what it should read comes back.
+
+It gives up at once what it is told to, even in the middle of a transaction: the group has to refuse
+the positions of that one.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from aegis_cluster.errors import AegisError, MemberFenced
+from aegis_cluster.ids import GROUPS_TOPIC, TopicPartition
+from aegis_cluster.testing.scheduler import MS
+from aegis_cluster.wire.protocol import Api
+
+if TYPE_CHECKING:
+    from aegis_cluster.testing.transactions.client import Client, Work
+
+SESSION_TIMEOUT_MS: Final = 1_500
+BEAT_US: Final = 1_000 * MS
+
+
+class GroupMember:
+    """Of one client; `run` is its heartbeat."""
+
+    def __init__(self, client: Client, group: str, topic: str, name: str) -> None:
+        self.group = group
+        self.name = name
+        self.session = ""
+        self.epoch = 0
+        self.assigned: frozenset[TopicPartition] = frozenset()
+        self.life = 0
+        """Number of the session: what was learnt in an earlier one is void."""
+        self._client = client
+        self._topic = topic
+        self._version = 0
+
+    @property
+    def home(self) -> TopicPartition:
+        """Where the group's coordinator is."""
+        return self._client.home_of(GROUPS_TOPIC, self.group)
+
+    def run(self) -> Work[None]:
+        """Beat for ever."""
+        self._join()
+        while True:
+            fields = [
+                self.group,
+                self.name,
+                self.session,
+                False,
+                [self._topic],
+                SESSION_TIMEOUT_MS,
+                "simulated",
+                self._version,
+                {self._topic: sorted(place.partition for place in self.assigned)},
+            ]
+            result = yield from self._client.ask(
+                self.home, Api.GROUP_BEAT, fields, within_us=BEAT_US, wait_us=BEAT_US
+            )
+            if isinstance(result, MemberFenced):
+                self._join()
+            elif not isinstance(result, AegisError):
+                self.epoch, self._version, assigned = result.fields
+                self.assigned = frozenset(
+                    TopicPartition(topic, number)
+                    for topic, numbers in assigned.items()
+                    for number in numbers
+                )
+            yield from self._client.sleep(20 * MS)
+
+    def _join(self) -> None:
+        self.life += 1
+        self.session = f"{self.name}-{self.life}"
+        self.epoch, self._version, self.assigned = 0, 0, frozenset()
