@@ -1,5 +1,6 @@
-"""A simulated client whose work is a generator: it yields what it waits for, and reads from top to
-bottom.
+"""A simulated client whose work is a generator, which yields what it waits for.
+
+So the work reads from top to bottom, and a run is a function of its seed all the same.
 
 The rules it protects: a client that is frozen (SIGSTOP, a long collection of garbage) does nothing,
 and does not know that time passes; one that is closed never goes on.

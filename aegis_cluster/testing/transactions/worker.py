@@ -1,5 +1,7 @@
-"""Exactly once: reads orders as a member of a group, and in one transaction moves the money, writes
-a result and the new balances, and commits the group's position.
+"""Whoever moves money: workers, which handle orders exactly once, and tellers, which need none.
+
+A worker reads orders as a member of a group, and in one transaction moves the money, writes a
+result and the new balances, and commits the group's position.
 """
 
 from __future__ import annotations
