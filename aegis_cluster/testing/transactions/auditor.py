@@ -1,5 +1,4 @@
-"""Readers: one that follows while everything goes on, and one that reads all of it in the end.
-"""
+"""Readers: one that follows while everything goes on, and one that reads all of it in the end."""
 
 from __future__ import annotations
 

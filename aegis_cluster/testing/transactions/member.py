@@ -1,7 +1,7 @@
 """A simulated member of a consumer group, by the rules of `client.group_session`.
 
-What it reads goes out, what it should read comes back. It gives up at once what it is told to, even in the middle of a transaction: the group has to refuse
-the positions of that one.
+What it reads goes out, what it should read comes back. It gives up at once what it is told to, even
+in the middle of a transaction: the group has to refuse the positions of that one.
 """
 
 from __future__ import annotations
