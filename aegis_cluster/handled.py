@@ -16,6 +16,11 @@ class Handled:
         """Offsets that were handed out, in order, up to the first unhandled one from below; True:
         handled, but not all before it are."""
 
+    def restart(self, position: int) -> None:
+        """Go on from another place; whatever was handed out does not count."""
+        self._next = position
+        self._open.clear()
+
     @property
     def position(self) -> int:
         return next(iter(self._open), self._next)

@@ -87,6 +87,8 @@ class Membership:
         self._in_transactions = in_transactions
         self._lost_in_hand: set[TopicPartition] = set()
         """Went to others while messages of them were in hand: no transaction may commit those."""
+        self._in_hand: dict[TopicPartition, Handled] = {}
+        """What a transaction's positions were taken from, to be found still there at its commit."""
         self._timeout = timeout
         self._reading = reading
         self._session = GroupSession(background, config, self._hear)
@@ -156,7 +158,7 @@ class Membership:
     def moved_to(self, place: TopicPartition, offset: int) -> None:
         """The program has sought elsewhere: from there a successor would go on too."""
         if place in self._handled:
-            self._handled[place] = Handled(offset)
+            self._handled[place].restart(offset)
             self._moved()
 
     async def commit(
@@ -181,7 +183,7 @@ class Membership:
         """
         await self.commit(deadline, {place: upto})
         if place in self._handled:
-            self._handled[place] = Handled(upto)
+            self._handled[place].restart(upto)
 
     async def close(self) -> None:
         """Give everything up, commit, leave, and end; raises what `on_revoked` does, at the end."""
@@ -336,11 +338,13 @@ class Membership:
             for place, handled in self._handled.items()
             if place not in positions and not handled.is_idle
         }
-        return {
+        found = {
             place: offset
             for place, offset in (leaving | dict(positions)).items()
             if place in self._handled and (unmoved or self._committed.get(place) != offset)
         }
+        self._in_hand = {place: self._handled[place] for place in found}
+        return found
 
     async def commit_within(
         self, producer: Sequence[int], positions: Mapping[TopicPartition, int], deadline: float
@@ -349,7 +353,8 @@ class Membership:
         `ProducerFenced`."""
         async with self._committing:
             self._commit_number += 1
-            await self._commit(positions, self._commit_number, deadline, producer)
+            held = {place: self._in_hand.get(place) for place in positions}
+            await self._commit(positions, self._commit_number, deadline, producer, held)
 
     def committed_within(self, positions: Mapping[TopicPartition, int]) -> None:
         """The transaction that these were a part of is committed."""
@@ -412,8 +417,23 @@ class Membership:
         number: int,
         deadline: float,
         producer: Sequence[int] = (),
+        held: Mapping[TopicPartition, Handled | None] | None = None,
     ) -> None:
+        """held: what the positions were taken from; None: from what is held now.
+
+        A partition may be lost and come back while a commit waits, and somebody else may have
+        handled messages of it meanwhile: its position of before would take the group back.
+        """
+        if held is None:
+            held = {place: self._handled.get(place) for place in positions}
         while True:
+            for place, handled in held.items():
+                if self._handled.get(place) is not handled:
+                    raise MemberFenced(
+                        f"Group {self._config.group} has taken {place} from this member, whether or"
+                        " not it has come back since; what was not committed is handed out again.",
+                        partition=str(place),
+                    )
             news = self._news
             if news is None:
                 raise MemberFenced(f"This member is not in group {self._config.group} any more.")

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from aegis_cluster.testing.network import NetworkFaults
-from aegis_cluster.testing.plan import Plan, draw_plan
+from aegis_cluster.testing.plan import Plan, add_transactions, draw_plan
 from aegis_cluster.testing.scheduler import MS, SECOND
 
 if TYPE_CHECKING:
@@ -86,5 +86,20 @@ def scenario(seed: int, faults: Mapping[str, int], *, nodes: int | None = None) 
         plan.raft = replace(plan.raft, append_bytes_max=4_000, in_flight_appends_max=2)
         plan.value_bytes_max, plan.records_max, plan.write_every_us = 2_000, 3, 20 * MS
         plan.network = NetworkFaults(latency_us=5_000, jitter_us=20_000, slow=0.1)
+    plan.settle()
+    return plan
+
+
+def transactional(seed: int, faults: Mapping[str, int] | None = None, **load: Any) -> Plan:
+    """The plan of a seed with transactions; faults: instead of those that the seed draws; load:
+    fields of its `TransactionLoad`."""
+    plan = draw_plan(random.Random(seed))
+    if faults is not None:
+        plan.faults = dict(faults)
+    add_transactions(plan, random.Random(f"transactions {seed}"))
+    assert plan.transactions is not None, "they were added"
+    plan.transactions = replace(plan.transactions, **load)
+    if faults is not None:
+        plan.faults = dict(faults)
     plan.settle()
     return plan

@@ -65,7 +65,6 @@ class ProducerIds:
             keys = [key for key in shard.links.ups() if key.shard == 0]
             if not keys:
                 return
-            self._turn += 1
             key = keys[self._turn % len(keys)]
         self._asking = True
         if key.node == shard.context.me.node and shard.context.shard == ShardId(0):
@@ -77,7 +76,7 @@ class ProducerIds:
     def _granted(self, reply: Reply | AegisError) -> None:
         self._asking = False
         if isinstance(reply, AegisError):
-            self._turn += 1
+            self._turn += 1  # once for each failure: twice would leave out every other of two
             return
         try:
             first = take_int(reply.fields, 0, "first")

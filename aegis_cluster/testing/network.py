@@ -267,11 +267,15 @@ class Network:
             repeats.until_us = max(repeats.until_us, self._scheduler.now_us + delay_us)
             messages = (connection.greeting, parts)
             self._scheduler.after(
-                delay_us, self._repeat, connection.target, connection.listener, messages
+                delay_us, self._repeat, repeats, connection.target, connection.listener, messages
             )
 
     def _repeat(
-        self, target: Port, listener: Listener, messages: Sequence[Sequence[bytes]]
+        self,
+        repeats: Repeats,
+        target: Port,
+        listener: Listener,
+        messages: Sequence[Sequence[bytes]],
     ) -> None:
         host = self._hosts[target]
         if not host.accepts:
@@ -280,8 +284,7 @@ class Network:
         for message in messages:
             self._scheduler.note(message)
             host.requested(listener, b"late-%d" % self._count, message)
-        if self.repeats is not None:
-            self.repeats.count += 1
+        repeats.count += 1
 
     def repeat_requests_of(self, machine: int) -> None:
         """Let requests of this machine be repeated, if there are repeats in this run."""

@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 
 BOOTSTRAP_US: Final = 30 * SECOND
 VIOLATIONS_SHOWN: Final = 8
+READ_US: Final = 10 * SECOND
+"""For what is left to be read once transactions have ended."""
 INTERNAL_PARTITIONS: Final = 2
 """Of each of the cluster's own topics: as few as show that there may be several."""
 
@@ -327,7 +329,7 @@ class Simulation:
                 self._stuck(f"no new write was stored in partition {partition}")
                 return
         self._end_transactions()
-        self._read_back(max(deadline_us, self.scheduler.now_us + SECOND))
+        self._read_back(max(deadline_us, self.scheduler.now_us + READ_US))
 
     def _end_transactions(self) -> None:
         """All orders get handled; requests that come late find nothing to change; all is read."""
@@ -346,6 +348,7 @@ class Simulation:
         repeats, self.network.repeats = self.network.repeats, None
         if repeats is not None:
             self.scheduler.run(repeats.until_us + SECOND, self._is_broken)
+            run.repeated_requests = repeats.count
         run.read_back()
         if not self._wait(self.scheduler.now_us + self.plan.heal_us, run.is_read):
             self._stuck("transactions hang, or cannot be read")

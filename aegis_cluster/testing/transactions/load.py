@@ -152,6 +152,7 @@ class TransactionRun:
             for name in (GROUPS_TOPIC, TRANSACTIONS_TOPIC, ORDERS, RESULTS, ACCOUNTS, BALANCES)
         }
         self.last_reader: LastReader | None = None
+        self.repeated_requests = 0
         self._rng = rng
         self._scheduler = scheduler
         self._network = network

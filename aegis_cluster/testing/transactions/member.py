@@ -28,10 +28,12 @@ class GroupMember:
         self.name = name
         self.session = ""
         self.epoch = 0
-        self.assigned: frozenset[TopicPartition] = frozenset()
-        self.life = 0
-        """Number of the session: what was learnt in an earlier one is void."""
+        self.held: dict[TopicPartition, int] = {}
+        """What is assigned, and the number of its assignment: what was read in an earlier one is
+        somebody else's by now, perhaps."""
         self._client = client
+        self._sessions = 0
+        self._assignments = 0
         self._topic = topic
         self._version = 0
 
@@ -53,7 +55,7 @@ class GroupMember:
                 SESSION_TIMEOUT_MS,
                 "simulated",
                 self._version,
-                {self._topic: sorted(place.partition for place in self.assigned)},
+                {self._topic: sorted(place.partition for place in self.held)},
             ]
             result = yield from self._client.ask(
                 self.home, Api.GROUP_BEAT, fields, within_us=BEAT_US, wait_us=BEAT_US
@@ -62,14 +64,14 @@ class GroupMember:
                 self._join()
             elif not isinstance(result, AegisError):
                 self.epoch, self._version, assigned = result.fields
-                self.assigned = frozenset(
-                    TopicPartition(topic, number)
-                    for topic, numbers in assigned.items()
-                    for number in numbers
-                )
+                self._hold([TopicPartition(t, n) for t, ns in assigned.items() for n in ns])
             yield from self._client.sleep(20 * MS)
 
     def _join(self) -> None:
-        self.life += 1
-        self.session = f"{self.name}-{self.life}"
-        self.epoch, self._version, self.assigned = 0, 0, frozenset()
+        self._sessions += 1
+        self.session = f"{self.name}-{self._sessions}"
+        self.epoch, self._version, self.held = 0, 0, {}
+
+    def _hold(self, places: list[TopicPartition]) -> None:
+        self._assignments += 1
+        self.held = {place: self.held.get(place, self._assignments) for place in places}

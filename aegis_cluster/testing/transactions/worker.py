@@ -103,49 +103,51 @@ class Worker(Mover):
     def __init__(self, **rest: Any) -> None:
         super().__init__(**rest)
         self.member = GroupMember(self, GROUP, ORDERS, f"member-{self.number}")
-        self._positions: dict[TopicPartition, int] = {}
-        self._life = 0
+        self._positions: dict[tuple[TopicPartition, int], int] = {}
+        """By partition and the number of its assignment."""
         self._commits = 0
         self.begin(self.member.run())
         self.begin(self.run())
 
     def once(self) -> Work[None]:
-        member = self.member
-        if self._life != member.life:
-            self._life, self._positions = member.life, {}
-        held = member.assigned
-        self._positions = {p: at for p, at in self._positions.items() if p in held}
+        held = self.member.held
         if not held:
             yield from self.sleep(40 * MS)
             return
-        place = self._rng.choice(sorted(held))
-        rows = yield from self._read(place)
+        holding = self._rng.choice(sorted(held.items()))
+        rows = yield from self._read(holding)
         if rows:
-            yield from self._handle(place, rows)
+            yield from self._handle(holding, rows)
         else:
             yield from self.sleep(self._rng.randrange(20 * MS, 80 * MS))
 
-    def _read(self, place: TopicPartition) -> Work[Rows]:
+    def _holds(self, holding: tuple[TopicPartition, int]) -> bool:
+        """It has been ours without a break since."""
+        place, assignment = holding
+        return self.member.held.get(place) == assignment
+
+    def _read(self, holding: tuple[TopicPartition, int]) -> Work[Rows]:
         """The next orders; none where the position is not known, or moves just now (KIP-447)."""
-        life = self.member.life
-        if place not in self._positions:
+        place, _ = holding
+        if holding not in self._positions:
             fields = [GROUP, [list(place)], True]
             asked_us = self.now_us
             result = yield from self.ask(
                 self.member.home, Api.GROUP_OFFSETS, fields, within_us=2 * SECOND
             )
-            if isinstance(result, AegisError) or life != self.member.life:
+            if isinstance(result, AegisError):
                 return []
             offset = max(0, result.fields[0][0][2])
             self._record.positions.append(Position(place, offset, asked_us, self.now_us))
-            self._positions[place] = offset
-        found = yield from self.fetch(place, self._positions[place])
-        if isinstance(found, AegisError) or life != self.member.life:
+            self._positions[holding] = offset
+        found = yield from self.fetch(place, self._positions[holding])
+        if isinstance(found, AegisError):
             return []
         most = HURRY_ORDERS_MAX if self.hurries else self._rng.randint(1, ORDERS_MAX)
         return found.rows[:most]
 
-    def _handle(self, place: TopicPartition, rows: Rows) -> Work[None]:
+    def _handle(self, holding: tuple[TopicPartition, int], rows: Rows) -> Work[None]:
+        place, _ = holding
         transaction = self.new_transaction()
         if self._rng.random() < 0.7:
             yield from self.poll(transaction, self._rng.choice(self.places(ACCOUNTS)))
@@ -153,13 +155,13 @@ class Worker(Mover):
         behind = rows[-1][0] + 1
         stored = yield from self.write_all(transaction, batches)
         if stored:
-            stored = yield from self._send_position(place, behind)
+            stored = yield from self._send_position(holding, behind)
         yield from self.finish(transaction, stored=stored)
         if transaction.outcome is Outcome.OK:
-            self._positions[place] = behind
+            self._positions[holding] = behind
             self._record.positions.append(Position(place, behind, -1, self.now_us))
         else:
-            self._positions.pop(place, None)
+            self._positions.pop(holding, None)
 
     def _batches(self, transaction: Transaction, rows: Rows) -> dict[TopicPartition, list[Append]]:
         batches: dict[TopicPartition, list[Append]] = {}
@@ -178,13 +180,14 @@ class Worker(Mover):
                 batches.setdefault(at, []).extend(appends)
         return batches
 
-    def _send_position(self, place: TopicPartition, offset: int) -> Work[bool]:
-        """As the member that has read it; once more if only its epoch is older than the group's."""
+    def _send_position(self, holding: tuple[TopicPartition, int], offset: int) -> Work[bool]:
+        """As long as the partition has been ours ever since it was read; once more if only our
+        epoch is older than the group's."""
         assert self._identity is not None, "a transaction has an identity"
-        member = self.member
+        member, (place, _) = self.member, holding
         if not (yield from self.join([member.home])):
             return False
-        while True:
+        while self._holds(holding):
             self._commits += 1
             epoch = member.epoch
             fields = [
@@ -205,8 +208,7 @@ class Worker(Mover):
                 return False
             while member.epoch == epoch:
                 yield from self.sleep(20 * MS)
-            if member.life != self._life or place not in member.assigned:
-                return False
+        return False
 
 
 class Teller(Mover):
