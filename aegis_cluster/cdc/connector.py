@@ -16,11 +16,12 @@ import contextlib
 import logging
 import time
 import uuid
+from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from aegis_cluster.cdc.envelope import key_of, rows_of
-from aegis_cluster.cdc.source import PartitionPoint
+from aegis_cluster.cdc.envelope import rows_of
+from aegis_cluster.cdc.source import PartitionPoint, SourceBatch
 from aegis_cluster.client.feeds import FeedLog
 from aegis_cluster.client.leases import Leases
 from aegis_cluster.errors import (
@@ -41,14 +42,21 @@ from aegis_cluster.wire.partitioner import partition_for
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from aegis_cluster.cdc.envelope import RowChange
-    from aegis_cluster.cdc.source import Source, SourceBatch
+    from aegis_cluster.cdc.envelope import Change
+    from aegis_cluster.cdc.source import Source
     from aegis_cluster.client.leases import Lease
+    from aegis_cluster.client.producer import Row
     from aegis_cluster.engine import StreamingEngine
     from aegis_cluster.wire.descriptions import TopicInfo
 
 FRAME_BYTES: Final = 1 << 20
 """A partition's share of a batch is cut into frames of about this size."""
+MARKED_BYTES: Final = 6 << 20
+"""A piece of a snapshot is in one frame with its mark, or some of its rows would come again."""
+ROW_BYTES: Final = 64
+"""What a record takes beside its value, about."""
+BATCHES_MAX: Final = 64
+"""Read ahead, however few rows they hold."""
 LEASE_TTL_S: Final = 6.0
 LEASE_WAIT_S: Final = 3.0
 """How long one try to get the lease may take; then it is tried again."""
@@ -87,7 +95,7 @@ class Connector:
         self._engine = engine
         self._source = source
         self._info = info
-        self._rows_max = max(1, buffer_size // 2)
+        self._rows_max = max(1, buffer_size // 4)  # being read, read, joined, on its way
 
     async def run(self) -> None:
         """Raises what makes going on pointless: `SourceError`, `TopicNotFound`, …."""
@@ -154,13 +162,12 @@ class Connector:
                 await self._source.close()
 
     async def _copy(self, feed: FeedLog, points: list[PartitionPoint], lease: Lease | None) -> None:
-        """Read ahead by one batch while the last one is on its way."""
+        """Read ahead while what was read before is on its way."""
         sender = _Sender(self._engine, feed, points)
-        reading = asyncio.ensure_future(self._source.read())
+        ahead = _Ahead(self._source, self._rows_max)
         try:
             while True:
-                batch = await reading
-                reading = asyncio.ensure_future(self._source.read())
+                batch = await ahead.take()
                 if lease is not None:
                     lease.check()
                 await sender.send(batch)
@@ -168,8 +175,7 @@ class Connector:
                     await self._source.confirm(batch.token)
                 self._note(batch)
         finally:
-            reading.cancel()
-            await asyncio.gather(reading, return_exceptions=True)
+            await ahead.close()
 
     def _note(self, batch: SourceBatch) -> None:
         if batch.changes:
@@ -191,7 +197,64 @@ _TRY_AGAIN: Final = (
 )
 
 
-_Keyed = tuple["RowChange", "bytes | None"]
+class _Ahead:
+    """Reads while the connector sends: what came meanwhile goes on its way together, so the slower
+    the feed, the larger its frames, and the fewer of them."""
+
+    def __init__(self, source: Source, rows_max: int) -> None:
+        self._source, self._rows_max = source, rows_max
+        self._batches: deque[SourceBatch] = deque()
+        self._rows = 0
+        self._news = asyncio.Event()
+        self._room = asyncio.Event()
+        self._reading = asyncio.ensure_future(self._read())
+
+    async def _read(self) -> None:
+        try:
+            while True:
+                batch = await self._source.read()
+                self._batches.append(batch)
+                self._rows += len(batch.changes)
+                self._news.set()
+                while self._rows >= self._rows_max or len(self._batches) >= BATCHES_MAX:
+                    self._room.clear()
+                    await self._room.wait()
+        finally:
+            self._news.set()
+
+    async def take(self) -> SourceBatch:
+        """What was read since, or comes next. Raises what reading does."""
+        while not self._batches:
+            if self._reading.done():
+                self._reading.result()
+            self._news.clear()
+            await self._news.wait()
+        batch = self._batches.popleft()
+        if batch.is_plain:
+            batch = self._joined(batch)
+        self._rows -= len(batch.changes)
+        self._room.set()
+        return batch
+
+    def _joined(self, first: SourceBatch) -> SourceBatch:
+        more = []
+        while self._batches and self._batches[0].is_plain:
+            more.append(self._batches.popleft())
+        if not more:
+            return first
+        changes = list(first.changes)
+        for batch in more:
+            changes += batch.changes
+        tokens = [batch.token for batch in (first, *more) if batch.token is not None]
+        return SourceBatch(changes, token=tokens[-1] if tokens else None, more=more[-1].more)
+
+    async def close(self) -> None:
+        """Read no more."""
+        self._reading.cancel()
+        await asyncio.gather(self._reading, return_exceptions=True)
+
+
+_Keyed = tuple["Change", "bytes | None"]
 """A change and its record's key."""
 
 
@@ -227,9 +290,13 @@ class _Sender:
         it has."""
         count = len(self._positions)
         shares: list[list[_Keyed]] = [[] for _ in range(count)]
+        if count == 1 and batch.only is None:
+            have = self._positions[0]
+            shares[0] = [(one, one.record_key) for one in batch.changes if one.position > have]
+            return shares
         for change in batch.changes:
-            key = key_of(change)
-            everywhere = key is None and change.key is None
+            key = change.record_key
+            everywhere = change.is_everywhere
             for number in range(count) if everywhere else (partition_for(key or b"", count),):
                 lacks = batch.only is None or number in batch.only
                 if lacks and change.position > self._positions[number]:
@@ -237,31 +304,46 @@ class _Sender:
         return shares
 
     async def _send(self, number: int, share: list[_Keyed], mark: bytes | None) -> None:
-        for data, position, is_last in self._frames(share):
+        for data, position, is_last in self._frames(share, MARKED_BYTES if mark else FRAME_BYTES):
             deadline = self._engine.deadline(None)
             await self._feed.append(
                 number, position, data, deadline, mark=mark if is_last else None
             )
             self._positions[number] = position
 
-    def _frames(self, share: list[_Keyed]) -> Iterator[tuple[bytes, tuple[int, int], bool]]:
-        """Batches with the position of their last change."""
+    def _frames(
+        self, share: list[_Keyed], bytes_max: int
+    ) -> Iterator[tuple[bytes, tuple[int, int], bool]]:
+        """Batches with the position of their last change; one that is larger has its own."""
         now_ms = time.time_ns() // 1_000_000
-        builder = BatchBuilder(compression=self._compression)
-        allowed = self._feed.info.settings.max_message_bytes
         feed = self._feed.info.name
-        for place, (change, known) in enumerate(share):
-            for time_ms, key, value, headers in rows_of(change, feed, now_ms, known):
-                if value is not None and len(value) > allowed:
-                    raise MessageTooLarge(
-                        f"A row of {change.source.full_name} takes {len(value)} bytes, and the feed"
-                        f" {feed} allows {allowed}. Raise its max_message_size"
-                        " (up to 8MB), or leave the table out.",
-                        have=len(value),
-                        at_most=allowed,
-                    )
-                builder.append(time_ms, key, value, headers)
-            is_last = place == len(share) - 1
-            if is_last or builder.size_bytes >= FRAME_BYTES:
-                yield builder.build(), change.position, is_last
-                builder = BatchBuilder(compression=self._compression)
+        rows: list[Row] = []
+        size, last = 0, (0, 0)
+        for change, known in share:
+            more = rows_of(change, feed, now_ms, known)
+            taken = ROW_BYTES + len(known or b"") + self._checked(change, more[0][2] or b"")
+            if rows and size + taken > bytes_max:
+                yield self._batch(rows), last, False
+                rows, size = [], 0
+            rows += more
+            size += taken
+            last = change.position
+        yield self._batch(rows), last, True
+
+    def _checked(self, change: Change, value: bytes) -> int:
+        """Its size. Raises `MessageTooLarge`."""
+        size, allowed = len(value), self._feed.info.settings.max_message_bytes
+        if size > allowed:
+            raise MessageTooLarge(
+                f"A row of {change.source.full_name} takes {size} bytes, and the feed"
+                f" {self._feed.info.name} allows {allowed}. Raise its max_message_size"
+                " (up to 8MB), or leave the table out.",
+                have=size,
+                at_most=allowed,
+            )
+        return size
+
+    def _batch(self, rows: list[Row]) -> bytes:
+        builder = BatchBuilder(compression=self._compression)
+        builder.append_rows(rows)
+        return builder.build()

@@ -5,7 +5,8 @@
 
 and after a delete a second record with the same key and no value, the tombstone, so that a
 compacted feed forgets the row. Beside that stands `types`, what the values of some columns are
-(see `values`); Debezium's consumers pass over it.
+(see `values`), and `last` with the last change of a transaction; Debezium's consumers pass over
+them.
 
 The key is the row's primary key, so all changes of one row stand in one partition, in order.
 """
@@ -40,7 +41,8 @@ if TYPE_CHECKING:
 VERSION: Final = "1"
 SNAPSHOT_OP: Final = "r"
 _PLAIN: Final = frozenset({bool, int, float, str, type(None)})
-_IS_JSON: Final = (PAYLOAD_HEADER, b"j")
+_IS_JSON: Final[list[tuple[str, bytes | None]]] = [(PAYLOAD_HEADER, b"j")]
+_NOTHING: Final[list[tuple[str, bytes | None]]] = []
 _VALUE_JSON: Final = json.JSONEncoder(
     ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":")
 ).encode
@@ -52,7 +54,8 @@ class RowChange:
     """One change as a source reports it.
 
     op: Debezium's letter. position: above that of every change before it. key: None for a table as
-    a whole; empty for a row of a table without one. ts_ms: of the commit, or of the read.
+    a whole; empty for a row of a table without one. ts_ms: of the commit, or of the read. is_last:
+    of its transaction, or of the piece of a snapshot that was read at once.
     """
 
     source: ChangeSource
@@ -63,11 +66,58 @@ class RowChange:
     before: Mapping[str, Any] | None = None
     after: Mapping[str, Any] | None = None
     transaction_id: str | None = None
+    is_last: bool = False
+
+    @property
+    def record_key(self) -> bytes | None:
+        """Chooses the partition."""
+        return encode_row_key(self.key) if self.key else None
+
+    @property
+    def is_everywhere(self) -> bool:
+        """It is about a table as a whole, so every partition gets it."""
+        return self.key is None
+
+    def record_value(self, feed: str, now_ms: int) -> bytes:
+        """The envelope. now_ms: when the connector has it."""
+        return _value_of(self, feed, now_ms)
 
 
-def key_of(change: RowChange) -> bytes | None:
-    """The record's key, which chooses the partition."""
-    return encode_row_key(change.key) if change.key else None
+class EncodedChange:
+    """A change whose envelope its source has written already, without values in between."""
+
+    __slots__ = ("is_everywhere", "op", "position", "record_key", "source", "ts_ms", "value")
+
+    def __init__(
+        self,
+        source: ChangeSource,
+        op: str,
+        position: tuple[int, int],
+        ts_ms: int,
+        record_key: bytes | None,
+        value: bytes,
+        is_everywhere: bool = False,
+    ) -> None:
+        self.source = source
+        self.op = op
+        self.position = position
+        self.ts_ms = ts_ms
+        self.record_key = record_key
+        self.value = value
+        self.is_everywhere = is_everywhere
+
+    def record_value(self, _feed: str, _now_ms: int) -> bytes:
+        """The envelope, as it was written."""
+        return self.value
+
+    def mark_last(self) -> None:
+        """Nothing more of its transaction follows."""
+        self.value = self.value[:-1] + LAST + b"}"
+
+
+Change = RowChange | EncodedChange
+LAST: Final = b',"last":true'
+"""At the end of an envelope."""
 
 
 def encode_row_key(key: Mapping[str, Any]) -> bytes:
@@ -76,12 +126,12 @@ def encode_row_key(key: Mapping[str, Any]) -> bytes:
     return text.encode("utf-8", "backslashreplace")
 
 
-def rows_of(change: RowChange, feed: str, now_ms: int, key: bytes | None) -> list[Row]:
-    """The records of one change. now_ms: when the connector has it; key: see `key_of`."""
-    rows: list[Row] = [(change.ts_ms, key, _value_of(change, feed, now_ms), [_IS_JSON])]
+def rows_of(change: Change, feed: str, now_ms: int, key: bytes | None) -> tuple[Row, ...]:
+    """The records of one change. now_ms: when the connector has it; key: its `record_key`."""
+    row: Row = (change.ts_ms, key, change.record_value(feed, now_ms), _IS_JSON)
     if change.op == "d" and key is not None:
-        rows.append((change.ts_ms, key, None, []))
-    return rows
+        return row, (change.ts_ms, key, None, _NOTHING)
+    return (row,)
 
 
 def _value_of(change: RowChange, feed: str, now_ms: int) -> bytes:
@@ -122,6 +172,8 @@ def _envelope(change: RowChange, feed: str, now_ms: int, *, encoded: bool) -> di
         envelope["key"] = _half("key", change.key, types)
     if types:
         envelope["types"] = types
+    if change.is_last:
+        envelope["last"] = True
     return envelope
 
 
@@ -174,6 +226,7 @@ def _change_from(message: ReceivedMessage, envelope: Mapping[str, Any]) -> Chang
         "key": _key_from(message, envelope, rows, types),
         "transaction_id": source.get("txId"),
         "is_snapshot": op == SNAPSHOT_OP,
+        "is_last": bool(envelope.get("last")),
         "partition": message.partition,
         "offset": message.offset,
         "message": message,

@@ -73,6 +73,8 @@ class ChangeEvent:
     key: Mapping[str, Any] | None = None
     transaction_id: str | None = None
     is_snapshot: bool = False
+    is_last: bool = False
+    """Of its transaction, or of the rows that a snapshot read together."""
     partition: int = 0
     """Of the feed; and where in it the change stands."""
     offset: int = 0

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from aegis_cluster.cdc.envelope import RowChange
+    from aegis_cluster.cdc.envelope import Change
+    from aegis_cluster.cdc.progress import SnapshotProgress
 
 ROWS_PER_BATCH_MAX = 2_000
 """Of one `read`; the setting `buffer_size` may make it fewer."""
@@ -39,16 +40,22 @@ class SourceBatch:
     it was read. position: with the mark, every partition gets this one, records or not.
     """
 
-    changes: Sequence[RowChange] = ()
+    changes: Sequence[Change] = ()
     mark: bytes | None = None
     only: frozenset[int] | None = None
     token: Any = None
     position: tuple[int, int] | None = None
     more: bool = True
 
+    @property
+    def is_plain(self) -> bool:
+        """Changes and nothing else, so that it may travel together with others."""
+        return self.mark is None and self.only is None and self.position is None
+
 
 class Source(Protocol):
-    """One database. `confirm` may be called while a `read` is under way; nothing else may."""
+    """One database. `confirm` and `snapshot` may be called while a `read` is under way; nothing
+    else may."""
 
     @property
     def name(self) -> str:
@@ -65,6 +72,13 @@ class Source(Protocol):
 
     async def confirm(self, token: Any) -> None:
         """All changes up to this batch, and it, are in the feed for good."""
+
+    async def snapshot(self, table: str) -> None:
+        """Read all rows of a table again, while changes go on; returns once that will happen
+        whatever dies. Raises `SourceError` for a table that is not captured."""
+
+    def progress(self) -> SnapshotProgress | None:
+        """Of the snapshot that is being made; None where there is none."""
 
     async def close(self) -> None:
         """Let the database go; what is confirmed stays so."""

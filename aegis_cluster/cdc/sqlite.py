@@ -30,6 +30,7 @@ import msgpack
 
 from aegis_cluster.cdc.envelope import SNAPSHOT_OP, RowChange, encode_row_key
 from aegis_cluster.cdc.events import ChangeSource
+from aegis_cluster.cdc.progress import SnapshotProgress
 from aegis_cluster.cdc.source import (
     CHUNK_BYTES,
     ROWS_PER_BATCH_MAX,
@@ -166,6 +167,14 @@ class SQLiteSource:
             await asyncio.get_running_loop().run_in_executor(thread, end)
         thread.shutdown(wait=False)
 
+    async def snapshot(self, table: str) -> None:
+        """See `Source.snapshot`."""
+        await self._run(lambda: self._opened().read_again(table))
+
+    def progress(self) -> SnapshotProgress | None:
+        """See `Source.progress`."""
+        return None if self._database is None else self._database.progress()
+
     def _opened(self) -> _Database:
         if self._database is None:
             raise SourceError("This source is not open.")
@@ -220,6 +229,7 @@ class _Database:
         self._trim_at = 0.0
         self._pending: list[tuple[int, Table]] = []
         """Snapshots to be made, with the table as it is to be read."""
+        self._rows_of_snapshot, self._rows_done = 0, 0
         self._chunk: _Chunk | None = None
         """The last chunk that was handed out."""
         self._lacking: frozenset[int] = frozenset()
@@ -525,6 +535,9 @@ class _Database:
         if rows:
             self._chunk = chunk
         changes = [self._read_change(table, row) for row in rows]
+        if self._rows_of_snapshot != snapshot:
+            self._rows_of_snapshot, self._rows_done = snapshot, 0
+        self._rows_done += len(rows)
         token = _Token(self._seen, snapshot_done=done)
         mark = chunk.mark()
         fits = bool(rows) and len(mark) <= FEED_MARK_BYTES_MAX  # else it begins anew after a crash
@@ -577,6 +590,27 @@ class _Database:
             None,
             row.values,
         )
+
+    def read_again(self, name: str) -> None:
+        """Have a table's rows read once more."""
+        schema = self._known_tables().get(name)
+        if schema is None:
+            raise SourceError(
+                f"{self._name} has no table {name!r} that is captured; there are:"
+                f" {', '.join(sorted(self._known_tables())[:10])}."
+            )
+        with self._writing():
+            self._note(schema, _START)
+        self._data_version = -1
+
+    def progress(self) -> SnapshotProgress | None:
+        """Of the table that is being read; asked from another thread, and no more than a look."""
+        pending = list(self._pending)
+        if not pending:
+            return None
+        number, table = pending[0]
+        done = self._rows_done if self._rows_of_snapshot == number else 0
+        return SnapshotProgress(table.name, done, None, len(pending) - 1)
 
     # ---- what is safe
 
