@@ -37,8 +37,9 @@ _TABLE: Final = (
     " f boolean, g timestamptz, h double precision, i varchar(20))"
 )
 _FILL: Final = (
-    "INSERT INTO wide SELECT n, n % 1000, n * 1000000, 'a text of some length ' || n, md5(n::text),"
-    " n / 100.0, n % 2 = 0, '2030-01-01'::timestamptz + n * interval '1 s', n / 7.0, 'row ' || n"
+    "INSERT INTO wide SELECT n, n % 1000, n::bigint * 1000000, 'a text of some length ' || n,"
+    " md5(n::text), n / 100.0, n % 2 = 0, '2030-01-01'::timestamptz + n * interval '1 s', n / 7.0,"
+    " 'row ' || n"
     f" FROM generate_series(1, {ROWS}) n"
 )
 _CHANGE: Final = (

@@ -1,11 +1,14 @@
 """Change data capture: a database's changes as a feed, a specialised topic that others read.
 
 - `source`: what a connector needs of a database. `sqlite` (with `sqlite_schema`: its triggers) and
-  `postgres` (with `pgoutput`, what a slot sends, and `postgres_types`) are two of them.
+  `postgres` are two of them; of the latter `pgoutput` reads what a slot sends, `postgres_stream`
+  makes transactions of it, `postgres_snapshot` has the rows that were there before, `postgres_rows`
+  and `postgres_types` their values.
 - `connector`: copies a source's changes into its feed. `engine`: runs it, and reads the feed.
 - `envelope`, `values`: a change as it stands in the feed (Debezium's form), and back.
 - `configuration`: a connector as a file. `subscription`: what a subscriber sees of a feed.
-  `events`: the classes it gets.
+  `events`: the classes it gets. `mirror`: a feed applied to another database. `outbox`: rows that
+  are published as messages.
 
 In: a `StreamingEngine` and a source. Out: `ChangeEvent`s. It stands on the client library alone.
 
@@ -27,9 +30,12 @@ from aegis_cluster.cdc.events import (
     Truncate,
     Update,
 )
+from aegis_cluster.cdc.mirror import Mirror, PostgresTarget, SQLiteTarget
+from aegis_cluster.cdc.outbox import OutboxConfig, OutboxRouter
 from aegis_cluster.cdc.postgres import PostgresLag, PostgresSource
+from aegis_cluster.cdc.progress import SnapshotProgress
 from aegis_cluster.cdc.sqlite import SQLiteSource
-from aegis_cluster.cdc.subscription import CDCConfig, ChangeSubscription
+from aegis_cluster.cdc.subscription import CDCConfig, ChangeSubscription, ChangeTransaction
 from aegis_cluster.cdc.values import UNCHANGED
 from aegis_cluster.errors import SourceError, SourceUnavailable
 
@@ -40,14 +46,21 @@ __all__ = [
     "ChangeEvent",
     "ChangeSource",
     "ChangeSubscription",
+    "ChangeTransaction",
     "ConnectorState",
     "Delete",
     "Insert",
+    "Mirror",
     "Operation",
+    "OutboxConfig",
+    "OutboxRouter",
     "Position",
     "PostgresLag",
     "PostgresSource",
+    "PostgresTarget",
     "SQLiteSource",
+    "SQLiteTarget",
+    "SnapshotProgress",
     "SourceError",
     "SourceUnavailable",
     "Truncate",

@@ -7,7 +7,9 @@ import contextlib
 from typing import TYPE_CHECKING, Final
 
 from aegis_cluster.cdc.connector import Connector
-from aegis_cluster.cdc.subscription import CDCConfig, ChangeSubscription
+from aegis_cluster.cdc.mirror import Mirror
+from aegis_cluster.cdc.outbox import OutboxConfig, OutboxRouter
+from aegis_cluster.cdc.subscription import CDCConfig, ChangeSubscription, is_named
 from aegis_cluster.errors import AegisError, ConfigError, Misuse, SourceUnavailable, TopicExists
 from aegis_cluster.topics import UNLIMITED, TopicConfig
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from aegis_cluster.cdc.connector import ConnectorState
+    from aegis_cluster.cdc.mirror import Target
     from aegis_cluster.cdc.source import Source
     from aegis_cluster.engine import StreamingEngine
 
@@ -131,6 +134,26 @@ class CDCEngine:
         return ChangeSubscription(
             self._engine, self.feed, names, config or CDCConfig(), lambda: self._failure, timeout
         )
+
+    def apply_to(self, target: Target, tables: str | Sequence[str] = "*") -> Mirror:
+        """Mirror the feed's changes of some tables into another database, exactly once: how far it
+        is stands in the target, in the same transaction as the rows.
+
+            async with cdc.apply_to(SQLiteTarget("copy.db")) as mirror:
+                await mirror.caught_up()
+
+        target: a `SQLiteTarget` or a `PostgresTarget`. tables: as in `subscribe`.
+        """
+        names = [tables] if isinstance(tables, str) else list(tables)
+        return Mirror(self._engine, self.feed, target, lambda change: is_named(change, names))
+
+    def outbox(self, config: OutboxConfig | None = None) -> OutboxRouter:
+        """Publish the rows of an outbox table as messages of their own topics, exactly once.
+
+        async with cdc.outbox(OutboxConfig(topic="events.{aggregatetype}")) as router:
+            await router.stopped()
+        """
+        return OutboxRouter(self._engine, self.feed, config or OutboxConfig())
 
     async def stopped(self) -> None:
         """Wait for the end of this process's connector. Raises why it has ended."""

@@ -108,7 +108,7 @@ class PostgresSource:
             raise ConfigError(
                 f"on_lost_slot = {on_lost_slot!r}; allowed: 'stop', 'snapshot'.", key="on_lost_slot"
             )
-        psycopg2 = _library()
+        psycopg2 = library()
         parts = psycopg2.extensions.parse_dsn(dsn)
         self._dsn = dsn
         self._tables = tables
@@ -193,7 +193,7 @@ class PostgresSource:
         return self._database
 
     async def _run(self, work: Callable[[], T]) -> T:
-        psycopg2 = _library()
+        psycopg2 = library()
         try:
             return await asyncio.get_running_loop().run_in_executor(self._thread, work)
         except psycopg2.Error as error:
@@ -261,7 +261,7 @@ class _Database:
         self._wal_end = 0
 
     def _connect(self, **more: Any) -> Any:
-        return _library().connect(
+        return library().connect(
             self._dsn,
             options=SESSION,
             connect_timeout=CONNECT_S,
@@ -356,7 +356,7 @@ class _Database:
         self._begin_stream()
 
     def _begin_stream(self) -> None:
-        extras = _library().extras
+        extras = library().extras
         self._replication = self._connect(connection_factory=extras.LogicalReplicationConnection)
         self._cursor = self._replication.cursor()
         self._cursor.start_replication(
@@ -965,7 +965,8 @@ def _token() -> bytes:
     return uuid.uuid4().hex.encode()
 
 
-def _library() -> Any:
+def library() -> Any:
+    """psycopg2. Raises `SourceError` where it is not installed."""
     try:
         import psycopg2
         import psycopg2.extensions

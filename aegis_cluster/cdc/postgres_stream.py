@@ -21,7 +21,7 @@ from aegis_cluster.cdc.postgres_rows import Moment, TableRows
 from aegis_cluster.errors import PeerViolation
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator
 
     from aegis_cluster.cdc.envelope import EncodedChange
     from aegis_cluster.cdc.pgoutput import Values
@@ -44,7 +44,7 @@ class _Spool:
     def add(self, subxid: int, message: bytes) -> None:
         self._file.write(_PIECE.pack(subxid, len(message)) + message)
 
-    def messages(self) -> Iterator[bytes]:
+    def messages(self) -> Generator[bytes, None, None]:
         """Those that were not undone; the file is gone afterwards."""
         with self._file as file:
             file.seek(0)
@@ -85,7 +85,7 @@ class ChangeStream:
         self._message: bytes | None = None
         self._open: dict[int, _Spool] = {}
         self._piece: int | None = None
-        self._replay: Iterator[bytes] | None = None
+        self._replay: Generator[bytes, None, None] | None = None
         self._replay_end = 0
 
     @property
@@ -113,7 +113,8 @@ class ChangeStream:
         for spool in self._open.values():
             spool.close()
         self._open.clear()
-        self._replay = None
+        if self._replay is not None:
+            self._replay.close()
 
     def take(self, data: bytes) -> None:
         """One message of the slot. Raises `PeerViolation`."""
@@ -162,7 +163,7 @@ class ChangeStream:
                 self._abort(abort)
             case pgoutput.StreamCommit() as commit:
                 self._start(pgoutput.Begin(commit.lsn, commit.time_ms, commit.xid))
-                self._replay = self._open.pop(commit.xid, _Spool()).messages()
+                self._replay = self._spooled(commit.xid)
                 self._replay_end = commit.end_lsn
 
     # ---- transactions
@@ -184,6 +185,12 @@ class ChangeStream:
             self.given.popitem(last=False)
         if self._message is not None:
             self.reached, self._message = (self._message, begin.lsn), None
+
+    def _spooled(self, xid: int) -> Generator[bytes, None, None]:
+        spool = self._open.pop(xid, None)
+        if spool is None:
+            raise PeerViolation("PostgreSQL committed a streamed transaction that it did not send.")
+        return spool.messages()
 
     def _abort(self, abort: pgoutput.StreamAbort) -> None:
         if abort.subxid != abort.xid:

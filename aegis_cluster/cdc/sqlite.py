@@ -22,7 +22,7 @@ import sqlite3
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -229,6 +229,8 @@ class _Database:
         self._trim_at = 0.0
         self._pending: list[tuple[int, Table]] = []
         """Snapshots to be made, with the table as it is to be read."""
+        self._group_end: int | None = None
+        """The end of the transactions that were handed out in part."""
         self._rows_of_snapshot, self._rows_done = 0, 0
         self._chunk: _Chunk | None = None
         """The last chunk that was handed out."""
@@ -423,9 +425,10 @@ class _Database:
         if data_version == self._data_version and not self._pending:
             return None
         with self._reading():
-            rows = self._log_rows()
-            drained = len(rows) < self._rows_max
+            rows, drained = self._group_rows()
             changes = list(self._changes(rows))
+            if changes and self._group_end is None:
+                changes[-1] = replace(changes[-1], is_last=True)
             if rows:
                 self._seen = rows[-1][0]
             elif self._pending and self._pragma("schema_version") == self._schema_version:
@@ -435,15 +438,32 @@ class _Database:
         more = bool(self._pending) or not drained
         return SourceBatch(changes, token=_Token(self._seen), more=more) if rows else None
 
-    def _log_rows(self) -> list[Any]:
+    def _group_rows(self) -> tuple[list[Any], bool]:
+        """What comes next of the log, and whether it is all of it.
+
+        Triggers cannot tell transactions apart. What was committed when we look is one or several
+        whole ones, a *group*; it may take several batches, and ends with the last.
+        """
+        is_new = self._group_end is None
+        if self._group_end is None:
+            found = self._connection.execute(
+                f"SELECT max(id) FROM {LOG} WHERE op <> '{_CANDIDATE}'"
+            ).fetchone()
+            self._group_end = found[0] or self._seen
+        rows = self._log_rows(self._group_end)
+        if len(rows) < self._rows_max or rows[-1][0] >= self._group_end:
+            self._group_end = None
+        return rows, is_new and self._group_end is None
+
+    def _log_rows(self, upto: int) -> list[Any]:
         width = log_columns(self._connection)
         sides = ", ".join(f"{side}{n}" for side in ("o", "n") for n in range(width))
         columns = f"id, schema, op, ts_ms, o_rowid, n_rowid{', ' if width else ''}{sides}"
         return self._connection.execute(
             # The id of a candidate that is dropped may be given again; it was never a position.
-            f"SELECT {columns} FROM {LOG} WHERE id > ? AND op <> '{_CANDIDATE}'"
+            f"SELECT {columns} FROM {LOG} WHERE id > ? AND id <= ? AND op <> '{_CANDIDATE}'"
             " ORDER BY id LIMIT ?",
-            (self._seen, self._rows_max),
+            (self._seen, upto, self._rows_max),
         ).fetchall()
 
     def _changes(self, rows: Sequence[Any]) -> Iterator[RowChange]:
@@ -535,6 +555,8 @@ class _Database:
         if rows:
             self._chunk = chunk
         changes = [self._read_change(table, row) for row in rows]
+        if changes:
+            changes[-1] = replace(changes[-1], is_last=True)
         if self._rows_of_snapshot != snapshot:
             self._rows_of_snapshot, self._rows_done = snapshot, 0
         self._rows_done += len(rows)

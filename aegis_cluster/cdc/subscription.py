@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from aegis_cluster.cdc.envelope import change_from
 from aegis_cluster.cdc.events import Delete, Insert, Operation, Update
-from aegis_cluster.errors import AegisError, ConfigError
+from aegis_cluster.errors import AegisError, ConfigError, Misuse
 from aegis_cluster.message import Offset
 from aegis_cluster.subscribe_config import AckMode, SubscribeConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
     from types import TracebackType
     from typing import Self
 
@@ -116,6 +116,30 @@ class CDCConfig:
         return mask if isinstance(mask, str) else mask(value)
 
 
+@dataclass(frozen=True, slots=True)
+class ChangeTransaction:
+    """What one transaction has changed; or rows that a snapshot has read together."""
+
+    changes: Sequence[ChangeEvent]
+    _messages: Sequence[ReceivedMessage] = field(default=(), repr=False, compare=False)
+
+    @property
+    def transaction_id(self) -> str | None:
+        """The source's own; None where it has none."""
+        return self.changes[0].transaction_id
+
+    def __iter__(self) -> Iterator[ChangeEvent]:
+        return iter(self.changes)
+
+    def __len__(self) -> int:
+        return len(self.changes)
+
+    async def ack(self) -> None:
+        """All of it is handled: a subscription by name does not hand it out again."""
+        for message in self._messages:
+            await message.ack()
+
+
 class ChangeSubscription:
     """Changes of some tables, each partition in order: an async context manager and an async
     iterator, which starts on entering or on the first step."""
@@ -131,6 +155,7 @@ class ChangeSubscription:
     ) -> None:
         """tables: names or patterns, with or without the schema. failure: why there will be no
         further changes, once that is so."""
+        self._engine, self._feed = engine, feed
         self._tables = tables
         self._config = config
         self._failure = failure
@@ -167,30 +192,73 @@ class ChangeSubscription:
     async def __anext__(self) -> ChangeEvent:
         """The next change. Raises what a subscriber's step does, and why the connector has
         stopped, once all that it had sent was handed out."""
-        while self._fetched or not self._subscriber.is_closed:
-            if not self._fetched:
-                failure = self._failure()
-                self._fetched.extend(await self._subscriber.poll(self._ahead, timeout=LOOK_S))
-                if failure is not None and not self._fetched:
-                    raise failure
-                continue
-            change = await self._wanted(self._fetched.popleft())
+        while (message := await self._next_message()) is not None:
+            change = await self._wanted(message)
             if change is not None:
                 return change
         raise StopAsyncIteration
 
+    async def _next_message(self) -> ReceivedMessage | None:
+        """None once the subscription is closed."""
+        while not self._fetched:
+            if self._subscriber.is_closed:
+                return None
+            failure = self._failure()
+            self._fetched.extend(await self._subscriber.poll(self._ahead, timeout=LOOK_S))
+            if failure is not None and not self._fetched:
+                raise failure
+        return self._fetched.popleft()
+
+    async def transactions(self) -> AsyncIterator[ChangeTransaction]:
+        """All changes of one source transaction at a time, in the order of their commits: what
+        the filters leave of it, and never a part. Those of which they leave nothing are passed
+        over.
+
+        SQLite's triggers cannot tell transactions apart; there it is one or several whole ones.
+        All of a transaction is in memory at once. Raises `Misuse` for a feed of several partitions
+        (their order is not that of the source), and for a name without `AckMode.MANUAL`.
+        """
+        await self._check_transactions()
+        changes: list[ChangeEvent] = []
+        messages: list[ReceivedMessage] = []
+        while (message := await self._next_message()) is not None:
+            messages.append(message)
+            change = change_from(message)
+            if change is None:
+                continue
+            seen = self._config.seen(change) if is_named(change, self._tables) else None
+            if seen is not None:
+                changes.append(seen)
+            if change.is_last and changes:
+                yield ChangeTransaction(tuple(changes), tuple(messages))
+            if change.is_last:
+                changes, messages = [], [] if changes else messages
+
+    async def _check_transactions(self) -> None:
+        if self._config.name is not None and self._config.ack_mode is not AckMode.MANUAL:
+            raise Misuse(
+                "Transactions of a named subscription are acknowledged as a whole: give it"
+                " ack_mode=AckMode.MANUAL, and call transaction.ack()."
+            )
+        if len(await self._engine.offsets(self._feed)) > 1:
+            raise Misuse(
+                f"The feed {self._feed} has several partitions, whose order is not that of the"
+                " source. Read single changes, or make a feed of one partition."
+            )
+
     async def _wanted(self, message: ReceivedMessage) -> ChangeEvent | None:
         change = change_from(message)
         seen = None
-        if change is not None and self._names(change):
+        if change is not None and is_named(change, self._tables):
             seen = self._config.seen(change)
         if seen is None and self._config.ack_mode is AckMode.MANUAL:
             await message.ack()  # nobody else will
         return seen
 
-    def _names(self, change: ChangeEvent) -> bool:
-        source = change.source
-        return any(
-            fnmatchcase(source.table, name) or fnmatchcase(source.full_name, name)
-            for name in self._tables
-        )
+
+def is_named(change: ChangeEvent, tables: Sequence[str]) -> bool:
+    """Whether its table is one of these names or patterns, with or without the schema."""
+    source = change.source
+    return any(
+        fnmatchcase(source.table, name) or fnmatchcase(source.full_name, name) for name in tables
+    )
