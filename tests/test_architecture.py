@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "aegis_cluster"
 
 BELOW_ALL = {"errors", "arguments", "ids", "limits", "config", "keys", "curve", "doorkeeper",
-    "read_ahead",
+    "read_ahead", "wall_clock",
 }  # fmt: skip
 MACHINE = {"wire", "raft", "storage", "cluster", "broker"}
 FRONT = {
@@ -39,6 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "curve": set(),
     "doorkeeper": set(),
     "read_ahead": set(),
+    "wall_clock": set(),
     "wire": set(),
     "storage": {"wire"},  # storage and raft do not know each other
     "raft": {"wire"},

@@ -8,6 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from aegis_cluster.wall_clock import clock_problem
+
 
 def node_table(nodes: list[dict[str, Any]]) -> None:
     """Print the nodes of a `status`."""
@@ -74,14 +76,19 @@ def _shards(shards: Any) -> str:
 
 
 def problems(nodes: list[dict[str, Any]]) -> None:
-    """Print what the shards say is wrong with their disks and replicas, each sentence once."""
+    """Print what is wrong with nodes' clocks, disks and replicas, each sentence once."""
+    clocks = {
+        (node["name"], why): None
+        for node in nodes
+        if node["alive"] and (why := clock_problem(node.get("clock_ahead_ms"))) is not None
+    }
     said = {
         (node["name"], one["why"]): None
         for node in nodes
         for shard in (node["shards"] if isinstance(node["shards"], list) else ())
         for one in shard.get("damaged", ())
     }
-    for name, why in said:
+    for name, why in clocks | said:
         Console(soft_wrap=True).print(f"{name}: {why}", style="red", markup=False, highlight=False)
 
 

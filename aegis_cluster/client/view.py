@@ -81,6 +81,7 @@ def _lease(lease: list[Any]) -> dict[str, Any]:
 def _add_figures(node: dict[str, Any], said: dict[str, Any]) -> None:
     node["announced"] = said["up"]
     node["since_ms"] = said.get("since_ms")
+    node["clock_ahead_ms"] = said.get("clock_ahead_ms")
     node["load"] = said.get("load", {})
     shards = {shard["shard"]: shard for shard in said.get("shards", [])}
     for shard in node["shards"]:

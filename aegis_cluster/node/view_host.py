@@ -217,7 +217,8 @@ class ViewHost:
             for number, shard in sorted(self._shards.items())
             if shard.pid
         ]
-        return {**self._who, "load": self._load.machine(), "shards": shards}
+        load = self._load.machine()
+        return {**self._who, "wall_ms": _wall_ms(), "load": load, "shards": shards}
 
     # ---- requests of shards
 

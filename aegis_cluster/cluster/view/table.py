@@ -15,6 +15,7 @@ met again by the library at every tick, for ever.
 from __future__ import annotations
 
 import hashlib
+import statistics
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgpack
@@ -67,6 +68,21 @@ class ViewTable:
     def is_up(self, record: NodeRecord) -> bool:
         """Whether a node has announced itself lately."""
         return self.clock_ms - record.seen_ms <= UP_MS
+
+    def clocks_ahead(self) -> dict[int, int]:
+        """By node that is up and told its wall clock: by how many ms it is ahead of the median.
+
+        As exact as announcements are prompt, some seconds; of two nodes the earlier one counts.
+        """
+        offsets = {
+            node: record.said["wall_ms"] - record.seen_ms
+            for node, record in self.nodes.items()
+            if self.is_up(record) and isinstance(record.said.get("wall_ms"), int)
+        }
+        if not offsets:
+            return {}
+        median = statistics.median_low(offsets.values())
+        return {node: offset - median for node, offset in offsets.items()}
 
     # ---- commands
 

@@ -23,6 +23,7 @@ from aegis_cluster.cluster.view.replica import ViewReplica
 from aegis_cluster.cluster.view.table import check_lease
 from aegis_cluster.doorkeeper import Door
 from aegis_cluster.errors import AegisError, ConfigError, NotReady, OutcomeUnknown, Throttled
+from aegis_cluster.wall_clock import clock_problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -80,6 +81,7 @@ class View:
         self._waiting: list[_Waiting] = []
         self._announcing: _Waiting | None = None
         self._announced_at = 0.0
+        self._clock_is_wrong = False
         self._reigning: _Waiting | None = None
         self._measured_at: float | None = None
         """Up to when the table's clock was moved; None before our reign has begun."""
@@ -217,12 +219,22 @@ class View:
             command = ("tick", term, delta_ms, table.ticks, table.digest)
             self._propose(replica, command, _ignore)
 
+    def _look_at_clock(self, replica: ViewReplica) -> None:
+        """Say once that our wall clock is wrong, and once that it is right again."""
+        problem = clock_problem(replica.table.clocks_ahead().get(self._place.me))
+        if problem is not None and not self._clock_is_wrong:
+            self._tell(problem)
+        elif problem is None and self._clock_is_wrong:
+            self._tell("The clock agrees with the other nodes' again.")
+        self._clock_is_wrong = problem is not None
+
     def _announce(self, replica: ViewReplica, now: float) -> None:
         if not self.said or not replica.leader or _under_way(self._announcing):
             return
         is_missing = self._place.me not in replica.table.nodes
         if is_missing or now - self._announced_at >= ANNOUNCE_S:
             self._announced_at = now
+            self._look_at_clock(replica)
             command = ("node", self._place.me, self.said)
             self._announcing = self._propose(replica, command, _ignore)
 
@@ -285,8 +297,14 @@ class View:
         }
         if replica is not None:
             table = replica.table
+            ahead = table.clocks_ahead()
             found["nodes"] = [
-                {**record.said, "node": node, "up": table.is_up(record)}
+                {
+                    **record.said,
+                    "node": node,
+                    "up": table.is_up(record),
+                    "clock_ahead_ms": ahead.get(node),
+                }
                 for node, record in sorted(table.nodes.items())
             ]
             found["leases"] = [

@@ -13,6 +13,7 @@ from aegis_cluster import limits
 from aegis_cluster.cluster.view import table as table_module
 from aegis_cluster.cluster.view.leases import GRANTED, LOST, REFUSED, TICK_MS_MAX
 from aegis_cluster.cluster.view.table import ViewTable, check_lease
+from aegis_cluster.wall_clock import clock_problem
 
 
 def do(table: ViewTable, *command: Any) -> str:
@@ -38,6 +39,24 @@ def test_a_node_is_up_as_long_as_it_announces_itself(table: ViewTable) -> None:
         do(table, "node", 2, {"name": "node-2"})
     assert [table.is_up(record) for record in table.nodes.values()] == [False, True]
     assert table.nodes[2].said == {"name": "node-2"}
+
+
+def test_a_wall_clock_is_held_against_the_others(table: ViewTable) -> None:
+    for node, ahead_ms in ((1, 0), (2, 172_800_000), (3, 400)):
+        tick(table)
+        said = {"name": f"node-{node}", "wall_ms": 1_000_000 + table.clock_ms + ahead_ms}
+        do(table, "node", node, said)
+    do(table, "node", 4, {"name": "node-4"})
+    do(table, "node", 5, {"name": "node-5", "wall_ms": "noon"})
+    assert table.clocks_ahead() == {1: -400, 2: 172_799_600, 3: 0}
+    assert ViewTable().clocks_ahead() == {}
+    sentences = {node: clock_problem(ahead) for node, ahead in table.clocks_ahead().items()}
+    assert sentences[1] is sentences[3] is clock_problem(None) is None
+    assert sentences[2] is not None
+    assert sentences[2].startswith("The clock is 2.0 days ahead of the other nodes'.")
+    behind = clock_problem(-7_200_000)
+    assert behind is not None
+    assert "2.0 hours behind" in behind
 
 
 def test_a_node_that_is_gone_for_long_is_forgotten(table: ViewTable) -> None:

@@ -52,6 +52,18 @@ def test_every_node_sees_every_node(views: Views) -> None:
     assert roles == ["follower", "follower", "leader", "reader"]
 
 
+def test_a_node_whose_clock_is_wrong_says_so_and_so_do_all(views: Views) -> None:
+    views.make_whole()
+    for node, view in views.views.items():
+        ahead_ms = -172_800_000 if node == 2 else 0
+        view.said = {**view.said, "wall_ms": time.time_ns() // 1_000_000 + ahead_ms}
+    views.until(lambda: any("2.0 days behind" in said for said in views.told), "it says so")
+    for view in views.views.values():
+        nodes = {each["node"]: each for each in view.described()["nodes"]}
+        assert nodes[2]["clock_ahead_ms"] < -172_000_000
+        assert abs(nodes[1]["clock_ahead_ms"]) < 60_000
+
+
 def test_any_node_grants_leases_and_all_agree(views: Views) -> None:
     job = next(names)
     granted = views.acquire(4, job, "a")
