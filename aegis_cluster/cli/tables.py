@@ -28,17 +28,17 @@ def _figures(node: dict[str, Any]) -> tuple[str, ...]:
     shards = node["shards"] if isinstance(node["shards"], list) else []
     shard_loads = [shard["load"] for shard in shards if shard.get("load")]
     return (
-        _age(node.get("since_ms")),
+        _age(node.get("since_ms"), node.get("clock_ahead_ms") or 0),
         f"{sum(each['cpu_percent'] for each in shard_loads):.0f} %" if shard_loads else "-",
         _size(sum(each["memory_bytes"] for each in shard_loads)) if shard_loads else "-",
         _size(load.get("disk_free_bytes")),
     )
 
 
-def _age(since_ms: int | None) -> str:
+def _age(since_ms: int | None, clock_ahead_ms: int) -> str:
     if since_ms is None:
         return "-"
-    seconds = max(0, int(time.time() - since_ms / 1000))
+    seconds = max(0, int(time.time() - (since_ms - clock_ahead_ms) / 1000))
     for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60)):
         if seconds >= length:
             return f"{seconds // length} {unit}"
