@@ -30,7 +30,7 @@ from aegis_cluster.storage.segment import (
     segment_name,
 )
 from aegis_cluster.storage.tail_cache import FrameMeta, read_meta
-from aegis_cluster.storage.types import LOG_BEGIN, Damage, LogPoint
+from aegis_cluster.storage.types import LOG_BEGIN, NO_TIME, Damage, LogPoint
 from aegis_cluster.wire.frame import FrameKind, check_frame
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ class LogRecovery:
         """Keep files only if they are the new log already."""
         self.point = begin
         start = LogIndex(begin.index + 1)
-        header = self._header(start) if start in bases else None
+        header = self._known_header(start) if start in bases else None
         renewed = header is not None and header.before == begin
         self._bases = [base for base in bases if renewed and base >= start]
         self.extra = [segment_name(base) for base in bases if base not in self._bases]
@@ -175,6 +175,20 @@ class LogRecovery:
         fits = header.group == self._files.group and header.base_index == base
         return header if fits else None
 
+    def _known_header(self, base: LogIndex) -> SegmentHeader | None:
+        """The header as it is, or as it must have been: above what a checkpoint saw a bad one may
+        be torn or rotten, and frames that continue the log say that it stood there."""
+        header = self._header(base)
+        if header is not None or base <= self._trusted or base != self.point.index + 1:
+            return header
+        file = self._files.disk.open(self._path(base))
+        begin = Place(HEADER_BYTES, self.point, NO_TIME)
+        try:
+            found = FrameScanner(self._files.group, file, begin, file.size()).next()
+        except CorruptRecord:
+            return None
+        return None if found is None else SegmentHeader(self._files.group, self.point)
+
     def _walk(self) -> None:
         if self._state is not None and self._journal.reset is None:
             self.log_starts = [one for one in self._state.log_starts if one[0] <= self._trusted]
@@ -190,7 +204,7 @@ class LogRecovery:
         raise Stop(self._path(LogIndex(self.point.index + 1)), 0, "the log ends")
 
     def _open(self, base: LogIndex) -> Segment:
-        header = self._header(base)
+        header = self._known_header(base)
         if header is None or header.before != self.point:
             raise Stop(self._path(base), 0, "the segment's header is bad or does not continue")
         segment = Segment(self._files.disk, self._files.directory, header, self._files.handles)
@@ -243,7 +257,7 @@ class LogRecovery:
         return (cut is None or index < cut) and (ceiling is None or index <= ceiling)
 
     def _continues(self, base: LogIndex) -> bool:
-        header = self._header(base)
+        header = self._known_header(base)
         return header is not None and header.before == self.point
 
     def _scanner(self, segment: Segment, place: Place, size: int) -> FrameScanner:

@@ -160,6 +160,41 @@ def test_a_segment_that_is_not_what_it_was(part: str) -> None:
     assert set(names) - set(disk.list_dir(LOG_DIR)) <= {names[1]}
 
 
+@pytest.mark.parametrize("fill_first", [False, True])
+@pytest.mark.parametrize("bad", [*range(0, 64, 9), "torn"])
+def test_a_bad_header_above_the_checkpoint_costs_no_frame(
+    bad: int | str, fill_first: bool
+) -> None:
+    """Frames that went past the journal, and no checkpoint since: whether their segment's header
+    is torn or rotten cannot be told, but what it said can."""
+    disk = new_disk()
+    store = a_store(disk)
+    if fill_first:
+        append(store, 10, size=900)
+        commit_round(store)
+    run_checkpoint(store)
+    before = set(disk.list_dir(LOG_DIR))
+    append(store, 40, size=900)
+    commit_round(store)
+    last = store.log(GROUP).last_index
+    frames = read_all(store.log(GROUP))
+    disk.restart()
+    new = sorted(name for name in set(disk.list_dir(LOG_DIR)) - before if name.endswith(".log"))
+    for name in new or [FIRST.rpartition("/")[2]]:
+        path = f"{LOG_DIR}/{name}"
+        if bad == "torn":
+            disk.open(path).pwrite(bytes(64), 0)
+        else:
+            assert isinstance(bad, int)
+            disk.flip_bit(path, bad)
+    for _ in range(2):  # the second time there is nothing left to mend
+        _, found = open_store(disk)
+        assert found[GROUP].damage is None
+        assert found[GROUP].log.last_index == last
+        assert read_all(found[GROUP].log) == frames
+        disk.restart()
+
+
 def test_a_missing_directory_is_damage() -> None:
     disk = synced_by_checkpoint()
     disk.rename(LOG_DIR, f"{NODE}/elsewhere")
