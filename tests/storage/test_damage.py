@@ -162,9 +162,7 @@ def test_a_segment_that_is_not_what_it_was(part: str) -> None:
 
 @pytest.mark.parametrize("fill_first", [False, True])
 @pytest.mark.parametrize("bad", [*range(0, 64, 9), "torn"])
-def test_a_bad_header_above_the_checkpoint_costs_no_frame(
-    bad: int | str, fill_first: bool
-) -> None:
+def test_a_bad_header_above_the_checkpoint_costs_no_frame(bad: int | str, fill_first: bool) -> None:
     """Frames that went past the journal, and no checkpoint since: whether their segment's header
     is torn or rotten cannot be told, but what it said can."""
     disk = new_disk()
