@@ -22,6 +22,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from aegis_cluster import (
+    cdc,
     channel,
     engine,
     event,
@@ -637,6 +638,137 @@ class EventStore(_Blocking[event.EventStore]):
     def __init__(self, engine: StreamingEngine, topic: str = event.TOPIC, **options: Any) -> None:
         """As `aegis_cluster.event.EventStore`."""
         super().__init__(engine._portal, event.EventStore(engine._inner, topic, **options))
+
+
+async def _entered(inner: Any) -> Any:
+    return await inner.__aenter__()
+
+
+class ChangeSubscription(_Blocking[cdc.ChangeSubscription]):
+    """See `aegis_cluster.cdc.ChangeSubscription`; a step blocks until there is a change."""
+
+    close = _blocking(cdc.ChangeSubscription.close)
+
+    def ack(self, change: cdc.ChangeEvent | cdc.ChangeTransaction) -> None:
+        """As `change.ack()`, or `transaction.ack()`."""
+        self._portal.run(change.ack())
+
+    def transactions(self) -> Iterator[cdc.ChangeTransaction]:
+        """As `aegis_cluster.cdc.ChangeSubscription.transactions`."""
+        steps = self._inner.transactions()
+        while (found := self._portal.run(_next(steps))) is not None:
+            yield found
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> cdc.ChangeEvent:
+        found: cdc.ChangeEvent | None = self._portal.run(_next(self._inner))
+        if found is None:
+            raise StopIteration
+        return found
+
+    def __enter__(self) -> Self:
+        self._portal.run(_entered(self._inner))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class Mirror(_Blocking[cdc.Mirror]):
+    """See `aegis_cluster.cdc.Mirror`; it works beside the program from entering to leaving."""
+
+    caught_up = _blocking(cdc.Mirror.caught_up)
+    stopped = _blocking(cdc.Mirror.stopped)
+    close = _blocking(cdc.Mirror.close)
+
+    @property
+    def applied(self) -> int:
+        """As `aegis_cluster.cdc.Mirror.applied`."""
+        return self._inner.applied
+
+    def __enter__(self) -> Self:
+        self._portal.run(_entered(self._inner))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class OutboxRouter(_Blocking[cdc.OutboxRouter]):
+    """See `aegis_cluster.cdc.OutboxRouter`; it works beside the program."""
+
+    stopped = _blocking(cdc.OutboxRouter.stopped)
+    close = _blocking(cdc.OutboxRouter.close)
+
+    @property
+    def published(self) -> int:
+        """As `aegis_cluster.cdc.OutboxRouter.published`."""
+        return self._inner.published
+
+    def __enter__(self) -> Self:
+        self._portal.run(_entered(self._inner))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class CDCEngine(_Blocking[cdc.CDCEngine]):
+    """See `aegis_cluster.cdc.CDCEngine`; stands on an engine of this module that is open."""
+
+    snapshot = _blocking(cdc.CDCEngine.snapshot)
+    stopped = _blocking(cdc.CDCEngine.stopped)
+    close = _blocking(cdc.CDCEngine.close)
+    subscribe = _made(ChangeSubscription, cdc.CDCEngine.subscribe)
+    apply_to = _made(Mirror, cdc.CDCEngine.apply_to)
+    outbox = _made(OutboxRouter, cdc.CDCEngine.outbox)
+
+    def __init__(self, engine: StreamingEngine, source: Any, **options: Any) -> None:
+        """As `aegis_cluster.cdc.CDCEngine`."""
+        super().__init__(engine._portal, cdc.CDCEngine(engine._inner, source, **options))
+
+    @property
+    def feed(self) -> str:
+        """As `aegis_cluster.cdc.CDCEngine.feed`."""
+        return self._inner.feed
+
+    @property
+    def state(self) -> cdc.ConnectorState | None:
+        """As `aegis_cluster.cdc.CDCEngine.state`."""
+        return self._inner.state
+
+    def progress(self) -> cdc.SnapshotProgress | None:
+        """As `aegis_cluster.cdc.CDCEngine.progress`."""
+        return self._inner.progress()
+
+    def __enter__(self) -> Self:
+        self._portal.run(_entered(self._inner))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
 
 
 class _NoPortal(_Portal):

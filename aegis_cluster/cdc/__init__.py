@@ -5,6 +5,7 @@
   makes transactions of it, `postgres_snapshot` has the rows that were there before, `postgres_rows`
   and `postgres_types` their values.
 - `connector`: copies a source's changes into its feed. `engine`: runs it, and reads the feed.
+- `control`: what connectors tell of themselves, and can be told, by a topic.
 - `envelope`, `values`: a change as it stands in the feed (Debezium's form), and back.
 - `configuration`: a connector as a file. `subscription`: what a subscriber sees of a feed.
   `events`: the classes it gets. `mirror`: a feed applied to another database. `outbox`: rows that

@@ -7,6 +7,7 @@ import contextlib
 from typing import TYPE_CHECKING, Final
 
 from aegis_cluster.cdc.connector import Connector
+from aegis_cluster.cdc.control import SNAPSHOT, Control, command
 from aegis_cluster.cdc.mirror import Mirror
 from aegis_cluster.cdc.outbox import OutboxConfig, OutboxRouter
 from aegis_cluster.cdc.subscription import CDCConfig, ChangeSubscription, is_named
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from aegis_cluster.cdc.connector import ConnectorState
     from aegis_cluster.cdc.mirror import Target
+    from aegis_cluster.cdc.progress import SnapshotProgress
     from aegis_cluster.cdc.source import Source
     from aegis_cluster.engine import StreamingEngine
 
@@ -58,6 +60,9 @@ class CDCEngine:
         self._topic = topic or TopicConfig()
         self._connector: Connector | None = None
         self._running: asyncio.Task[None] | None = None
+        self._control: Control | None = None
+        self._controlling: asyncio.Task[None] | None = None
+        self._was_running = False
         self._failure: AegisError | None = None
         self._news = asyncio.Event()
 
@@ -95,6 +100,13 @@ class CDCEngine:
         )
         self._connector.on_change = self._news.set
         self._running = asyncio.create_task(self._run(self._connector), name=f"cdc {self.feed}")
+        if not self._engine.is_embedded:  # nobody else can have it open
+            self._control = Control(
+                self._engine, self.feed, self._source, self._connector, self._told_to_stop
+            )
+            self._controlling = asyncio.create_task(
+                self._control.run(), name=f"cdc control {self.feed}"
+            )
         try:
             await self._started(self._connector)
         except BaseException:
@@ -112,10 +124,36 @@ class CDCEngine:
 
     async def close(self) -> None:
         """Stop the connector; another process that waits takes over. Subscriptions stay."""
+        running, self._running = self._running, None
+        controlling, self._controlling = self._controlling, None
+        for task in (running, controlling):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+        if self._control is not None:
+            control, self._control = self._control, None
+            if self._was_running:
+                await control.end()
+
+    def _told_to_stop(self) -> None:
         if self._running is not None:
             self._running.cancel()
-            await asyncio.gather(self._running, return_exceptions=True)
-            self._running = None
+
+    async def snapshot(self, table: str, *, timeout: float | None = None) -> None:
+        """Have all rows of a table read again, while changes go on; they come as `Insert`s with
+        `is_snapshot`. It is done by the process whose connector runs, this one or another; returns
+        once that will happen, whatever dies. Raises `SourceError` for a table that is not captured,
+        if it is this one.
+        """
+        if self._connector is not None and self._connector.state.role == "running":
+            async with asyncio.timeout(timeout or self._engine.request_timeout):
+                await self._source.snapshot(table)
+            return
+        await command(self._engine, self.feed, SNAPSHOT, table)
+
+    def progress(self) -> SnapshotProgress | None:
+        """Of the snapshot that this process's connector makes; None where it makes none."""
+        return self._source.progress()
 
     def subscribe(
         self,
@@ -189,7 +227,9 @@ class CDCEngine:
         except AegisError as error:
             self._failure = error
         finally:
+            self._was_running = connector.state.role == "running" or self._failure is not None
             connector.state.role = "stopped"
+            connector.state.error = None if self._failure is None else str(self._failure)
             self._news.set()
 
     async def _wait(self) -> None:

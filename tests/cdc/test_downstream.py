@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from aegis_cluster import Offset, StreamingEngine, SubscribeConfig, TopicConfig
+from aegis_cluster import Offset, StreamingEngine, SubscribeConfig, TopicConfig, cdc, sync
 from aegis_cluster.cdc import (
     CDCConfig,
     CDCEngine,
     Insert,
+    Operation,
     OutboxConfig,
     SourceError,
     SQLiteSource,
@@ -210,3 +211,26 @@ def test_an_outbox_without_the_columns_says_which(tmp_path: Path, shop: Path) ->
     run(tmp_path, work)
     with pytest.raises(ConfigError):
         OutboxConfig(topic="{}")
+
+
+def test_the_same_without_asyncio(
+    tmp_path: Path, shop: Path, connection: sqlite3.Connection
+) -> None:
+    with (
+        sync.StreamingEngine.open(tmp_path / "data", request_timeout=10) as engine,
+        sync.CDCEngine(engine, SQLiteSource(shop)) as capture,
+    ):
+        connection.execute("DELETE FROM users WHERE id = 2")
+        with capture.subscribe("users") as changes:
+            assert [next(changes).key for _ in range(3)] == [{"id": 1}, {"id": 2}, {"id": 2}]
+        with capture.subscribe("users") as changes:
+            assert len(next(changes.transactions())) == 2
+        with capture.apply_to(SQLiteTarget(tmp_path / "copy.db")) as mirror:
+            mirror.caught_up()
+            assert mirror.applied == 3
+        assert rows(tmp_path / "copy.db", "users") == rows(shop, "users")
+        capture.snapshot("users")
+        with capture.subscribe("users", CDCConfig(operations=[Operation.INSERT])) as changes:
+            assert [next(changes).key for _ in range(3)][-1] == {"id": 1}
+    public = {n for n in dir(cdc.CDCEngine) if not n.startswith("_")}
+    assert public <= set(dir(sync.CDCEngine))
