@@ -7,6 +7,7 @@ program an error arose.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -117,7 +118,7 @@ def run(arguments: Sequence[str]) -> int:
     except AegisError as error:
         return _told(error, WRONG_USAGE if isinstance(error, ConfigError | Misuse) else FAILED)
     except OSError as error:
-        return _told(error, FAILED, prefix="a file or a connection failed: ")
+        return _told(error, FAILED, said=_of_the_system(error))
     except (Exception, InvariantBroken) as error:  # noqa: BLE001 - the top of the program
         return _told(error, FAILED, prefix=f"internal error ({type(error).__name__}): ")
     return result if isinstance(result, int) else 0
@@ -130,9 +131,21 @@ def _refused(error: click.ClickException) -> int:
     return _told(error, error.exit_code)
 
 
-def _told(error: BaseException, code: int, prefix: str = "") -> int:
+def _of_the_system(error: OSError) -> str:
+    """What the operating system refused, as a sentence."""
+    if error.filename is None:
+        return f"A file or a connection failed: {error.strerror or error}."
+    hint = ""
+    if isinstance(error, PermissionError):
+        hint = " Change who may use it, or run this as the user that owns it."
+    elif error.errno == errno.ENOSPC:
+        hint = " Make room on that disk."
+    return f"{error.filename} cannot be used: {error.strerror}.{hint}"
+
+
+def _told(error: BaseException, code: int, prefix: str = "", said: str | None = None) -> int:
     if os.environ.get(DEBUG_VARIABLE):
         traceback.print_exception(error)
     text = error.message if isinstance(error, click.ClickException) else str(error)
-    click.echo(f"aegis: {prefix}{text}", err=True)
+    click.echo(f"aegis: {prefix}{said or text}", err=True)
     return code

@@ -9,6 +9,7 @@ two files with different lists would give one node two ids.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from aegis_cluster import limits
@@ -63,6 +64,8 @@ class Wanted(NamedTuple):
 def load_nodes(directory: Path) -> list[LocalNode]:
     """The nodes of `directory/nodes`, by id; ConfigError unless they are one whole cluster."""
     folder = directory / NODES_DIRECTORY
+    if folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK):
+        raise ConfigError(f"{folder} cannot be read: Permission denied", file=str(folder))
     files = sorted(folder.glob("*.toml"))
     if not files:
         raise ConfigError(

@@ -136,8 +136,24 @@ class TestEnds:
             (Unavailable("no node answers"), 1, "aegis: no node answers\n"),
             (ZeroDivisionError("x"), 1, "aegis: internal error (ZeroDivisionError): x\n"),
             (InvariantBroken("x"), 1, "aegis: internal error (InvariantBroken): x\n"),
+            (
+                PermissionError(13, "Permission denied", "/data/identity"),
+                1,
+                "aegis: /data/identity cannot be used: Permission denied. Change who may use it, or"
+                " run this as the user that owns it.\n",
+            ),
+            (
+                OSError(28, "No space left on device", "/data"),
+                1,
+                "aegis: /data cannot be used: No space left on device. Make room on that disk.\n",
+            ),
+            (
+                ConnectionResetError(104, "Connection reset by peer"),
+                1,
+                "aegis: A file or a connection failed: Connection reset by peer.\n",
+            ),
         ],
-        ids=["ctrl-c", "refused", "bug", "invariant"],
+        ids=["ctrl-c", "refused", "bug", "invariant", "permission", "full", "reset"],
     )
     def test_exit_codes(
         self,

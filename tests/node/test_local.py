@@ -237,6 +237,16 @@ def test_unknown_nodes_and_no_nodes(cluster: Cluster) -> None:
         cluster.kill("node-9")
 
 
+def test_files_that_may_not_be_read_are_not_called_missing(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.up(Wanted(nodes=1))
+    with monkeypatch.context() as patched:
+        patched.setattr("os.access", lambda *_: False)
+        with pytest.raises(ConfigError, match="nodes cannot be read: Permission denied"):
+            cluster.down()
+
+
 def is_running(pid: int) -> bool:
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
