@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from aegis_cluster.client.socket import ClientSocket
@@ -35,11 +36,13 @@ from aegis_cluster.wire.protocol import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import zmq
 
     from aegis_cluster.keys import LinkKeys
+
+    Done = Callable[[Reply | AegisError], None]
 
 HELLO_MS: Final = 5_000
 _HELLO: Final = 0
@@ -71,7 +74,7 @@ class Link:
         self._loop = asyncio.get_running_loop()
         self._me = Hello(PROTOCOL_VERSION, "client", cluster_id, 0, "", client_id, 0)
         self._numbers = itertools.count(1)
-        self._pending: dict[int, asyncio.Future[Reply]] = {}
+        self._pending: dict[int, Done] = {}
         self._ready = asyncio.Event()
         self._handshakes = Handshakes(endpoint, keys, who="this client")
         self._news = asyncio.Event()
@@ -114,19 +117,29 @@ class Link:
         Raises the error that the reply carries; `Unavailable` when nothing was sent;
         `OutcomeUnknown` when the link broke or the deadline passed with no answer.
         """
-        future = self.send(api, fields, parts, deadline=deadline)
+        future: asyncio.Future[Reply] = self._loop.create_future()
+        number = self.send(api, fields, parts, deadline=deadline, done=partial(_resolve, future))
         try:
             async with asyncio.timeout_at(deadline):
                 return await future
         except TimeoutError:
             raise OutcomeUnknown(f"No answer came from {self.endpoint} in time.") from None
+        finally:
+            self._pending.pop(number, None)
 
     def send(
-        self, api: Api, fields: Sequence[Any], parts: Sequence[Part] = (), *, deadline: float
-    ) -> asyncio.Future[Reply]:
-        """Send now; the future ends as `request` does, but for the deadline.
+        self,
+        api: Api,
+        fields: Sequence[Any],
+        parts: Sequence[Part] = (),
+        *,
+        deadline: float,
+        done: Done,
+    ) -> int:
+        """Send now; `done` hears what `request` returns or raises, but for the deadline, as soon
+        as it is known: without a turn of the event loop in between. Returns the request's number.
 
-        Raises `Unavailable`: nothing was sent.
+        Raises `Unavailable`: nothing was sent, and `done` is not called.
         """
         if not self.is_ready:
             raise Unavailable(f"There is no connection to {self.endpoint} now.")
@@ -135,10 +148,8 @@ class Link:
         message = encode_request(api, fields, parts, correlation=number, ms_left=ms_left)
         if self._socket is None or not self._socket.send(message):
             raise Unavailable(f"The connection to {self.endpoint} is full or gone.")
-        future: asyncio.Future[Reply] = self._loop.create_future()
-        future.add_done_callback(lambda _: self._pending.pop(number, None))
-        self._pending[number] = future
-        return future
+        self._pending[number] = done
+        return number
 
     def fail(self, refusal: AegisError) -> None:
         """The other side is gone for good: later requests are refused, those sent are unknown."""
@@ -200,11 +211,8 @@ class Link:
 
     def _fail_pending(self) -> None:
         pending, self._pending = self._pending, {}
-        for future in pending.values():
-            if not future.done():
-                error = OutcomeUnknown(f"The connection to {self.endpoint} broke before an answer.")
-                future.set_exception(error)
-                future.exception()  # retrieved: whoever waits sees it, nobody else needs to
+        for done in pending.values():
+            done(OutcomeUnknown(f"The connection to {self.endpoint} broke before an answer."))
 
     def _received(self, message: list[Part]) -> None:
         try:
@@ -216,18 +224,12 @@ class Link:
         except PeerViolation:
             self._lost()
             return
-        future = self._pending.get(reply.correlation)
-        if future is None or future.done():
+        done = self._pending.pop(reply.correlation, None)
+        if done is None:
             return
-        if refusal is None:
-            future.set_result(reply)
-        else:
-            self._refused(future, refusal)
-
-    def _refused(self, future: asyncio.Future[Reply], error: AegisError) -> None:
-        future.set_exception(error)
-        if "hello" in error.details:
+        if refusal is not None and "hello" in refusal.details:
             self._connected()  # the process behind the address was replaced without our noticing
+        done(reply if refusal is None else refusal)
 
     def _greeted(self, reply: Reply) -> None:
         self.refusal = error_from_reply(reply.code, reply.fields) if reply.code else None
@@ -239,6 +241,15 @@ class Link:
                 self.refusal = refusal
         self._ready.set()
         self._news.set()
+
+
+def _resolve(future: asyncio.Future[Reply], outcome: Reply | AegisError) -> None:
+    if future.done():
+        return  # whoever waited was cancelled
+    if isinstance(outcome, AegisError):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)
 
 
 def _needs_keys(endpoint: str) -> ConfigError:

@@ -15,6 +15,7 @@ import asyncio
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
@@ -600,7 +601,8 @@ class Producer:
                 fields += [Acks.QUORUM, self._within.transactional_id]
             elif self._options.acks is not Acks.QUORUM:
                 fields.append(self._options.acks)
-            future = link.send(Api.PRODUCE, fields, parts, deadline=deadline)
+            answered = partial(self._answered, address.endpoint, batches)
+            link.send(Api.PRODUCE, fields, parts, deadline=deadline, done=answered)
         except AegisError as error:
             self._failed(batches, error, unanswered=False)
             return
@@ -609,20 +611,23 @@ class Producer:
             if batch.sent is not None:
                 batch.sent()
 
-        def answered(future: asyncio.Future[Reply]) -> None:
-            self._in_flight[address.endpoint] -= 1
-            self._wake()
-            if future.cancelled():
-                return
-            error = future.exception()
-            if error is None:
-                self._settle(batches, future.result())
-            elif isinstance(error, AegisError):
-                self._failed(batches, error, unanswered=isinstance(error, OutcomeUnknown))
-
-        future.add_done_callback(answered)
-
     # ---- answers
+
+    def _answered(
+        self,
+        endpoint: str,
+        batches: list[tuple[_Lane, PendingBatch]],
+        outcome: Reply | AegisError,
+    ) -> None:
+        self._in_flight[endpoint] -= 1
+        self._wake()
+        try:
+            if isinstance(outcome, AegisError):
+                self._failed(batches, outcome, unanswered=isinstance(outcome, OutcomeUnknown))
+            else:
+                self._settle(batches, outcome)
+        except Exception as error:  # noqa: BLE001 - as in a turn: nobody may wait for ever
+            self._crashed(error)
 
     def _settle(self, batches: list[tuple[_Lane, PendingBatch]], reply: Reply) -> None:
         try:

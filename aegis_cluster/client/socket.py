@@ -33,6 +33,7 @@ HEARTBEAT_TIMEOUT_MS: Final = 1_000
 lost, and its partitions' new leaders are looked for. ZeroMQ's own threads answer, however busy the
 program is."""
 COPY_BYTES: Final = 64 * KIB
+_POLLIN: Final = int(zmq.POLLIN)
 
 
 class ClientSocket:
@@ -101,7 +102,8 @@ class ClientSocket:
         except zmq.Again:
             return False
         finally:
-            self._loop.call_soon(self._readable)
+            if self._has_input():
+                self._loop.call_soon(self._readable)
         return True
 
     def close(self) -> None:
@@ -114,9 +116,13 @@ class ClientSocket:
             self._monitor.close(0)
         self._socket.close(0)
 
+    def _has_input(self) -> bool:
+        """Whether a message can be received now; cheaper than to try and fail."""
+        return bool(int(self._socket.get(zmq.EVENTS)) & _POLLIN)
+
     def _readable(self) -> None:
         for _ in range(MESSAGES_PER_TURN):
-            if self._socket.closed:
+            if self._socket.closed or not self._has_input():
                 return
             try:
                 frames = self._socket.recv_multipart(zmq.DONTWAIT, copy=False)

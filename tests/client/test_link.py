@@ -116,11 +116,11 @@ def test_a_link_comes_back_with_the_node_and_says_what_was_under_way() -> None:
         async with fake_node() as node, link_to(node.endpoint) as link:
             node.answers[Api.METADATA] = mute
             await link.ready(soon())
-            future = link.send(Api.METADATA, [0, None], deadline=soon())
+            request = asyncio.create_task(link.request(Api.METADATA, [0, None], deadline=soon()))
             await until(lambda: bool(node.count(Api.METADATA)))
             await node.close()
             with pytest.raises(OutcomeUnknown):
-                await asyncio.wait_for(future, 2)
+                await asyncio.wait_for(request, 2)
             other = FakeNode(base_port=node.base_port)
             try:
                 await link.ready(soon())
