@@ -224,7 +224,7 @@ class Producer:
         self._transactional = transactional
         self._engine = engine
         self._options = options
-        self._request_timeout = request_timeout
+        self._request_timeout = arguments.seconds(request_timeout)
         self._lanes: Lanes | None = None
         self._under_way: set[asyncio.Future[Stored]] = set()
         self._failure: BaseException | None = None
@@ -260,7 +260,10 @@ class Producer:
         `MessageTooLarge`, `UnsupportedPayload`, `RequestTimeout` when there was no room in time.
         """
         cluster = self._engine.cluster
-        deadline = cluster.deadline(self._request_timeout if timeout is None else timeout)
+        if timeout is None:
+            deadline = cluster.deadline_in(self._request_timeout)
+        else:
+            deadline = cluster.deadline(timeout)
         known = cluster.metadata.topics.get(topic) if type(topic) is str else None
         lanes, info = self._lanes, known
         if lanes is None or info is None or not lanes.is_ready:

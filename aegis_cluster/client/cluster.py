@@ -104,12 +104,16 @@ class ClusterClient:
 
     def deadline(self, timeout: float) -> float:
         """In the loop's time, so many seconds from now. Raises `Misuse` on another event loop."""
+        return self.deadline_in(arguments.seconds(timeout))
+
+    def deadline_in(self, seconds: float) -> float:
+        """As `deadline`, of seconds that were looked at before."""
         if asyncio.get_running_loop() is not self._loop:
             raise Misuse(
                 "This engine belongs to another event loop. Open one for each loop, or use"
                 " aegis_cluster.sync, whose engine may be called from any thread."
             )
-        return self._loop.time() + arguments.seconds(timeout)
+        return self._loop.time() + seconds
 
     def now(self) -> float:
         return self._loop.time()

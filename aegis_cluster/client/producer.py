@@ -217,6 +217,9 @@ class _Lane:
     queue: PartitionQueue = field(default_factory=PartitionQueue)
     open: _Open | None = None
     failures: int = 0
+    needs_keys: bool = False
+    """As the topic's settings say, and so does the next."""
+    record_bytes_max: int = 0
     renewing: bool = False
     """A new producer id is being asked for."""
     admitted: bool = True
@@ -290,14 +293,24 @@ class Producer:
         Returns the batch's future and the record's place in it. Raises `MessageTooLarge`,
         `KeyRequired`.
         """
-        if row[1] is None and info.settings.compacts:
+        time_ms, key, value, headers = row
+        size = RECORD_OVERHEAD_BYTES
+        if key is not None:
+            size += len(key)
+        if value is not None:
+            size += len(value)
+        if headers:
+            size += headers_bytes(headers)
+        lane = self._lanes.get((info.name, partition))
+        if lane is None or lane.info is not info:
+            lane = self._lane(info, partition)
+        if key is None and lane.needs_keys:
             raise KeyRequired(
                 f"{info.name} is compacted, which keeps the latest message of each key: give the"
                 " message a key.",
                 topic=info.name,
             )
-        size = row_bytes(row)
-        if size > info.settings.max_message_bytes + RECORD_OVERHEAD_BYTES:
+        if size > lane.record_bytes_max:
             raise MessageTooLarge(
                 f"A message of {size} bytes is over the limit of {info.name}:"
                 f" {info.settings.max_message_bytes}.",
@@ -306,10 +319,7 @@ class Producer:
             )
         if self._buffered and self._buffered + size > self._options.buffer_bytes:
             return None
-        check_row(0, row[0], row[3])
-        lane = self._lanes.get((info.name, partition))
-        if lane is None or lane.info is not info:
-            lane = self._lane(info, partition)
+        check_row(0, time_ms, headers)
         opened = lane.open
         if opened is None or not opened.takes(size, deadline):
             opened = self._open_batch(lane, size, deadline)
@@ -409,6 +419,8 @@ class Producer:
                 lane.admitted = False
             self._lanes[info.name, partition] = lane
         lane.info = info  # its settings may have changed
+        lane.needs_keys = info.settings.compacts
+        lane.record_bytes_max = info.settings.max_message_bytes + RECORD_OVERHEAD_BYTES
         return lane
 
     def _open_batch(self, lane: _Lane, size: int, deadline: float) -> _Open:
@@ -789,9 +801,12 @@ def row_bytes(row: Row) -> int:
         size += len(key)
     if value is not None:
         size += len(value)
-    for name, content in headers:
-        size += len(name) + len(content or b"")
-    return size
+    return size + headers_bytes(headers)
+
+
+def headers_bytes(headers: list[tuple[str, bytes | None]]) -> int:
+    """What they take of that."""
+    return sum([len(name) + len(content or b"") for name, content in headers])
 
 
 def hash_start(client_id: str, info: TopicInfo) -> int:
