@@ -131,6 +131,13 @@ class _Proposal(NamedTuple):
     annotation: bytes
 
 
+class _Framed(NamedTuple):
+    """A frame, and its header, which is read once."""
+
+    header: FrameHeader
+    data: bytes
+
+
 @dataclass(slots=True)
 class Placed:
     """Where an appended batch will stand once its index is committed."""
@@ -179,8 +186,8 @@ class Partition:
         self._read_later = read_later
         self._proposals: dict[tuple[LogIndex, Term], _Proposal | bytes] = {}
         """What becomes a frame in the next step: a batch, or the payload of another kind."""
-        self._received: dict[tuple[LogIndex, Term], bytes] = {}
-        self._unapplied: deque[tuple[LogIndex, bytes]] = deque()
+        self._received: dict[tuple[LogIndex, Term], _Framed] = {}
+        self._unapplied: deque[_Framed] = deque()
         self._waiters: defaultdict[LogIndex, list[Waiter]] = defaultdict(list)
         self._disk_waiters: deque[tuple[LogIndex, Waiter]] = deque()
         """For our own disk alone, by rising index."""
@@ -534,14 +541,14 @@ class Partition:
         if last <= self.applied:
             return
         try:
-            if self._unapplied and self._unapplied[-1][0] == last:
-                frame = self._unapplied[-1][1]
+            if self._unapplied and self._unapplied[-1].header.index == last:
+                header = self._unapplied[-1].header
             else:
-                frame = self.log.read(last, last, 1).data
+                header = decode_header(self.log.read(last, last, 1).data)
         except Corruption as error:
             self.damage_met(error)
             return
-        self._time_ms = max(self._time_ms, decode_header(frame).time_ms)
+        self._time_ms = max(self._time_ms, header.time_ms)
 
     def _fail_waiters(self) -> None:
         waiting, self._waiters = self._waiters, defaultdict(list)
@@ -646,32 +653,31 @@ class Partition:
     def _truncate(self, from_index: LogIndex) -> None:
         invariant(from_index > self.applied, "an applied frame was cut", at=from_index)
         self._store.truncate(self.group, from_index)
-        while self._unapplied and self._unapplied[-1][0] >= from_index:
+        while self._unapplied and self._unapplied[-1].header.index >= from_index:
             self._unapplied.pop()
         self._chain = self.log.last_chain
         self._chain_is_unproved = True
         self._next_offset = self.log.end_offset
 
     def _append(self, entries: tuple[Entry, ...]) -> None:
-        frames = [self._frame_of(entry) for entry in entries]
-        self._store.append(self.group, frames)
+        framed = [self._frame_of(entry) for entry in entries]
+        self._store.append(self.group, [one.data for one in framed])
         invariant(self.log.last_chain == self._chain, "the log left its chain", group=self.group)
-        self._unapplied.extend(
-            (entry.index, frame) for entry, frame in zip(entries, frames, strict=True)
-        )
+        self._unapplied += framed
         if not self.leads:
             self._next_offset = self.log.end_offset
 
-    def _frame_of(self, entry: Entry) -> bytes:
+    def _frame_of(self, entry: Entry) -> _Framed:
         """The bytes of an entry: received ones as they came, our own made here and now."""
         place = (entry.index, entry.term)
-        frame = self._received.get(place)
-        if frame is None:
+        framed = self._received.get(place)
+        if framed is None:
             frame = self._make_frame(entry, self._proposals.pop(place, None))
+            framed = _Framed(decode_header(frame), frame)
         elif self._chain_is_unproved:
-            self._prove_chain(frame)
-        self._chain = decode_header(frame).chain
-        return frame
+            self._prove_chain(framed.data)
+        self._chain = framed.header.chain
+        return framed
 
     def _prove_chain(self, frame: bytes) -> None:
         """After a cut, the first new frame must continue from what was kept."""
@@ -718,13 +724,15 @@ class Partition:
         chain = self._chain if (message.prev_index, message.prev_term) == ends else None
         entries = []
         try:
-            for position, _ in iter_frames(frames):
+            position = 0
+            while position < len(frames):
                 header = check_frame(self.group, frames, position, previous_chain=chain)
                 chain = header.chain
                 frame = bytes(frames[position : position + header.size])
                 entry = entry_of(header, frame)
-                self._received[entry.index, entry.term] = frame
+                self._received[entry.index, entry.term] = _Framed(header, frame)
                 entries.append(entry)
+                position += header.size
         except CorruptRecord as error:
             raise PeerViolation(f"A leader sent damaged frames for {self.name}: {error}") from error
         expected = message.prev_index
@@ -787,12 +795,13 @@ class Partition:
     def _apply_to(self, commit_index: LogIndex) -> None:
         while self.applied < commit_index:
             try:
-                index, frame = self._next_unapplied(commit_index)
+                framed = self._next_unapplied(commit_index)
             except Corruption as error:
                 self.damage_met(error)
                 break
+            index = framed.header.index
             invariant(index == self.applied + 1, "apply left a gap", at=index, have=self.applied)
-            self._apply(frame)
+            self._apply(framed)
             self.applied = index
             for waiter in self._waiters.pop(index, ()):
                 waiter.committed()
@@ -802,21 +811,24 @@ class Partition:
             self._rounds.want_snapshot(self)
         self.on_advance(self)
 
-    def _next_unapplied(self, commit_index: LogIndex) -> tuple[LogIndex, bytes]:
+    def _next_unapplied(self, commit_index: LogIndex) -> _Framed:
         """The frame to apply next; after a restart it is not in memory and comes from the log."""
-        while self._unapplied and self._unapplied[0][0] <= self.applied:
-            self._unapplied.popleft()
+        unapplied = self._unapplied
+        while unapplied and unapplied[0].header.index <= self.applied:
+            unapplied.popleft()
         first = LogIndex(self.applied + 1)
-        if not self._unapplied or self._unapplied[0][0] > first:
-            last = self._unapplied[0][0] - 1 if self._unapplied else commit_index
-            result = self.log.read(first, LogIndex(last), APPLY_READ_BYTES)
-            for position, header in reversed(list(iter_frames(result.data))):
-                frame = result.data[position : position + header.size]
-                self._unapplied.appendleft((header.index, frame))
-        return self._unapplied.popleft()
+        if not unapplied or unapplied[0].header.index > first:
+            last = unapplied[0].header.index - 1 if unapplied else commit_index
+            data = self.log.read(first, LogIndex(last), APPLY_READ_BYTES).data
+            found = [
+                _Framed(header, data[position : position + header.size])
+                for position, header in iter_frames(data)
+            ]
+            unapplied.extendleft(reversed(found))
+        return unapplied.popleft()
 
-    def _apply(self, frame: bytes) -> None:
-        header = decode_header(frame)
+    def _apply(self, framed: _Framed) -> None:
+        header, frame = framed
         self._time_ms = max(self._time_ms, header.time_ms)
         self._bytes_since_snapshot += header.size
         if header.kind is FrameKind.POSITION and header.index > self._folded:

@@ -60,6 +60,10 @@ class Readiness:
         """Something was sent or received there: ask it again before sleeping."""
         self._unsure.add(socket)
 
+    def emptied(self, socket: zmq.Socket[bytes]) -> None:
+        """It was asked after its last use, and has nothing: what comes from now on wakes us."""
+        self._unsure.discard(socket)
+
     def wait(self, timeout_ms: int) -> set[Source]:
         """Sleep until something has come, at most so long; return what can be read."""
         ready: set[Source] = {socket for socket in self._unsure if has_input(socket)}

@@ -408,6 +408,7 @@ class Sockets:
             return []
         if not has_input(socket):
             self._ready.discard(socket)
+            self._readiness.emptied(socket)
         return frames
 
     def clients_gone(self) -> Iterator[tuple[Listener, bytes]]:
