@@ -23,11 +23,13 @@ P99_MS: Final = "p99 ms"
 CREATE_S: Final = "s to create"
 READY_S: Final = "s to ready after up"
 RELED_S: Final = "s to lead again"
+SETTLED_S: Final = "s to settle"
+PAUSE_S: Final = "s without what is kept"
 IDLE_CPU: Final = "% of a core, idle"
 RSS_MB: Final = "MB per shard"
 ELECTIONS: Final = "elections"
 SMALLER_IS_BETTER: Final = frozenset(
-    {P50_MS, P99_MS, CREATE_S, READY_S, RELED_S, IDLE_CPU, RSS_MB, ELECTIONS}
+    {P50_MS, P99_MS, CREATE_S, READY_S, RELED_S, SETTLED_S, PAUSE_S, IDLE_CPU, RSS_MB, ELECTIONS}
 )
 
 

@@ -29,7 +29,7 @@ from aegis_cluster.bench.figures import (
     Sample,
     Scenario,
 )
-from aegis_cluster.bench.stage import NODES, family, node_cpu_s
+from aegis_cluster.bench.stage import NODES, largest_shard_mb, node_cpu_s
 from aegis_cluster.client.admin import shard_status
 from aegis_cluster.errors import AegisError
 from aegis_cluster.node.node_files import Wanted
@@ -63,7 +63,7 @@ async def scale(stage: Stage, seconds: float) -> Sample:
     await asyncio.sleep(SETTLE_S)
     extra["processor s a node, until all is quiet"] = (stage.nodes_cpu_s() - before_s) / NODES
     figures[IDLE_CPU] = await _idle_percent(stage, seconds)
-    figures[RSS_MB] = max(map(_shard_mb, stage.nodes))
+    figures[RSS_MB] = largest_shard_mb(stage)
     await asyncio.to_thread(stage.cluster.down)
     start = time.perf_counter()
     await asyncio.to_thread(stage.cluster.up, Wanted())
@@ -93,11 +93,6 @@ async def _idle_percent(stage: Stage, seconds: float) -> float:
     await asyncio.sleep(seconds)
     after = [node_cpu_s(node) for node in stage.nodes]
     return max(b - a for a, b in zip(before, after, strict=True)) / seconds * 100
-
-
-def _shard_mb(node: LocalNode) -> float:
-    """Resident memory of the largest process of a node."""
-    return max(process.memory_info().rss for process in family(node)) / 1e6
 
 
 async def calm(stage: Stage, seconds: float) -> Sample:

@@ -160,3 +160,9 @@ def node_cpu_s(node: LocalNode) -> float:
 async def _syncs(node: LocalNode) -> int:
     status = await shard_status(node.config.endpoint, TOPIC_SECONDS)
     return int(status["identity"].get("syncs", 0))
+
+
+def largest_shard_mb(stage: Stage) -> float:
+    """Resident memory of the largest process of all nodes."""
+    processes = [process for node in stage.nodes for process in family(node)]
+    return float(max(process.memory_info().rss for process in processes) / 1e6)
