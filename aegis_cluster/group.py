@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from aegis_cluster import arguments
 from aegis_cluster.client import coordinator
+from aegis_cluster.client.moments import offsets_at
 from aegis_cluster.client.offsets import list_offsets
 from aegis_cluster.errors import GroupNotEmpty, Misuse, OffsetOutOfRange
 from aegis_cluster.ids import NodeId, TopicPartition
@@ -143,7 +144,7 @@ class ConsumerGroup:
             raise Misuse(f"Group {self.name} has no positions yet; name the topics to set some.")
         positions: dict[TopicPartition, int] = {}
         for topic in wanted:
-            ends = await list_offsets(cluster, topic, deadline, time_ms=to.time_ms)
+            ends = await offsets_at(cluster, topic, deadline, time_ms=to.time_ms)
             for number, offsets in ends.items():
                 place = TopicPartition(topic, number)
                 positions[place] = resolved(to, place, offsets)

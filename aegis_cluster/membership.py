@@ -20,8 +20,15 @@ from aegis_cluster.client.coordinator import (
     positions_of,
 )
 from aegis_cluster.client.group_session import Assigned, GroupSession
+from aegis_cluster.client.moments import offsets_at
 from aegis_cluster.client.offsets import list_offsets
-from aegis_cluster.errors import AegisError, MemberFenced, OutcomeUnknown, RequestTimeout
+from aegis_cluster.errors import (
+    AegisError,
+    MemberFenced,
+    OffsetOutOfRange,
+    OutcomeUnknown,
+    RequestTimeout,
+)
 from aegis_cluster.handled import Handled
 from aegis_cluster.message import Offset
 
@@ -101,6 +108,8 @@ class Membership:
         self._failure: AegisError | None = None
         self._handled: dict[TopicPartition, Handled] = {}
         self._committed: dict[TopicPartition, int] = {}
+        self._sought: set[TopicPartition] = set()
+        """Where the program has sought to, and nothing has shown yet that it is there."""
         self._commit_number = 0
         self._committing = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
@@ -159,22 +168,48 @@ class Membership:
         """The program has sought elsewhere: from there a successor would go on too."""
         if place in self._handled:
             self._handled[place].restart(offset)
+            self._sought.add(place)
             self._moved()
 
     async def commit(
-        self, deadline: float, ahead: Mapping[TopicPartition, int] | None = None
+        self,
+        deadline: float,
+        ahead: Mapping[TopicPartition, int] | None = None,
+        *,
+        asked: bool = True,
     ) -> None:
         """Commit how far handlers have come, and positions that are `ahead` of that.
 
-        Raises `MemberFenced`, `RequestTimeout`, `OutcomeUnknown`.
+        asked: by the program; else a position beyond the end is left out. Raises `MemberFenced`,
+        `OffsetOutOfRange`, `RequestTimeout`, `OutcomeUnknown`.
         """
         async with self._committing:
             wanted = {p: h.position for p, h in self._handled.items()} | dict(ahead or {})
             positions = {p: o for p, o in wanted.items() if self._committed.get(p) != o}
+            beyond = await self._beyond_the_end(positions, deadline)
+            if beyond and asked:
+                raise _out_of_range(*beyond.popitem())
+            positions = {p: o for p, o in positions.items() if p not in beyond}
             if positions:
                 self._commit_number += 1
                 await self._commit(positions, self._commit_number, deadline)
                 self._committed.update(positions)
+
+    async def _beyond_the_end(
+        self, positions: Mapping[TopicPartition, int], deadline: float
+    ) -> dict[TopicPartition, tuple[int, int]]:
+        """Of positions that were sought: those behind all that is there, with where that ends."""
+        sought = self._sought & positions.keys()
+        found = {}
+        for topic in sorted({place.topic for place in sought}):
+            ends = await list_offsets(self._cluster, topic, deadline)
+            for place in (place for place in sought if place.topic == topic):
+                end = ends[place.partition].high_watermark
+                if positions[place] <= end:
+                    self._sought.discard(place)
+                else:
+                    found[place] = (positions[place], end)
+        return found
 
     async def claim(self, place: TopicPartition, upto: int, deadline: float) -> None:
         """Commit a position before the messages below it are handed out (at most once).
@@ -198,7 +233,7 @@ class Membership:
     async def _commit_and_leave(self) -> None:
         if self._commits and self._news is not None:
             with suppress(AegisError):
-                await self.commit(self._cluster.now() + self._timeout)
+                await self.commit(self._cluster.now() + self._timeout, asked=False)
         self._handled.clear()
         await self._session.leave()
 
@@ -294,9 +329,9 @@ class Membership:
         found = await positions_of(self._cluster, group, new, until, stable=True)
         positions = {place: one.offset for place, one in found.items() if one.offset >= 0}
         committed = dict(positions)
-        for place in sorted(new - set(positions)):
-            later = place in found and found[place].offset == FROM_BEGINNING
-            positions[place] = await self._start_of(place, later, deadline)
+        later = {place for place, one in found.items() if one.offset == FROM_BEGINNING}
+        positions |= await self._starts_of(set(new) - set(positions) - later, self._start, deadline)
+        positions |= await self._starts_of(later, Offset.EARLIEST, deadline)
         for place, offset in positions.items():
             self._handled[place] = Handled(offset)
         # A start that depends on the moment is kept, or a restart would skip what came since.
@@ -307,16 +342,22 @@ class Membership:
         await self._on_assigned(sorted(new))
         self._reading.begin({place: self._handled[place].position for place in positions})
 
-    async def _start_of(self, place: TopicPartition, later: bool, deadline: float) -> int:
-        start = Offset.EARLIEST if later else self._start
-        offsets = await list_offsets(self._cluster, place.topic, deadline, time_ms=start.time_ms)
-        one = offsets[place.partition]
-        return start.resolve(
-            log_start=one.log_start,
-            # A transaction that is open is read whole or not at all.
-            high_watermark=one.last_stable_offset,
-            at_time=one.at_time,
-        )
+    async def _starts_of(
+        self, places: set[TopicPartition], start: Offset, deadline: float
+    ) -> dict[TopicPartition, int]:
+        """What `start` means in partitions that the group has no position in."""
+        found = {}
+        for topic in sorted({place.topic for place in places}):
+            ends = await offsets_at(self._cluster, topic, deadline, time_ms=start.time_ms)
+            for place in (place for place in places if place.topic == topic):
+                one = ends[place.partition]
+                found[place] = start.resolve(
+                    log_start=one.log_start,
+                    # A transaction that is open is read whole or not at all.
+                    high_watermark=one.last_stable_offset,
+                    at_time=one.at_time,
+                )
+        return found
 
     # ---- in transactions
 
@@ -352,6 +393,9 @@ class Membership:
         """As a part of the transaction of this producer id and epoch. Raises as `commit` does, and
         `ProducerFenced`."""
         async with self._committing:
+            beyond = await self._beyond_the_end(positions, deadline)
+            if beyond:
+                raise _out_of_range(*beyond.popitem())
             self._commit_number += 1
             held = {place: self._in_hand.get(place) for place in positions}
             await self._commit(positions, self._commit_number, deadline, producer, held)
@@ -405,7 +449,7 @@ class Membership:
             await asyncio.sleep(COMMIT_EVERY_S)
             self._dirty.clear()
             try:
-                await self.commit(self._cluster.now() + self._timeout)
+                await self.commit(self._cluster.now() + self._timeout, asked=False)
             except MemberFenced:
                 continue  # the heartbeat hears of it too, and begins anew
             except AegisError:
@@ -468,3 +512,13 @@ class Membership:
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(min(deadline, self._cluster.now() + RETRY_S)):
                     await self._progress.wait()
+
+
+def _out_of_range(place: TopicPartition, found: tuple[int, int]) -> OffsetOutOfRange:
+    offset, end = found
+    return OffsetOutOfRange(
+        f"{place} ends at {end}, so a group cannot have come to {offset} in it; nothing was"
+        " committed. Seek to what is there.",
+        have=offset,
+        high_watermark=end,
+    )

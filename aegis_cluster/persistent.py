@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from aegis_cluster import arguments
 from aegis_cluster.client.burials import bury
+from aegis_cluster.client.moments import offsets_at
 from aegis_cluster.client.offsets import list_offsets
 from aegis_cluster.client.subscription_calls import (
     Rules,
@@ -345,7 +346,7 @@ class PersistentSubscription:
         cluster = self._engine.cluster
         config = self._config or PersistentConfig()
         info = await cluster.topic(self.topic, deadline)
-        found = await list_offsets(cluster, self.topic, deadline, time_ms=config.start.time_ms)
+        found = await offsets_at(cluster, self.topic, deadline, time_ms=config.start.time_ms)
         starts = [
             (
                 info.partitions[number].group,
@@ -547,7 +548,7 @@ class PersistentSubscription:
         arguments.instance(to, Offset, "to", hint)
         cluster, deadline = self._engine.cluster, self._engine.deadline(timeout)
         info = await cluster.topic(self.topic, deadline)
-        found = await list_offsets(cluster, self.topic, deadline, time_ms=to.time_ms)
+        found = await offsets_at(cluster, self.topic, deadline, time_ms=to.time_ms)
         positions = {
             place: resolved(to, place, offsets)
             for number, offsets in found.items()

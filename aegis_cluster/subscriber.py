@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 from aegis_cluster import arguments
 from aegis_cluster.client.fetcher import Fetcher
 from aegis_cluster.client.group_session import MemberConfig
+from aegis_cluster.client.moments import offsets_at
 from aegis_cluster.client.offsets import list_offsets
 from aegis_cluster.errors import (
     AegisError,
@@ -391,7 +392,7 @@ class Subscriber:
         if isinstance(offset, Offset):
             cluster = self._engine.cluster
             deadline = cluster.deadline(self._timeout if timeout is None else timeout)
-            asked = await list_offsets(cluster, place.topic, deadline, time_ms=offset.time_ms)
+            asked = await offsets_at(cluster, place.topic, deadline, time_ms=offset.time_ms)
             found = asked.get(place.partition)
             if found is None:
                 raise Misuse(f"{place} is not read here; see `assignment`.")
@@ -653,7 +654,8 @@ class Subscriber:
         """Commit now how far handlers have come, rather than soon.
 
         Raises `Misuse` without a group; `MemberFenced` when the group has lost this member: what
-        was not committed is handed out again, to whoever holds the partition; `RequestTimeout`,
+        was not committed is handed out again, to whoever holds the partition; `OffsetOutOfRange`,
+        with nothing committed, when it has sought beyond the end; `RequestTimeout`,
         `OutcomeUnknown`.
         """
         if self._membership is None:

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import time
 from contextlib import AsyncExitStack, suppress
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,6 +15,7 @@ from aegis_cluster import (
     AckMode,
     DeliveryMode,
     EventFilter,
+    Message,
     Offset,
     StreamingEngine,
     SubscribeConfig,
@@ -322,6 +324,44 @@ def test_moving_a_group(engine_run: Run, topic: str, group: str) -> None:
         assert group in [listed.name for listed in await engine.list_groups()]
         await one.delete()
         assert group not in [listed.name for listed in await engine.list_groups()]
+
+    engine_run(work)
+
+
+def test_a_position_beyond_the_end_is_not_committed(
+    engine_run: Run, topic: str, group: str
+) -> None:
+    async def work(engine: StreamingEngine) -> None:
+        await fill(engine, topic, 5)
+        async with engine.subscribe(topic, member(group)) as subscriber:
+            await read(subscriber, 5)
+            await subscriber.commit()
+            await subscriber.seek(0, 1_000)
+            with pytest.raises(OffsetOutOfRange, match="ends at 5"):
+                await subscriber.commit()
+        place = TopicPartition(topic, 0)
+        assert await engine.group(group).positions() == {place: 5}, "nor when it leaves"
+
+    engine_run(work)
+
+
+def test_a_reset_by_time_begins_with_the_first_message_of_that_time(
+    engine_run: Run, topic: str, group: str
+) -> None:
+    """Also where others of its batch are older."""
+    begin = datetime(2026, 1, 1, tzinfo=UTC)
+
+    async def work(engine: StreamingEngine) -> None:
+        await engine.create_topic(topic)
+        await engine.publish_many(
+            topic, [Message(payload=n, timestamp=begin + timedelta(seconds=n)) for n in range(9)]
+        )
+        async with engine.subscribe(topic, member(group)) as subscriber:
+            await read(subscriber, 9)
+        place = TopicPartition(topic, 0)
+        for seconds, offset in ((4, 4), (4.5, 5), (-1, 0), (9, 9)):
+            moment = Offset.at_time(begin + timedelta(seconds=seconds))
+            assert await engine.group(group).reset(moment) == {place: offset}
 
     engine_run(work)
 
