@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from aegis_cluster.broker.coordinators import Coordinators, is_current, read
 from aegis_cluster.broker.groups.commands import CommitOffsets, PendOffsets, places_to_fields
 from aegis_cluster.broker.groups.coordinator import Beat
 from aegis_cluster.broker.groups.group_coordinator import GroupCoordinator
@@ -31,7 +32,6 @@ from aegis_cluster.limits import (
     SESSION_TIMEOUT_MS_MIN,
     TOPIC_NAME_CHARS_MAX,
 )
-from aegis_cluster.wire.partitioner import partition_for
 from aegis_cluster.wire.protocol import (
     Api,
     is_none,
@@ -45,12 +45,11 @@ from aegis_cluster.wire.protocol import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from aegis_cluster.broker.coordinators import Exchange
     from aegis_cluster.broker.groups.group_table import Group
     from aegis_cluster.broker.groups.positions import Committed
-    from aegis_cluster.broker.groups.sessions import Exchange
     from aegis_cluster.broker.partition import Partition
     from aegis_cluster.broker.shard import Shard
-    from aegis_cluster.errors import AegisError
 
 NO_POSITION: Final = -1
 """The group has none in this partition: it starts where the member says."""
@@ -75,7 +74,7 @@ class GroupFrontend:
     def __init__(self, shard: Shard, wall_ms: Callable[[], int]) -> None:
         self._shard = shard
         self._wall_ms = wall_ms
-        self._coordinators: dict[GroupId, GroupCoordinator] = {}
+        self._coordinators = Coordinators(shard, GROUPS_TOPIC, self._make)
         self._topics: dict[str, int] = {}
 
     # ---- inputs
@@ -88,7 +87,7 @@ class GroupFrontend:
             self._list(fields, exchange)
             return
         group = take_str(fields, 0, "group", chars_max=GROUP_NAME_CHARS_MAX)
-        coordinator = self._coordinator(self._partition_of(group))
+        coordinator = self._coordinators.of(group)
         match api:
             case Api.GROUP_BEAT:
                 beat = _beat_from(group, fields)
@@ -111,16 +110,7 @@ class GroupFrontend:
 
     def tick(self) -> None:
         """Begin and end coordinators with the leaderships here, and let their sessions age."""
-        now_ms = self._shard.now_ms
-        for group, coordinator in list(self._coordinators.items()):
-            partition = self._shard.manager.partitions.get(group)
-            if partition is not coordinator.partition or not _is_current(coordinator):
-                self._end(group)
-                continue
-            coordinator.tick(now_ms)
-        for group in self._led():
-            if group not in self._coordinators:
-                self._begin(self._shard.manager.partitions[group])
+        self._coordinators.tick()
 
     def metadata_changed(self) -> None:
         """Topics may have come, gone or grown."""
@@ -132,60 +122,22 @@ class GroupFrontend:
         if topics == self._topics:
             return
         self._topics = topics
-        for coordinator in self._coordinators.values():
-            if _is_current(coordinator):
+        for coordinator in self._coordinators:
+            if is_current(coordinator):
                 coordinator.topics_are(topics)
 
     def client_gone(self, origin: object) -> None:
         """A client's connection has closed."""
-        for coordinator in self._coordinators.values():
+        for coordinator in self._coordinators:
             coordinator.client_gone(origin, self._shard.now_ms)
 
-    # ---- coordinators
-
-    def _led(self) -> list[GroupId]:
-        info = self._shard.table.topics.get(GROUPS_TOPIC)
-        placed = () if info is None else info.partitions
-        partitions = self._shard.manager.partitions
-        return [
-            one.group for one in placed if one.group in partitions and partitions[one.group].serving
-        ]
-
-    def _partition_of(self, group: str) -> Partition:
-        info = self._shard.table.topics.get(GROUPS_TOPIC)
-        if info is None:
-            raise NotLeader("There are no groups yet; have their topic made first.")
-        placed = info.partitions[partition_for(group.encode(), len(info.partitions))]
-        return self._serving(placed.group)
-
-    def _serving(self, group: GroupId) -> Partition:
-        partition = self._shard.manager.partitions.get(group)
-        if partition is None:
-            raise NotLeader("This shard has no replica of the group's partition.")
-        if not partition.serving:
-            raise partition.unable()
-        return partition
-
-    def _coordinator(self, partition: Partition) -> GroupCoordinator:
-        found = self._coordinators.get(partition.group)
-        if found is not None and found.partition is partition and _is_current(found):
-            return found
-        self._end(partition.group)
-        return self._begin(partition)
-
-    def _begin(self, partition: Partition) -> GroupCoordinator:
+    def _make(self, partition: Partition) -> GroupCoordinator:
         fold = partition.state.fold
         if not isinstance(fold, GroupFold):
             raise NotLeader(f"{partition.name} holds no groups.")
         made = GroupCoordinator(partition, fold, wall_ms=self._wall_ms, now_ms=self._shard.now_ms)
-        self._coordinators[partition.group] = made
         made.topics_are(self._topics)
         return made
-
-    def _end(self, group: GroupId) -> None:
-        old = self._coordinators.pop(group, None)
-        if old is not None:
-            old.close()
 
     # ---- positions
 
@@ -252,7 +204,7 @@ class GroupFrontend:
                 return
             exchange.reply([self._positions(coordinator.fold, group, asked)])
 
-        coordinator.partition.wait_for_read(_Read(answer, exchange))
+        read(coordinator.partition, exchange, answer)
 
     def _positions(
         self, fold: GroupFold, group: str, asked: list[TopicPartition] | None
@@ -296,7 +248,7 @@ class GroupFrontend:
             node = self._shard.context.me.node
             exchange.reply([found.epoch, found.is_settled, node, sorted(members)])
 
-        coordinator.partition.wait_for_read(_Read(answer, exchange))
+        read(coordinator.partition, exchange, answer)
 
     def _member_fields(self, coordinator: GroupCoordinator, group: Group, name: str) -> list[Any]:
         """[name, client, static, epoch, topics, assigned, revoking, target, ms left, connected]"""
@@ -318,38 +270,13 @@ class GroupFrontend:
 
     def _list(self, fields: Sequence[Any], exchange: Exchange) -> None:
         """[partition of `__groups`] -> [[[name, members, settled], ...]]"""
-        info = self._shard.table.topics.get(GROUPS_TOPIC)
-        number = take_int(fields, 0, "partition")
-        if info is None or number >= len(info.partitions):
-            raise NotLeader("There are no groups yet; have their topic made first.")
-        partition = self._serving(info.partitions[number].group)
-        fold = self._coordinator(partition).fold
+        coordinator = self._coordinators.at(take_int(fields, 0, "partition"))
 
         def answer() -> None:
-            groups = sorted(fold.table.groups.items())
+            groups = sorted(coordinator.fold.table.groups.items())
             exchange.reply([[[name, len(one.members), one.is_settled] for name, one in groups]])
 
-        partition.wait_for_read(_Read(answer, exchange))
-
-
-class _Read:
-    """Answers once this replica is known to have led after the question."""
-
-    def __init__(self, done: Callable[[], None], exchange: Exchange) -> None:
-        self._done = done
-        self._exchange = exchange
-
-    def committed(self) -> None:
-        self._done()
-
-    def lost(self, error: AegisError) -> None:
-        self._exchange.refuse(error)
-
-
-def _is_current(coordinator: GroupCoordinator) -> bool:
-    """It still is the leadership that the coordinator was made for."""
-    partition = coordinator.partition
-    return partition.serving and partition.replica.term == coordinator.term
+        read(coordinator.partition, exchange, answer)
 
 
 def _place_from(values: Sequence[Any]) -> TopicPartition:

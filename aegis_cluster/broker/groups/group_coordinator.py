@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from aegis_cluster.broker.coordinators import answer, refuse
 from aegis_cluster.broker.groups import coordinator
 from aegis_cluster.broker.groups.commands import (
     CommitOffsets,
@@ -18,10 +19,8 @@ from aegis_cluster.broker.groups.commands import (
 )
 from aegis_cluster.broker.groups.sessions import Session, Sessions
 from aegis_cluster.errors import (
-    AegisError,
     GroupNotEmpty,
     GroupNotFound,
-    NotLeader,
     NotReady,
     ProducerFenced,
     Refused,
@@ -32,33 +31,16 @@ from aegis_cluster.wire.batch import batch_header, encode_batch
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from aegis_cluster.broker.coordinators import Exchange
     from aegis_cluster.broker.groups.commands import GroupCommand, GroupMember
     from aegis_cluster.broker.groups.coordinator import Beat, Decision
     from aegis_cluster.broker.groups.group_stm import GroupFold
-    from aegis_cluster.broker.groups.sessions import Exchange
     from aegis_cluster.broker.partition import Partition
     from aegis_cluster.ids import LogIndex
 
 EXPIRE_EVERY_MS: Final = 100
 WAIT_SHARE: Final = 3
 """A heartbeat waits for news for a third of the session time-out at most."""
-
-
-class _Answer:
-    """Calls back once the index that the answer rests on is committed."""
-
-    def __init__(self, done: Callable[[], None], exchange: Exchange, *, own: bool) -> None:
-        self._done = done
-        self._exchange = exchange
-        self._own = own
-
-    def committed(self) -> None:
-        self._done()
-
-    def lost(self, error: AegisError) -> None:
-        if not self._own:
-            error = NotLeader("The group's coordinator has changed; ask the new one.")
-        self._exchange.refuse(error)
 
 
 class GroupCoordinator:
@@ -154,8 +136,7 @@ class GroupCoordinator:
         if isinstance(command, PendOffsets):
             known, index = self.partition.state.producers.epoch_of(command.producer)
             if known > command.epoch:
-                done = _Answer(lambda: exchange.refuse(_ended(command, known)), exchange, own=False)
-                self.partition.wait_for(index, done)
+                refuse(self.partition, index, exchange, _ended(command, known))
                 return
         try:
             if name:
@@ -167,7 +148,7 @@ class GroupCoordinator:
             self._refuse(command.group, exchange, refusal)
             return
         index = self._append(command.group, [command])
-        self.partition.wait_for(index, _Answer(lambda: exchange.reply([]), exchange, own=True))
+        answer(self.partition, index, exchange, [], own=True)
 
     def delete(self, exchange: Exchange, group: str) -> None:
         """Forget a group without members. Raises `GroupNotFound`, `GroupNotEmpty`."""
@@ -179,7 +160,7 @@ class GroupCoordinator:
             self._refuse(group, exchange, _not_empty(group, len(found.members)))
             return
         index = self._append(group, [DropGroup(group)])
-        self.partition.wait_for(index, _Answer(lambda: exchange.reply([]), exchange, own=True))
+        answer(self.partition, index, exchange, [], own=True)
 
     # ---- news
 
@@ -286,14 +267,10 @@ class GroupCoordinator:
         self._answer(group, exchange, fields)
 
     def _answer(self, group: str, exchange: Exchange, fields: list[Any]) -> None:
-        index = self.fold.index_of(group)
-        done = _Answer(lambda: exchange.reply(fields), exchange, own=False)
-        self.partition.wait_for(index, done)
+        answer(self.partition, self.fold.index_of(group), exchange, fields, own=False)
 
     def _refuse(self, group: str, exchange: Exchange, error: Refused) -> None:
-        index = self.fold.index_of(group)
-        done = _Answer(lambda: exchange.refuse(error), exchange, own=False)
-        self.partition.wait_for(index, done)
+        refuse(self.partition, self.fold.index_of(group), exchange, error)
 
 
 def _ended(command: PendOffsets, known: int) -> ProducerFenced:

@@ -9,27 +9,19 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from aegis_cluster.errors import NotReady
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from aegis_cluster.broker.coordinators import Exchange
     from aegis_cluster.broker.groups.commands import GroupMember
     from aegis_cluster.broker.groups.membership import Seen
-    from aegis_cluster.errors import AegisError
 
 GONE_GRACE_MS: Final = 300
 """A member whose connection closed has so long to come back over another one."""
-
-
-class Exchange(Protocol):
-    """One request that waits for its answer."""
-
-    def reply(self, fields: list[Any]) -> None: ...
-
-    def refuse(self, error: AegisError) -> None: ...
 
 
 @dataclass(slots=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, Any, Final
 
+from aegis_cluster.broker.coordinators import Coordinators, read
 from aegis_cluster.broker.subscriptions.commands import (
     STRATEGIES,
     Bury,
@@ -36,7 +37,6 @@ from aegis_cluster.limits import (
     SUBSCRIPTION_REPORT_OFFSETS_MAX,
     TOPIC_NAME_CHARS_MAX,
 )
-from aegis_cluster.wire.partitioner import partition_for
 from aegis_cluster.wire.protocol import (
     Api,
     is_none,
@@ -50,11 +50,10 @@ from aegis_cluster.wire.protocol import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from aegis_cluster.broker.groups.sessions import Exchange
+    from aegis_cluster.broker.coordinators import Exchange
     from aegis_cluster.broker.partition import Partition
     from aegis_cluster.broker.shard import Shard
     from aegis_cluster.broker.subscriptions.subscription_table import Subscription
-    from aegis_cluster.errors import AegisError
 
 SUBSCRIPTION_APIS: Final = frozenset(
     {
@@ -86,7 +85,7 @@ class SubscriptionFrontend:
     def __init__(self, shard: Shard, wall_ms: Callable[[], int]) -> None:
         self._shard = shard
         self._wall_ms = wall_ms
-        self._coordinators: dict[GroupId, SubscriptionCoordinator] = {}
+        self._coordinators = Coordinators(shard, SUBSCRIPTIONS_TOPIC, self._make)
 
     # ---- inputs
 
@@ -101,7 +100,7 @@ class SubscriptionFrontend:
             take_str(fields, 0, "topic", chars_max=TOPIC_NAME_CHARS_MAX),
             take_str(fields, 1, "name", chars_max=GROUP_NAME_CHARS_MAX),
         )
-        coordinator = self._coordinator(self._partition_of(key))
+        coordinator = self._coordinators.of(f"{key.topic}\0{key.name}")
         coordinator.at(self._shard.now_ms)
         match api:
             case Api.SUBSCRIPTION_OPEN:
@@ -148,72 +147,26 @@ class SubscriptionFrontend:
 
     def tick(self) -> None:
         """Begin and end coordinators with the leaderships here, and let their locks age."""
-        now_ms = self._shard.now_ms
-        for group, coordinator in list(self._coordinators.items()):
-            partition = self._shard.manager.partitions.get(group)
-            if partition is not coordinator.partition or not _is_current(coordinator):
-                self._end(group)
-                continue
-            coordinator.tick(now_ms)
-        for group in self._led():
-            if group not in self._coordinators:
-                self._begin(self._shard.manager.partitions[group])
+        self._coordinators.tick()
 
     def client_gone(self, origin: object) -> None:
         """A client's connection has closed."""
-        for coordinator in self._coordinators.values():
+        for coordinator in self._coordinators:
             coordinator.client_gone(origin)
 
     # ---- coordinators
 
-    def _led(self) -> list[GroupId]:
-        info = self._shard.table.topics.get(SUBSCRIPTIONS_TOPIC)
-        placed = () if info is None else info.partitions
-        partitions = self._shard.manager.partitions
-        return [
-            one.group for one in placed if one.group in partitions and partitions[one.group].serving
-        ]
-
-    def _partition_of(self, key: Key) -> Partition:
-        info = self._shard.table.topics.get(SUBSCRIPTIONS_TOPIC)
-        if info is None:
-            raise NotLeader("There are no subscriptions yet; have their topic made first.")
-        hashed = f"{key.topic}\0{key.name}".encode()
-        return self._serving(info.partitions[partition_for(hashed, len(info.partitions))].group)
-
-    def _serving(self, group: GroupId) -> Partition:
-        partition = self._shard.manager.partitions.get(group)
-        if partition is None:
-            raise NotLeader("This shard has no replica of the subscription's partition.")
-        if not partition.serving:
-            raise partition.unable()
-        return partition
-
-    def _coordinator(self, partition: Partition) -> SubscriptionCoordinator:
-        found = self._coordinators.get(partition.group)
-        if found is not None and found.partition is partition and _is_current(found):
-            return found
-        self._end(partition.group)
-        return self._begin(partition)
-
-    def _begin(self, partition: Partition) -> SubscriptionCoordinator:
+    def _make(self, partition: Partition) -> SubscriptionCoordinator:
         fold = partition.state.fold
         if not isinstance(fold, SubscriptionFold):
             raise NotLeader(f"{partition.name} holds no subscriptions.")
-        made = SubscriptionCoordinator(
+        return SubscriptionCoordinator(
             partition,
             fold,
             wall_ms=self._wall_ms,
             logs_of=self._logs_of,
             now_ms=self._shard.now_ms,
         )
-        self._coordinators[partition.group] = made
-        return made
-
-    def _end(self, group: GroupId) -> None:
-        old = self._coordinators.pop(group, None)
-        if old is not None:
-            old.close()
 
     def _logs_of(self, topic: str) -> dict[GroupId, int]:
         """The logs of a topic and their partition numbers, as far as this shard knows."""
@@ -317,7 +270,7 @@ class SubscriptionFrontend:
             rows = self._progress(state)
             exchange.reply([state.token, list(state.rules), node, rows, consumers, counts])
 
-        coordinator.partition.wait_for_read(_Read(answer, exchange))
+        read(coordinator.partition, exchange, answer)
 
     def _progress(self, state: Subscription) -> list[list[int]]:
         rows = []
@@ -361,17 +314,12 @@ class SubscriptionFrontend:
             ]
             exchange.reply([rows])
 
-        coordinator.partition.wait_for_read(_Read(answer, exchange))
+        read(coordinator.partition, exchange, answer)
 
     def _list(self, fields: Sequence[Any], exchange: Exchange) -> None:
         """[partition of `__subscriptions`] ->
         [[[topic, name, consumers, unsettled, parked], ...]]"""
-        info = self._shard.table.topics.get(SUBSCRIPTIONS_TOPIC)
-        number = take_int(fields, 0, "partition")
-        if info is None or number >= len(info.partitions):
-            raise NotLeader("There are no subscriptions yet; have their topic made first.")
-        partition = self._serving(info.partitions[number].group)
-        coordinator = self._coordinator(partition)
+        coordinator = self._coordinators.at(take_int(fields, 0, "partition"))
 
         def answer() -> None:
             found = sorted(coordinator.fold.table.subscriptions.items())
@@ -384,27 +332,7 @@ class SubscriptionFrontend:
                 ]
             )
 
-        partition.wait_for_read(_Read(answer, exchange))
-
-
-class _Read:
-    """Answers once this replica is known to have led after the question."""
-
-    def __init__(self, done: Callable[[], None], exchange: Exchange) -> None:
-        self._done = done
-        self._exchange = exchange
-
-    def committed(self) -> None:
-        self._done()
-
-    def lost(self, error: AegisError) -> None:
-        self._exchange.refuse(error)
-
-
-def _is_current(coordinator: SubscriptionCoordinator) -> bool:
-    """It still is the leadership that the coordinator was made for."""
-    partition = coordinator.partition
-    return partition.serving and partition.replica.term == coordinator.term
+        read(coordinator.partition, exchange, answer)
 
 
 def _poll_from(fields: Sequence[Any]) -> Poll:

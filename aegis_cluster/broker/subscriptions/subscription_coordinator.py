@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from aegis_cluster.broker.coordinators import answer, refuse
 from aegis_cluster.broker.subscriptions.commands import (
     Bury,
     Configure,
@@ -34,7 +35,6 @@ from aegis_cluster.broker.subscriptions.subscription_table import created
 from aegis_cluster.errors import (
     AegisError,
     ConfigError,
-    NotLeader,
     NotReady,
     ProducerFenced,
     Refused,
@@ -53,7 +53,7 @@ from aegis_cluster.wire.batch import batch_header, encode_batch
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from aegis_cluster.broker.groups.sessions import Exchange
+    from aegis_cluster.broker.coordinators import Exchange
     from aegis_cluster.broker.partition import Partition
     from aegis_cluster.broker.subscriptions.commands import Handed, SubscriptionCommand
     from aegis_cluster.broker.subscriptions.subscription_stm import SubscriptionFold
@@ -142,23 +142,6 @@ class Live:
     """Which partitions each consumer should read ahead in."""
     scouts_of: tuple[tuple[str, ...], tuple[int, ...]] = ((), ())
     """The consumers and partitions that this was decided for."""
-
-
-class _Answer:
-    """Calls back once the index that the answer rests on is committed."""
-
-    def __init__(self, done: Callable[[], None], exchange: Exchange, *, own: bool) -> None:
-        self._done = done
-        self._exchange = exchange
-        self._own = own
-
-    def committed(self) -> None:
-        self._done()
-
-    def lost(self, error: AegisError) -> None:
-        if not self._own:
-            error = NotLeader("The subscription's coordinator has changed; ask the new one.")
-        self._exchange.refuse(error)
 
 
 class SubscriptionCoordinator:
@@ -350,9 +333,7 @@ class SubscriptionCoordinator:
         live = self._known(key, token)
         known, index = self.partition.state.producers.epoch_of(producer)
         if known > epoch:
-            fenced = _ended(key, epoch, known)
-            done = _Answer(lambda: exchange.refuse(fenced), exchange, own=False)
-            self.partition.wait_for(index, done)
+            refuse(self.partition, index, exchange, _ended(key, epoch, known))
             return
         mine = [one for one in command.letters if self._may_bury(live, one, consumer, command)]
         added = [one for one in mine if live.state.is_buried_by(one.log, one.offset) is None]
@@ -711,12 +692,10 @@ class SubscriptionCoordinator:
                 consumer.exchange.refuse(NotReady("The coordinator begins anew."))
 
     def _answer(self, live: Live, exchange: Exchange, fields: list[Any], *, own: bool) -> None:
-        done = _Answer(lambda: exchange.reply(fields), exchange, own=own)
-        self.partition.wait_for(live.index, done)
+        answer(self.partition, live.index, exchange, fields, own=own)
 
     def _refuse(self, live: Live, exchange: Exchange, error: Refused) -> None:
-        done = _Answer(lambda: exchange.refuse(error), exchange, own=False)
-        self.partition.wait_for(live.index, done)
+        refuse(self.partition, live.index, exchange, error)
 
 
 def not_found(key: Key) -> SubscriptionNotFound:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from aegis_cluster.broker.coordinators import Coordinators, read
 from aegis_cluster.broker.transactions import markers
 from aegis_cluster.broker.transactions.admission import Admission
 from aegis_cluster.broker.transactions.commands import Identity, Participant
@@ -41,7 +42,6 @@ from aegis_cluster.limits import (
     TRANSACTION_TIMEOUT_MS_MIN,
     TRANSACTIONAL_ID_CHARS_MAX,
 )
-from aegis_cluster.wire.partitioner import partition_for
 from aegis_cluster.wire.protocol import (
     Api,
     Reply,
@@ -55,7 +55,7 @@ from aegis_cluster.wire.protocol import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from aegis_cluster.broker.groups.sessions import Exchange
+    from aegis_cluster.broker.coordinators import Exchange
     from aegis_cluster.broker.partition import Partition
     from aegis_cluster.broker.shard import Shard
     from aegis_cluster.broker.transactions.transaction_table import Transaction
@@ -80,7 +80,7 @@ class TransactionFrontend:
         self._shard = shard
         self.admission = Admission(shard)
         self._sender = MarkerSender(shard)
-        self._coordinators: dict[GroupId, TransactionCoordinator] = {}
+        self._coordinators = Coordinators(shard, TRANSACTIONS_TOPIC, self._make)
         self._spare_ids: list[ProducerId] = []
         self._asking_for_id = False
 
@@ -92,7 +92,7 @@ class TransactionFrontend:
             self._list(fields, exchange)
             return
         name = take_str(fields, 0, "transactional_id", chars_max=TRANSACTIONAL_ID_CHARS_MAX)
-        coordinator = self._coordinator(self._partition_of(name))
+        coordinator = self._coordinators.of(name)
         deadline_ms = self._shard.now_ms + min(ms_left, REQUEST_WAIT_MS_MAX)
         match api:
             case Api.TRANSACTION_INIT:
@@ -134,7 +134,7 @@ class TransactionFrontend:
         """[id, producer id, epoch, log] -> [] if the transaction is open with that log in it.
         Raises `NotLeader`; see `admission`."""
         name = take_str(fields, 0, "transactional_id", chars_max=TRANSACTIONAL_ID_CHARS_MAX)
-        coordinator = self._coordinator(self._partition_of(name))
+        coordinator = self._coordinators.of(name)
 
         def verified(error: AegisError | None) -> None:
             done(Reply(0, 0, 0, 0, [], []) if error is None else error)
@@ -144,65 +144,21 @@ class TransactionFrontend:
 
     def tick(self) -> None:
         """Begin and end coordinators with the leaderships here, and let time pass for them."""
-        for group, coordinator in list(self._coordinators.items()):
-            partition = self._shard.manager.partitions.get(group)
-            if partition is not coordinator.partition or not _is_current(coordinator):
-                self._end(group)
-                continue
-            coordinator.tick(self._shard.now_ms)
-        for partition in self._led():
-            if partition.group not in self._coordinators:
-                self._begin(partition)
+        self._coordinators.tick()
 
     # ---- coordinators
 
-    def _led(self) -> list[Partition]:
-        info = self._shard.table.topics.get(TRANSACTIONS_TOPIC)
-        placed = () if info is None else info.partitions
-        partitions = self._shard.manager.partitions
-        here = [partitions[one.group] for one in placed if one.group in partitions]
-        return [partition for partition in here if partition.serving]
-
-    def _partition_of(self, name: str) -> Partition:
-        info = self._shard.table.topics.get(TRANSACTIONS_TOPIC)
-        if info is None:
-            raise NotLeader("There are no transactions yet; have their topic made first.")
-        placed = info.partitions[partition_for(name.encode(), len(info.partitions))]
-        return self._serving(placed.group)
-
-    def _serving(self, group: GroupId) -> Partition:
-        partition = self._shard.manager.partitions.get(group)
-        if partition is None:
-            raise NotLeader("This shard has no replica of the transaction's partition.")
-        if not partition.serving:
-            raise partition.unable()
-        return partition
-
-    def _coordinator(self, partition: Partition) -> TransactionCoordinator:
-        found = self._coordinators.get(partition.group)
-        if found is not None and found.partition is partition and _is_current(found):
-            return found
-        self._end(partition.group)
-        return self._begin(partition)
-
-    def _begin(self, partition: Partition) -> TransactionCoordinator:
+    def _make(self, partition: Partition) -> TransactionCoordinator:
         fold = partition.state.fold
         if not isinstance(fold, TransactionFold):
             raise NotLeader(f"{partition.name} holds no transactions.")
-        made = TransactionCoordinator(
+        return TransactionCoordinator(
             partition,
             fold,
             sender=self._sender,
             fresh_id=self._fresh_id,
             now_ms=self._shard.now_ms,
         )
-        self._coordinators[partition.group] = made
-        return made
-
-    def _end(self, group: GroupId) -> None:
-        old = self._coordinators.pop(group, None)
-        if old is not None:
-            old.close()
 
     def _fresh_id(self) -> ProducerId:
         """One that nobody has or had. Raises `NotReady` until one is at hand."""
@@ -256,7 +212,7 @@ class TransactionFrontend:
                 return
             exchange.reply(self._fields(coordinator, one))
 
-        coordinator.partition.wait_for_read(_Read(answer, exchange))
+        read(coordinator.partition, exchange, answer)
 
     def _fields(self, coordinator: TransactionCoordinator, one: Transaction) -> list[Any]:
         """[producer id, epoch, phase, time-out in ms, ms since it opened, client, [[topic,
@@ -278,14 +234,10 @@ class TransactionFrontend:
     def _list(self, fields: Sequence[Any], exchange: Exchange) -> None:
         """[partition of `__transactions`, names after this one, at most so many]
         -> [[[name, phase, ms since it opened, partitions, client], ...], whether there are more]"""
-        info = self._shard.table.topics.get(TRANSACTIONS_TOPIC)
-        number = take_int(fields, 0, "partition")
+        coordinator = self._coordinators.at(take_int(fields, 0, "partition"))
         after = take_str(fields, 1, "after", chars_max=TRANSACTIONAL_ID_CHARS_MAX)
         count = take_int(fields, 2, "count", low=1, high=10_000)
-        if info is None or number >= len(info.partitions):
-            raise NotLeader("There are no transactions yet; have their topic made first.")
-        partition = self._serving(info.partitions[number].group)
-        fold = self._coordinator(partition).fold
+        partition, fold = coordinator.partition, coordinator.fold
 
         def answer() -> None:
             names = sorted(name for name in fold.table.transactions if name > after)
@@ -303,27 +255,7 @@ class TransactionFrontend:
             ]
             exchange.reply([rows, len(names) > count])
 
-        partition.wait_for_read(_Read(answer, exchange))
-
-
-class _Read:
-    """Answers once this replica is known to have led after the question."""
-
-    def __init__(self, done: Callable[[], None], exchange: Exchange) -> None:
-        self._done = done
-        self._exchange = exchange
-
-    def committed(self) -> None:
-        self._done()
-
-    def lost(self, error: AegisError) -> None:
-        self._exchange.refuse(error)
-
-
-def _is_current(coordinator: TransactionCoordinator) -> bool:
-    """It still is the leadership that the coordinator was made for."""
-    partition = coordinator.partition
-    return partition.serving and partition.replica.term == coordinator.term
+        read(partition, exchange, answer)
 
 
 def _known(fields: Sequence[Any]) -> Identity:

@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from aegis_cluster.broker.coordinators import answer, refuse
 from aegis_cluster.broker.transactions import decisions
 from aegis_cluster.broker.transactions.commands import Finish, Identity, encode_command
 from aegis_cluster.broker.transactions.decisions import Unfinished
@@ -23,7 +24,6 @@ from aegis_cluster.broker.transactions.transaction_table import Phase
 from aegis_cluster.errors import (
     AegisError,
     NoOpenTransaction,
-    NotLeader,
     NotReady,
     Refused,
 )
@@ -33,7 +33,7 @@ from aegis_cluster.wire.markers import Marker
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from aegis_cluster.broker.groups.sessions import Exchange
+    from aegis_cluster.broker.coordinators import Exchange
     from aegis_cluster.broker.partition import Partition
     from aegis_cluster.broker.transactions.commands import Participant, TransactionCommand
     from aegis_cluster.broker.transactions.markers import MarkerSender
@@ -49,23 +49,6 @@ RETRY_MS: Final = 100
 PATIENCE_MS: Final = 2_000
 """Whoever ends a transaction hears of the decision after so long, even if some log is without a
 leader and lacks its marker: it is decided all the same."""
-
-
-class _Answer:
-    """Calls back once the index that the answer rests on is committed."""
-
-    def __init__(self, done: Callable[[], None], exchange: Exchange, *, own: bool) -> None:
-        self._done = done
-        self._exchange = exchange
-        self._own = own
-
-    def committed(self) -> None:
-        self._done()
-
-    def lost(self, error: AegisError) -> None:
-        if not self._own:
-            error = NotLeader("The transaction's coordinator has changed; ask the new one.")
-        self._exchange.refuse(error)
 
 
 class _Decided:
@@ -397,8 +380,7 @@ class TransactionCoordinator:
         self.partition.wait_for(index, decided)
 
     def _answer(self, name: str, exchange: Exchange, fields: list[Any]) -> None:
-        done = _Answer(lambda: exchange.reply(fields), exchange, own=True)
-        self.partition.wait_for(self.fold.index_of(name), done)
+        answer(self.partition, self.fold.index_of(name), exchange, fields, own=True)
 
     def _answer_decided(
         self, name: str, identity: Identity, exchange: Exchange, fields: list[Any]
@@ -411,5 +393,4 @@ class TransactionCoordinator:
             self._answer(name, exchange, fields)
 
     def _refuse(self, name: str, exchange: Exchange, error: Refused) -> None:
-        done = _Answer(lambda: exchange.refuse(error), exchange, own=False)
-        self.partition.wait_for(self.fold.index_of(name), done)
+        refuse(self.partition, self.fold.index_of(name), exchange, error)
