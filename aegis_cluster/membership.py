@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from aegis_cluster.client.coordinator import (
     FROM_BEGINNING,
@@ -25,6 +25,8 @@ from aegis_cluster.client.offsets import list_offsets
 from aegis_cluster.errors import (
     AegisError,
     MemberFenced,
+    Misuse,
+    NotReady,
     OffsetOutOfRange,
     OutcomeUnknown,
     RequestTimeout,
@@ -33,7 +35,7 @@ from aegis_cluster.handled import Handled
 from aegis_cluster.message import Offset
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 
     from aegis_cluster.client.background import Background
     from aegis_cluster.client.cluster import ClusterClient
@@ -118,11 +120,10 @@ class Membership:
 
     async def join(self, deadline: float) -> None:
         """Be a member. Raises `MemberInUse`, `Throttled`, `RequestTimeout`."""
-        loop = asyncio.get_running_loop()
         self._session.join()
-        self._tasks.append(loop.create_task(self._follow()))
+        self._spawn(self._follow())
         if self._commits:
-            self._tasks.append(loop.create_task(self._commit_now_and_then()))
+            self._spawn(self._commit_now_and_then())
         try:
             async with asyncio.timeout_at(deadline):
                 await self._joined.wait()
@@ -131,6 +132,20 @@ class Membership:
                 f"The coordinator of group {self._config.group} did not answer in time."
             ) from None
         self.check()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        task.add_done_callback(self._ended)
+        self._tasks.append(task)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """A task that broke down must not leave the reader waiting for ever."""
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        self._failure = self._failure or Misuse(f"The membership broke down: {error!r}.")
+        self._joined.set()
+        self._progress.set()
+        self._reading.stop(sorted(self._handled))
 
     def check(self) -> None:
         """Raise what ended the membership for good."""
@@ -326,6 +341,7 @@ class Membership:
         group = self._config.group
         patience = self._cluster.now() + PENDING_S if self._in_transactions else deadline
         until = min(deadline, patience)
+        await self._look_up(new, deadline)
         found = await positions_of(self._cluster, group, new, until, stable=True)
         positions = {place: one.offset for place, one in found.items() if one.offset >= 0}
         committed = dict(positions)
@@ -341,6 +357,17 @@ class Membership:
         self._moved()
         await self._on_assigned(sorted(new))
         self._reading.begin({place: self._handled[place].position for place in positions})
+
+    async def _look_up(self, places: Iterable[TopicPartition], deadline: float) -> None:
+        """Where partitions are, also those that have just been made. Raises `NotReady` when the
+        node that was asked does not know of them yet."""
+        for place in places:
+            info = await self._cluster.topic(place.topic, deadline)
+            if place.partition >= len(info.partitions):
+                await self._cluster.refresh([place.topic], deadline)
+                info = await self._cluster.topic(place.topic, deadline)
+            if place.partition >= len(info.partitions):
+                raise NotReady(f"{place} is not known here yet.")
 
     async def _starts_of(
         self, places: set[TopicPartition], start: Offset, deadline: float

@@ -328,6 +328,23 @@ def test_moving_a_group(engine_run: Run, topic: str, group: str) -> None:
     engine_run(work)
 
 
+def test_a_callback_that_raises_is_told_to_the_reader(
+    engine_run: Run, topic: str, group: str
+) -> None:
+    async def work(engine: StreamingEngine) -> None:
+        await fill(engine, topic, 1)
+        subscriber = engine.subscribe(topic, member(group))
+
+        def broken(places: Any) -> None:
+            raise ValueError("mine")
+
+        subscriber.on_assigned = broken
+        with pytest.raises(Misuse, match="mine"):
+            await read(subscriber, 1)
+
+    engine_run(work)
+
+
 def test_a_position_beyond_the_end_is_not_committed(
     engine_run: Run, topic: str, group: str
 ) -> None:

@@ -17,7 +17,7 @@ from aegis_cluster.broker.groups.commands import (
     encode_command,
     places_to_fields,
 )
-from aegis_cluster.broker.groups.sessions import Session, Sessions
+from aegis_cluster.broker.groups.sessions import Session, Sessions, deadline_of
 from aegis_cluster.errors import (
     GroupNotEmpty,
     GroupNotFound,
@@ -92,7 +92,7 @@ class GroupCoordinator:
         session = Session(
             beat.session,
             beat.session_timeout_ms,
-            now_ms + beat.session_timeout_ms,
+            deadline_of(now_ms, beat.session_timeout_ms),
             seen=beat.seen,
             origin=origin,
             exchange=exchange,

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 GONE_GRACE_MS: Final = 300
 """A member whose connection closed has so long to come back over another one."""
+NOTICE_MS_MAX: Final = 500
+"""For noticing that a session has ended, and for what follows from it to be durable and told."""
 
 
 @dataclass(slots=True)
@@ -44,6 +46,12 @@ class Session:
     revoking_since_ms: int | None = None
 
 
+def deadline_of(now_ms: int, timeout_ms: int) -> int:
+    """When a member that is heard now is taken for dead: a little before its session time-out, for
+    its partitions to be others' within that."""
+    return now_ms + timeout_ms - min(NOTICE_MS_MAX, timeout_ms // 5)
+
+
 class Sessions:
     """By group and member."""
 
@@ -53,10 +61,9 @@ class Sessions:
 
     def begin(self, group: str, member: GroupMember, now_ms: int) -> None:
         """A member that an earlier coordinator has known."""
-        deadline_ms = now_ms + member.session_timeout_ms
-        self._groups[group][member.name] = Session(
-            member.session, member.session_timeout_ms, deadline_ms
-        )
+        timeout_ms = member.session_timeout_ms
+        deadline_ms = deadline_of(now_ms, timeout_ms)
+        self._groups[group][member.name] = Session(member.session, timeout_ms, deadline_ms)
 
     def get(self, group: str, name: str) -> Session | None:
         return self._groups[group].get(name) if group in self._groups else None
