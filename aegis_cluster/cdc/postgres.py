@@ -70,6 +70,8 @@ LINES_BYTES_MAX: Final = 32 << 20
 """A chunk that is larger is read again, with fewer rows."""
 PAGE_BYTES: Final = 8192
 OLDEST: Final = 14
+SLOT_MS: Final = 20_000
+"""To make a slot may take so long; then it is tried again."""
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -335,9 +337,12 @@ class _Database:
         """Make it, say that what the feed may have is void, and begin to read."""
         if self._drop:
             self._ask("SELECT pg_drop_replication_slot(%s)", self._slot)
+        # It waits for all transactions that are open.
+        self._ask(f"SET statement_timeout = {SLOT_MS}")
         ((point,),) = self._ask(
             "SELECT lsn::text FROM pg_create_logical_replication_slot(%s, 'pgoutput')", self._slot
         )
+        self._ask("SET statement_timeout = 0")
         start = _lsn(point) - 1  # below the commit of every change that follows
         if start <= self._position[0]:
             raise SourceError(
@@ -986,6 +991,12 @@ def _told(error: Any, slot: str) -> SourceError | SourceUnavailable:
         return SourceError(
             f"PostgreSQL refused: {text}. The user needs REPLICATION (ALTER ROLE … REPLICATION),"
             " CREATE on the database, and to own the tables."
+        )
+    if code == "57014":
+        return SourceUnavailable(
+            f"The slot {slot} cannot be made yet: PostgreSQL waits for transactions that are open."
+            " End those that take long (SELECT * FROM pg_stat_activity WHERE xact_start < now() -"
+            " interval '1 minute')."
         )
     if code == "55006":
         return SourceUnavailable(f"The slot {slot} is in use: {text}")

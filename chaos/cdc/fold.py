@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any, Final
 
 from aegis_cluster.cdc.events import Delete, Insert, Truncate, Update
+from aegis_cluster.cdc.values import UNCHANGED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,6 +28,16 @@ def row_text(row: Mapping[str, Any]) -> str:
     return repr(sorted((name, type(value).__name__, value) for name, value in row.items()))
 
 
+def _whole(row: Mapping[str, Any], before: Mapping[str, Any]) -> Mapping[str, Any]:
+    """With what was not told, since it did not change."""
+    if UNCHANGED not in row.values():
+        return row
+    return {
+        name: before.get(name, value) if value is UNCHANGED else value
+        for name, value in row.items()
+    }
+
+
 class Fold:
     """Takes changes one by one; partitions each in order.
 
@@ -39,7 +50,7 @@ class Fold:
         self.snapshot_rows = 0
         self._once = once
         self._positions: dict[int, tuple[int, int]] = {}
-        self._rows: dict[tuple[str, int], dict[str, str]] = defaultdict(dict)
+        self._rows: dict[tuple[str, int], dict[str, Mapping[str, Any]]] = defaultdict(dict)
         self._keyless: dict[tuple[str, int], Counter[str]] = defaultdict(Counter)
         self._by: set[tuple[str, str]] = set()
 
@@ -68,9 +79,9 @@ class Fold:
             return
         rows, key = self._rows[place], row_text(change.key)
         if isinstance(change, (Insert, Update)):
-            rows[key] = row_text(change.new_row)
-        elif rows.pop(key, None) is None:
-            self._problem(f"a row of {place[0]} is deleted that is not there: {key}")
+            rows[key] = _whole(change.new_row, rows.get(key, {}))
+        else:
+            rows.pop(key, None)  # before a snapshot has come to it, a row may go unseen
 
     def _count(self, place: tuple[str, int], change: ChangeEvent) -> None:
         counts = self._keyless[place]
@@ -86,7 +97,7 @@ class Fold:
         """What the feed says of each table now; those without a row are left out."""
         found: dict[str, Rows] = defaultdict(Counter)
         for (table, _), rows in self._rows.items():
-            found[table].update(rows.values())
+            found[table].update(map(row_text, rows.values()))
         for (table, _), counts in self._keyless.items():
             found[table].update(counts)
         return {table: rows for table, rows in found.items() if rows}

@@ -94,6 +94,11 @@ class Runner:
         self._sender: Any = None
         self._rng = rng
 
+    @property
+    def source(self) -> Source | None:
+        """None while it is dead."""
+        return self._source
+
     async def step(self) -> SourceBatch:
         """Read, send, confirm; or die on the way, which the next step makes good."""
         try:

@@ -56,4 +56,3 @@ def test_a_change_that_stands_twice_is_a_problem() -> None:
     assert folded(UPDATE, INSERT).problems
     by = [Update(new_row=ROW, **common(n, {"id": 1}, transaction_id="7")) for n in (1, 2)]
     assert folded(*by, once=frozenset({"t"})).problems
-    assert folded(Delete(**common(1, {"id": 1}))).problems
