@@ -202,7 +202,7 @@ async def play(server: PostgresServer, seed: int) -> None:
             elif choice < 0.10:
                 table = rng.choice(("plain", "large", "keyless", "pairs"))
                 with suppress(SourceError, AttributeError):
-                    runner.source._opened().ask_for(table)  # type: ignore[attr-defined]
+                    runner.source._opened().ask_for(table)  # type: ignore[union-attr]
             else:
                 await step(runner)
         writers.settle()
