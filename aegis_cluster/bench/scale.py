@@ -59,7 +59,7 @@ async def scale(stage: Stage, seconds: float) -> Sample:
     await stage.engine.create_topic(TOPIC, config, timeout=WAIT_S)
     await stage.engine.offsets(TOPIC, timeout=WAIT_S)  # every leader has answered
     figures[CREATE_S] = time.perf_counter() - start
-    await _until_ready(stage.nodes)
+    await until_ready(stage.nodes)
     await asyncio.sleep(SETTLE_S)
     extra["processor s a node, until all is quiet"] = (stage.nodes_cpu_s() - before_s) / NODES
     figures[IDLE_CPU] = await _idle_percent(stage, seconds)
@@ -68,7 +68,7 @@ async def scale(stage: Stage, seconds: float) -> Sample:
     start = time.perf_counter()
     await asyncio.to_thread(stage.cluster.up, Wanted())
     extra["s for up to return"] = time.perf_counter() - start
-    await _until_ready(stage.nodes)
+    await until_ready(stage.nodes)
     figures[READY_S] = time.perf_counter() - start
     extra["processor s a node, to ready"] = stage.nodes_cpu_s() / NODES
     await asyncio.sleep(SETTLE_S)
@@ -98,7 +98,7 @@ async def _idle_percent(stage: Stage, seconds: float) -> float:
 async def calm(stage: Stage, seconds: float) -> Sample:
     """Writers, and beside them processes that burn all the time of every core: no fault."""
     async with writing(stage), _burners():
-        await _until_ready(stage.nodes)
+        await until_ready(stage.nodes)
         before = await _terms(stage.nodes)
         await asyncio.sleep(seconds)
         after = await _terms(stage.nodes)
@@ -145,7 +145,7 @@ def _are_all_ready(replicas: list[dict[str, Any]]) -> bool:
     return {one["group"] for one in replicas} == ready
 
 
-async def _until_ready(nodes: Collection[LocalNode]) -> None:
+async def until_ready(nodes: Collection[LocalNode]) -> None:
     await _until(nodes, _are_all_ready)
 
 

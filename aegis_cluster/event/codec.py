@@ -10,21 +10,21 @@ from __future__ import annotations
 
 import json
 import time
-import uuid
+from bisect import bisect_left
 from typing import TYPE_CHECKING, Any, Final
 
 from aegis_cluster.errors import CorruptRecord, Misuse, UnsupportedPayload
 from aegis_cluster.event.model import Event
 from aegis_cluster.event.subjects import ERASED
-from aegis_cluster.wire.event_frames import decode_annotation
+from aegis_cluster.wire.event_frames import EVENT_ID_BYTES, decode_annotation
 from aegis_cluster.wire.payload import PAYLOAD_HEADER, decode_payload, encode_payload
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from aegis_cluster.event.subjects import SubjectKeys
     from aegis_cluster.wire.batch import Row
-    from aegis_cluster.wire.records import Record, RecordColumns
+    from aegis_cluster.wire.records import Headers, Record, RecordColumns
 
 TYPE_HEADER: Final = "event-type"
 ID_HEADER: Final = "event-id"
@@ -78,61 +78,101 @@ def from_record(
     keys: SubjectKeys | None = None,
 ) -> Event:
     """The event that a record holds. Raises `CorruptRecord`."""
+    offset, time_ms, _, value, headers = record
+    return _made(stream, version, partition, offset, time_ms, value, headers, keys)
+
+
+def _made(
+    stream: str,
+    version: int,
+    partition: int,
+    offset: int,
+    time_ms: int,
+    value: bytes | None,
+    headers: Headers,
+    keys: SubjectKeys | None,
+) -> Event:
     event = _new_event(Event)
-    headers = dict(record.headers)
+    event.version = version
+    event.aggregate_id = stream
+    event.partition = partition
+    event.offset = offset
+    event._time_ms = time_ms
     try:
-        event.event_type = headers[TYPE_HEADER].decode()  # type: ignore[union-attr]
-        event.event_id = uuid.UUID(bytes=headers[ID_HEADER])
-        metadata = headers.get(METADATA_HEADER)
-        event.metadata = {} if metadata is None else _json(metadata)
+        if len(headers) == 3:
+            (mark, _), (kind, event_type), (identity, event_id) = headers
+            if mark == PAYLOAD_HEADER and kind == TYPE_HEADER and identity == ID_HEADER:
+                # As nearly all of them are, and a million have to be made in seconds.
+                event.event_type = event_type.decode()  # type: ignore[union-attr]
+                event._id = _sixteen(event_id)
+                event.metadata = {}
+                event.subject = None
+                event.data = decode_payload(value, headers)
+                return event
+        _take_headers(event, dict(headers))
     except (KeyError, AttributeError, ValueError, TypeError) as error:
         raise CorruptRecord(
             f"Version {version} of stream {stream!r} is no event: {error!r}.",
             partition=partition,
-            offset=record.offset,
+            offset=offset,
         ) from error
-    subject = headers.get(SUBJECT_HEADER)
-    event.subject = None if subject is None else subject.decode()
-    event.data = _data(event, record, keys)
-    event.version = version
-    event.aggregate_id = stream
-    event.partition = partition
-    event.offset = record.offset
-    event._time_ms = record.timestamp_ms
+    event.data = _data(event, value, headers, keys)
     return event
 
 
-def _data(event: Event, record: Record, keys: SubjectKeys | None) -> Any:
-    value: bytes | None = record.value
+def _take_headers(event: Event, headers: dict[str, bytes | None]) -> None:
+    event.event_type = headers[TYPE_HEADER].decode()  # type: ignore[union-attr]
+    event._id = _sixteen(headers[ID_HEADER])
+    metadata = headers.get(METADATA_HEADER)
+    event.metadata = {} if metadata is None else _json(metadata)
+    subject = headers.get(SUBJECT_HEADER)
+    event.subject = None if subject is None else subject.decode()
+
+
+def _sixteen(event_id: bytes | None) -> bytes:
+    if event_id is None or len(event_id) != EVENT_ID_BYTES:
+        raise ValueError(event_id)
+    return event_id
+
+
+def _data(event: Event, value: bytes | None, headers: Headers, keys: SubjectKeys | None) -> Any:
     if event.subject is not None:
         value = None if keys is None else keys.decrypt(event.subject, event.event_id, value or b"")
         if value is None:
             return ERASED
-        sealed = [(PAYLOAD_HEADER, mark) for name, mark in record.headers if name == SEALED_HEADER]
+        sealed = [(PAYLOAD_HEADER, mark) for name, mark in headers if name == SEALED_HEADER]
         return decode_payload(value, sealed)
-    return decode_payload(value, record.headers)
+    return decode_payload(value, headers)
 
 
 def events_of(
     partition: int,
     batch: RecordColumns,
     wanted: Callable[[str], bool] | None = None,
-    decode: Callable[[str, int, int, Record], Event] = from_record,
-) -> Iterator[Event]:
+    keys: SubjectKeys | None = None,
+) -> list[Event]:
     """The events of one batch as a reader of logs gets it, with the versions that stand beside it;
-    wanted: whether those of a stream are."""
+    wanted: whether those of a stream are. Raises `CorruptRecord`."""
+    events: list[Event] = []
     placed = decode_annotation(batch.annotation)
-    if wanted is not None and not any(wanted(one.stream) for one in placed):
-        return
-    records = {record.offset: record for record in batch.records()}
-    offset = batch.last_offset + 1 - sum(one.count for one in placed)
+    offsets, times, values, headers = batch.offsets, batch.timestamps, batch.values, batch.headers
+    offset = batch.last_offset + 1 - sum([one.count for one in placed])
     for one in placed:
-        is_wanted = wanted is None or wanted(one.stream)
-        for number in range(one.count):
-            record = records.get(offset + number)  # a reader may have begun in the middle
-            if is_wanted and record is not None:
-                yield decode(one.stream, one.first + number, partition, record)
-        offset += one.count
+        count = one.count
+        if wanted is None or wanted(one.stream):
+            # A reader may have begun in the middle.
+            row = bisect_left(offsets, offset)
+            stream, first = one.stream, one.first - offset
+            while row < len(offsets) and (at := offsets[row]) < offset + count:
+                events.append(
+                    _made(
+                        stream, first + at, partition, at, times[row], values[row], headers[row],
+                        keys,
+                    )
+                )  # fmt: skip
+                row += 1
+        offset += count
+    return events
 
 
 def _json(data: bytes) -> dict[str, Any]:

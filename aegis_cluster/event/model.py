@@ -42,8 +42,8 @@ class Event:
     """
 
     __slots__ = (
-        "_time_ms", "aggregate_id", "data", "event_id", "event_type", "metadata", "offset",
-        "partition", "subject", "version",
+        "_id", "_time_ms", "aggregate_id", "data", "event_type", "metadata", "offset", "partition",
+        "subject", "version",
     )  # fmt: skip
 
     def __init__(
@@ -78,13 +78,21 @@ class Event:
             self.metadata[CORRELATION_ID] = correlation_id
         if causation_id is not None:
             self.metadata[CAUSATION_ID] = causation_id
-        self.event_id = uuid.uuid4() if event_id is None else _id_from(event_id)
+        self._id: uuid.UUID | bytes = uuid.uuid4() if event_id is None else _id_from(event_id)
         self.subject = subject
         self.version: int | None = None
         self.aggregate_id: str | None = None
         self.partition: int | None = None
         self.offset: int | None = None
         self._time_ms: int | None = None
+
+    @property
+    def event_id(self) -> uuid.UUID:
+        """By which a repeat is known."""
+        found = self._id
+        if type(found) is bytes:  # as it was read: few look at it
+            found = self._id = uuid.UUID(bytes=found)
+        return found  # type: ignore[return-value]  # narrowed by its type above
 
     @property
     def timestamp(self) -> datetime | None:

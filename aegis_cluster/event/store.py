@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from aegis_cluster.event.subjects import SubjectKeys
     from aegis_cluster.wire.batch import Row
     from aegis_cluster.wire.descriptions import TopicInfo
-    from aegis_cluster.wire.records import Record
+    from aegis_cluster.wire.records import Record, RecordColumns
 
     A = TypeVar("A", bound=AggregateRoot)
 
@@ -329,7 +329,17 @@ class EventStore:
 
     def decode(self, stream: str, version: int, partition: int, record: Record) -> Event:
         """The event that a record holds, as it is today. Raises `CorruptRecord`, `Misuse`."""
-        event = from_record(stream, version, partition, record, self._keys)
+        return self._today(from_record(stream, version, partition, record, self._keys))
+
+    def decode_all(
+        self, partition: int, batch: RecordColumns, wanted: Callable[[str], bool] | None = None
+    ) -> list[Event]:
+        """The events of one batch of a log; wanted: whether those of a stream are. Raises as
+        `decode`."""
+        events = events_of(partition, batch, wanted, self._keys)
+        return list(map(self._today, events)) if self._upcasters else events
+
+    def _today(self, event: Event) -> Event:
         for _ in range(UPCASTS_MAX):
             upcaster = self._upcasters.get(event.event_type)
             if upcaster is None:
@@ -354,7 +364,7 @@ class EventStore:
         return [
             event
             for batch in batches
-            for event in events_of(partition, batch, None, self.decode)
+            for event in self.decode_all(partition, batch)
             if (event.offset or 0) >= offset
         ]
 

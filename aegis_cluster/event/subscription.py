@@ -9,18 +9,17 @@ index, instead of with the whole log.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from aegis_cluster.client.fetcher import Fetcher
 from aegis_cluster.client.offsets import list_offsets
 from aegis_cluster.errors import Misuse
-from aegis_cluster.event.codec import events_of
 from aegis_cluster.event.names import check_stream
 from aegis_cluster.wire.event_frames import SYSTEM_PREFIX
 from aegis_cluster.wire.partitioner import partition_for
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection, Mapping
+    from collections.abc import AsyncGenerator, Collection, Iterable, Iterator, Mapping
     from types import TracebackType
 
     from aegis_cluster.event.model import Event
@@ -30,6 +29,8 @@ if TYPE_CHECKING:
     from aegis_cluster.wire.records import RecordColumns
 
 ALL: Final = "*"
+PIECE_EVENTS: Final = 256
+"""Decoded at one time: about two milliseconds' work."""
 
 
 class Position(NamedTuple):
@@ -88,8 +89,13 @@ class Filter(NamedTuple):
             return stream == self.name
         return stream.startswith(self.prefix) and not stream.startswith(SYSTEM_PREFIX)
 
-    def wants_type(self, event_type: str) -> bool:
-        return self.types is None or event_type in self.types
+
+class _Piece(NamedTuple):
+    """Events of one partition that are handed out next; end: where it goes on behind them."""
+
+    partition: int
+    events: list[Event]
+    end: int
 
 
 class EventSubscription:
@@ -116,7 +122,14 @@ class EventSubscription:
         self._offsets: dict[int, int] = {} if start is None else start.as_dict()
         self._ends: dict[int, int] | None = None
         self._fetcher: Fetcher | None = None
-        self._events: AsyncIterator[Event] | None = None
+        self._pieces: AsyncGenerator[_Piece] | None = None
+        self._coming: asyncio.Future[_Piece | None] | None = None
+        """The next piece, asked for and not taken: kept when who asked for it stops waiting."""
+        self._ready: Iterator[Event] = iter(())
+        self._partition = 0
+        """Of what is ready."""
+        self._end: int | None = None
+        """Where its partition goes on behind all that is ready."""
         self._closed = False
 
     @property
@@ -130,25 +143,46 @@ class EventSubscription:
     async def __anext__(self) -> Event:
         """The next event; waits for it. Ends when the subscription or the engine is closed, and
         without `live` at what was the end when it began."""
-        if self._events is None:
-            self._events = self._read()
-        return await anext(self._events)
+        while True:
+            for event in self._ready:
+                self._offsets[self._partition] = event.offset + 1  # type: ignore[operator]
+                return event
+            if not await self._more(None):
+                raise StopAsyncIteration
 
     async def next(self, timeout: float | None = None) -> Event | None:
         """The next event, or None when none comes within so many seconds or the end is reached."""
-        if self._events is None:
-            self._events = self._read()
-        waiting = asyncio.ensure_future(anext(self._events, None))
-        try:
-            done, _ = await asyncio.wait({waiting}, timeout=timeout)
-        except BaseException:
-            waiting.cancel()
-            raise
-        if done:
-            return waiting.result()
-        # An event that arrives from now on is kept for the next call.
-        self._events = _first(waiting, self._events)
-        return None
+        until = None if timeout is None else asyncio.get_running_loop().time() + timeout
+        while True:
+            for event in self._ready:
+                self._offsets[self._partition] = event.offset + 1  # type: ignore[operator]
+                return event
+            if not await self._more(until):
+                return None
+
+    async def _more(self, until: float | None) -> bool:
+        """Have the next piece ready; False at the end, or when none comes until then."""
+        self._all_handed_out()
+        if self._closed:
+            return False
+        if self._pieces is None:
+            self._pieces = self._read()
+        if self._coming is None:
+            self._coming = asyncio.ensure_future(anext(self._pieces, None))
+        left = None if until is None else max(0.0, until - asyncio.get_running_loop().time())
+        done, _ = await asyncio.wait({self._coming}, timeout=left)
+        if not done or self._closed:
+            return False
+        coming, self._coming = self._coming, None
+        piece = coming.result()
+        if piece is None:
+            return False
+        self._partition, self._ready, self._end = piece.partition, iter(piece.events), piece.end
+        return True
+
+    def _all_handed_out(self) -> None:
+        if self._end is not None:
+            self._offsets[self._partition], self._end = self._end, None
 
     async def __aenter__(self) -> Self:
         return self
@@ -164,13 +198,19 @@ class EventSubscription:
     async def close(self) -> None:
         """Stop reading; who waits for an event waits no longer."""
         self._closed = True
+        self._ready, self._end = iter(()), None
         self._store.engine.forget(self)
         if self._fetcher is not None:
             await self._fetcher.close()
+        if self._coming is not None:
+            self._coming.cancel()
+            await asyncio.wait({self._coming})
+        elif self._pieces is not None:
+            await self._pieces.aclose()
 
     # ---- reading
 
-    async def _read(self) -> AsyncIterator[Event]:
+    async def _read(self) -> AsyncGenerator[_Piece]:
         info = await self._store.info()
         partitions = range(len(info.partitions))
         name = self._filter.name
@@ -178,11 +218,13 @@ class EventSubscription:
             partition = partition_for(name.encode(), len(info.partitions))
             partitions = range(partition, partition + 1)
         await self._find_ends(info)
+        begin = dict(self._offsets)
         if name is not None and self._start is None and not self._from_now:
-            async for event in self._stream_so_far(name, partitions[0]):
-                yield event
-        async for event in self._follow(info, partitions):
-            yield event
+            async for piece in self._stream_so_far(name, partitions[0]):
+                yield piece
+                begin[piece.partition] = piece.end
+        async for piece in self._follow(info, {p: begin.get(p, 0) for p in partitions}):
+            yield piece
 
     async def _find_ends(self, info: TopicInfo) -> None:
         if self._live and not self._from_now:
@@ -195,46 +237,43 @@ class EventSubscription:
         if not self._live:
             self._ends = ends
 
-    async def _stream_so_far(self, name: str, partition: int) -> AsyncIterator[Event]:
+    async def _stream_so_far(self, name: str, partition: int) -> AsyncGenerator[_Piece]:
         """The stream by its index, up to where its partition stood at the first answer."""
-        start, end = 0, None
-        last = -1
+        start, end, last = 0, 0, -1
+        behind = 0
         while not self._closed:
             page = await self._store.page(name, start)
-            if end is None:
+            if not end and last < 0:
                 end, last = page.head.stable, page.head.last
-            for version, record in page.records:
-                if version > last:
-                    break
-                event = self._store.decode(name, version, partition, record)
-                self._offsets[partition] = record.offset + 1
-                if self._filter.wants_type(event.event_type):
-                    yield event
+            events = [
+                self._store.decode(name, version, partition, record)
+                for version, record in page.records
+                if version <= last
+            ]
+            behind = max([behind, *(record.offset + 1 for _, record in page.records[-1:])])
+            yield _Piece(partition, self._of_types(events), behind)
             if page.following is None or page.following > last:
                 break
             start = page.following
         # A transaction that is open on other streams may have begun before the newest event here.
-        self._offsets[partition] = max(end or 0, self._offsets.get(partition, 0))
+        yield _Piece(partition, [], max(end, behind))
 
-    async def _follow(self, info: TopicInfo, partitions: range) -> AsyncIterator[Event]:
+    async def _follow(self, info: TopicInfo, begin: Mapping[int, int]) -> AsyncGenerator[_Piece]:
         engine = self._store.engine
         fetcher = self._fetcher = Fetcher(engine.cluster, required=[info.name])
         engine.started(self)
         try:
-            fetcher.add(info, {p: self._offsets.setdefault(p, 0) for p in partitions})
-            left = set(partitions)
+            fetcher.add(info, begin)
+            left = set(begin)
             if self._ends is not None:
-                left = {p for p in partitions if self._offsets[p] < self._ends[p]}
+                left = {p for p in begin if begin[p] < self._ends[p]}
             while left and not self._closed:
                 found = await fetcher.next_batches(None)
                 if found is None:
                     return
                 place, batches = found
-                for batch in batches:
-                    for event in self._events_of(place.partition, batch):
-                        yield event
-                        if self._closed:
-                            return
+                for piece in self._pieces_of(place.partition, batches):
+                    yield piece
                 if self._ends is not None:
                     self._note_end(fetcher, place, left)
         finally:
@@ -248,24 +287,23 @@ class EventSubscription:
             left.discard(place.partition)
             fetcher.hold(place, held=True)
 
-    def _events_of(self, partition: int, batch: RecordColumns) -> Any:
-        """The wanted events of one batch; the position moves on with each that is handed out."""
-        end = None if self._ends is None else self._ends[partition]
-        for event in events_of(partition, batch, self._filter.wants_stream, self._store.decode):
-            following = (event.offset or 0) + 1
-            if end is not None and following > end:
+    def _pieces_of(self, partition: int, batches: Iterable[RecordColumns]) -> Iterator[_Piece]:
+        """The wanted events of these batches, some hundred at a time."""
+        stop = None if self._ends is None else self._ends[partition]
+        store, wanted = self._store, self._filter.wants_stream
+        found: list[Event] = []
+        end = 0
+        for batch in batches:
+            if stop is not None and batch.first_offset >= stop:
                 break
-            if self._filter.wants_type(event.event_type):
-                self._offsets[partition] = following
-                yield event
-        self._offsets[partition] = batch.last_offset + 1
+            found += store.decode_all(partition, batch, wanted)
+            end = batch.last_offset + 1
+            if len(found) >= PIECE_EVENTS:
+                yield _Piece(partition, self._of_types(found), end)
+                found, end = [], 0
+        if end:
+            yield _Piece(partition, self._of_types(found), end)
 
-
-async def _first(waiting: asyncio.Future[Event | None], rest: AsyncIterator[Event]) -> Any:
-    """An event that is on its way, and then the others."""
-    event = await waiting
-    if event is None:
-        return
-    yield event
-    async for event in rest:
-        yield event
+    def _of_types(self, events: list[Event]) -> list[Event]:
+        types = self._filter.types
+        return events if types is None else [one for one in events if one.event_type in types]
