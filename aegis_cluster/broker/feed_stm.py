@@ -28,6 +28,9 @@ FEED_KEY: Final = "feed"
 """The key of a feed's values in an annotation, where other folds may have their own."""
 
 
+_KEY_BYTES: Final = FEED_KEY.encode()
+
+
 class FeedPoint(NamedTuple):
     """How far one partition of a feed has come.
 
@@ -111,6 +114,8 @@ class FeedTable:
 
     def apply(self, data: memoryview | bytes, index: LogIndex) -> None:
         """Fold what a committed frame says; annotations of other folds say nothing here."""
+        if _KEY_BYTES not in bytes(data):
+            return  # most are of event stores, and these are many
         values = msgpack.unpackb(data).get(FEED_KEY)
         if values is None:
             return

@@ -14,6 +14,7 @@ It must never change an event once it is stored, nor hand one out twice.
 
 from aegis_cluster.errors import StreamDeleted, WrongExpectedVersion
 from aegis_cluster.event.aggregate import AggregateRoot
+from aegis_cluster.event.consumer import EventConsumer, LeasedEvent
 from aegis_cluster.event.model import Appended, Event, ExpectedVersion, StreamInfo
 from aegis_cluster.event.projection import Projection, ProjectionRunner
 from aegis_cluster.event.store import TOPIC, EventStore
@@ -26,9 +27,11 @@ __all__ = [
     "AggregateRoot",
     "Appended",
     "Event",
+    "EventConsumer",
     "EventStore",
     "EventSubscription",
     "ExpectedVersion",
+    "LeasedEvent",
     "Position",
     "Projection",
     "ProjectionRunner",

@@ -20,6 +20,7 @@ from aegis_cluster.client.offsets import list_offsets
 from aegis_cluster.config import parse_duration
 from aegis_cluster.errors import AegisError, InvalidTopic, MessageTooLarge, Misuse
 from aegis_cluster.event.codec import events_of, from_record, to_rows
+from aegis_cluster.event.consumer import EventConsumer
 from aegis_cluster.event.model import Appended, Event, ExpectedVersion, StreamInfo
 from aegis_cluster.event.names import check_stream
 from aegis_cluster.event.subscription import EventSubscription, Filter, Position
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from aegis_cluster.engine import StreamingEngine
     from aegis_cluster.event.aggregate import AggregateRoot
     from aegis_cluster.event.subjects import SubjectKeys
+    from aegis_cluster.persistent import PersistentConfig
     from aegis_cluster.wire.batch import Row
     from aegis_cluster.wire.descriptions import TopicInfo
     from aegis_cluster.wire.records import Record, RecordColumns
@@ -407,6 +409,23 @@ class EventStore:
             raise Misuse("Follow from a position or from now on, not both.")
         chosen = Filter.of(streams, event_types)
         return EventSubscription(self, chosen, start=position, from_now=from_now, live=live)
+
+    def persistent_subscription(
+        self,
+        name: str,
+        streams: str = "*",
+        *,
+        event_types: Collection[str] | None = None,
+        config: PersistentConfig | None = None,
+    ) -> EventConsumer:
+        """Follow streams, as in `subscribe`, with a place that is kept on the server under a name,
+        by any number of consumers that share the events; each is acknowledged on its own.
+
+        All consumers of a name give the same streams and types: who meets another event settles it.
+        config: how events are handed out; by default those of one stream one after the other.
+        Raises `Misuse`, `ConfigError`; entering it raises as `engine.persistent_subscription` does.
+        """
+        return EventConsumer(self, name, Filter.of(streams, event_types), config)
 
     # ---- aggregates
 
