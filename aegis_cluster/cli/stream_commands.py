@@ -8,8 +8,6 @@ fails.
 from __future__ import annotations
 
 import asyncio
-import importlib
-import os
 import signal
 import subprocess
 import sys
@@ -19,6 +17,7 @@ import click
 
 from aegis_cluster.cli.app import CommandFailed
 from aegis_cluster.cli.connection import bootstrap_option, connect, run_async, timeout_option
+from aegis_cluster.cli.loading import load_variable
 
 if TYPE_CHECKING:
     from aegis_cluster import StreamingEngine
@@ -81,17 +80,7 @@ def describe(target: str, mermaid: bool) -> None:
 def load(target: str) -> Any:
     """A processor, or a function that makes one. Raises `BadParameter`, which names what is wrong
     with it."""
-    module_name, _, variable = target.partition(":")
-    if not module_name or not variable:
-        raise click.BadParameter(f'"{target}" is not like "metrics:processor"')
-    sys.path.insert(0, os.getcwd())
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise click.BadParameter(f"there is no module {error.name}") from error
-    if not hasattr(module, variable):
-        raise click.BadParameter(f"{module_name} has no {variable}")
-    found = getattr(module, variable)
+    found = load_variable(target, example="metrics:processor")
     if not _is_processor(found) and not callable(found):
         raise click.BadParameter(
             f"{target} is {type(found).__name__}; a StreamProcessor is needed, or a function that"

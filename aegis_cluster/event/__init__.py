@@ -16,7 +16,13 @@ from aegis_cluster.errors import StreamDeleted, WrongExpectedVersion
 from aegis_cluster.event.aggregate import AggregateRoot
 from aegis_cluster.event.consumer import EventConsumer, LeasedEvent
 from aegis_cluster.event.model import Appended, Event, ExpectedVersion, StreamInfo
-from aegis_cluster.event.projection import Projection, ProjectionRunner
+from aegis_cluster.event.projection import (
+    Projection,
+    ProjectionRunner,
+    SQLiteTarget,
+    StateProjection,
+    Target,
+)
 from aegis_cluster.event.store import TOPIC, EventStore
 from aegis_cluster.event.subjects import ERASED, SubjectErased, SubjectKeys
 from aegis_cluster.event.subscription import EventSubscription, Position
@@ -35,9 +41,12 @@ __all__ = [
     "Position",
     "Projection",
     "ProjectionRunner",
+    "SQLiteTarget",
+    "StateProjection",
     "StreamDeleted",
     "StreamInfo",
     "SubjectErased",
     "SubjectKeys",
+    "Target",
     "WrongExpectedVersion",
 ]

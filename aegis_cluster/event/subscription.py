@@ -9,6 +9,7 @@ index, instead of with the whole log.
 from __future__ import annotations
 
 import asyncio
+from itertools import islice
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from aegis_cluster.client.fetcher import Fetcher
@@ -159,6 +160,22 @@ class EventSubscription:
                 return event
             if not await self._more(until):
                 return None
+
+    async def poll(self, max_events: int = 500, timeout: float | None = None) -> list[Event]:
+        """The next events, as many as are at hand but no more than `max_events`; waits for the
+        first one. An empty list: none came within so many seconds, or the end is reached."""
+        first = await self.next(timeout)
+        if first is None:
+            return []
+        found = [first]
+        while len(found) < max_events:
+            more = list(islice(self._ready, max_events - len(found)))
+            if more:
+                found += more
+                self._offsets[self._partition] = more[-1].offset + 1  # type: ignore[operator]
+            elif not await self._more(0.0):
+                break
+        return found
 
     async def _more(self, until: float | None) -> bool:
         """Have the next piece ready; False at the end, or when none comes until then."""

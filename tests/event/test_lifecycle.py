@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,6 +16,7 @@ from aegis_cluster.event import (
     EventStore,
     Projection,
     ProjectionRunner,
+    StateProjection,
     SubjectErased,
     SubjectKeys,
 )
@@ -22,6 +24,7 @@ from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     import sqlite3
+    from collections.abc import Iterator
     from pathlib import Path
 
     from tests.event.conftest import Run
@@ -223,3 +226,111 @@ def test_projections_take_each_event_once(store_run: Run, tmp_path: Path) -> Non
 
 class WithoutPoison(BalancesAgain):
     event_types = ("Added",)
+
+
+class Totals(StateProjection):
+    name, streams = "totals of all", "account-*"
+
+    def fold(self, state: Any, event: Event) -> Any:
+        return {"n": state.get("n", 0) + event.data["n"], "version": event.version}
+
+
+class Kinds(Totals):
+    name = "kinds"
+
+    def key(self, event: Event) -> str | None:
+        return event.event_type if event.data["n"] % 2 else None
+
+
+def test_several_projections_run_on_one_file_while_it_is_asked(
+    store_run: Run, tmp_path: Path
+) -> None:
+    path = tmp_path / "views.sqlite"
+
+    async def work(store: EventStore) -> None:
+        await store.append("account-0", [Event("Added", {"n": n}) for n in range(1_500)])
+        made = [ProjectionRunner(store, one, path) for one in (Totals(), Kinds(), Balances())]
+        async with made[0] as totals, made[1] as kinds, made[2] as balances:
+            tasks = [asyncio.create_task(one.run()) for one in made]
+            seen = []
+            async with asyncio.timeout(20):
+                async for rows in balances.live("SELECT seen FROM balance"):
+                    seen += [count for (count,) in rows]
+                    if seen[-1:] == [1_500]:
+                        await store.append("account-1", Event("Added", {"n": 7}))
+                    elif len(rows) == 2:
+                        break
+            await asyncio.to_thread(
+                wait_until, lambda: totals.applied == kinds.applied == 1_501, "all are applied"
+            )
+            assert seen == sorted(seen[:-1]) + seen[-1:]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            assert totals.state("account-0") == {"n": sum(range(1_500)), "version": 1_499}
+            assert totals.state("account-1") == {"n": 7, "version": 0}
+            assert totals.state("account-2") is None
+            assert kinds.states() == {"Added": {"n": sum(range(1, 1_500, 2)) + 7, "version": 0}}
+            with pytest.raises(Misuse, match="StateProjection"):
+                balances.state("account-0")
+            assert await totals.rebuild() == 1_501
+            assert totals.state("account-0") == {"n": sum(range(1_500)), "version": 1_499}
+
+    store_run(work)
+
+
+class Elsewhere:
+    """A target of another kind: values in memory, with transactions."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, Any] = {}
+        self.work: dict[str, Any] = {}
+
+    def open(self) -> None:
+        """There is nothing to open."""
+
+    def close(self) -> None:
+        """And nothing to close."""
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[dict[str, Any]]:
+        self.work = dict(self.kept)
+        yield self.work
+        self.kept = self.work
+
+    def progress(self, name: str) -> tuple[int, str] | None:
+        found: tuple[int, str] | None = self.kept.get(f"progress of {name}")
+        return found
+
+    def note_progress(self, name: str, revision: int, position: str) -> None:
+        self.work[f"progress of {name}"] = (revision, position)
+
+    def query(self, sql: str, parameters: Any = ()) -> list[tuple[Any, ...]]:
+        return [(self.kept[sql],)]
+
+
+class Count(Projection):
+    name = "count"
+
+    def create(self, db: dict[str, Any]) -> None:
+        db["count"] = 0
+
+    def apply(self, event: Event, db: dict[str, Any]) -> None:
+        db["count"] += 1
+        if event.event_type == "Poison":
+            raise ValueError("this projection cannot take it")
+
+
+def test_projections_write_to_what_a_user_brings(store_run: Run) -> None:
+    async def work(store: EventStore) -> None:
+        target = Elsewhere()
+        await store.append("a", [Event("Added"), Event("Added")])
+        async with ProjectionRunner(store, Count(), target) as running:
+            await running.catch_up()
+        await store.append("b", Event("Poison"))
+        async with ProjectionRunner(store, Count(), target) as running:
+            with pytest.raises(ValueError, match="cannot take it"):
+                await running.catch_up()
+            assert running.query("count") == [(2,)]
+
+    store_run(work)
