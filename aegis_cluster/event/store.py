@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import operator
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
@@ -24,7 +24,13 @@ from aegis_cluster.event.consumer import EventConsumer
 from aegis_cluster.event.model import Appended, Event, ExpectedVersion, StreamInfo
 from aegis_cluster.event.names import check_stream
 from aegis_cluster.event.subscription import EventSubscription, Filter, Position
-from aegis_cluster.limits import EVENTS_PER_APPEND_MAX, KIB, MIB
+from aegis_cluster.limits import (
+    BATCH_BYTES_MAX,
+    EVENTS_PER_APPEND_MAX,
+    KIB,
+    MIB,
+    STREAMS_PER_APPEND_MAX,
+)
 from aegis_cluster.topics import UNLIMITED, TopicConfig
 from aegis_cluster.wire.batch import encode_batch
 from aegis_cluster.wire.event_frames import (
@@ -37,7 +43,7 @@ from aegis_cluster.wire.event_frames import (
 from aegis_cluster.wire.partitioner import partition_for
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 
     from aegis_cluster.client.events import Page, Placed, StreamHead
     from aegis_cluster.engine import StreamingEngine
@@ -56,6 +62,9 @@ TOPIC: Final = "events"
 PARTITIONS: Final = 8
 KIND: Final = "eventstore"
 RECORD_OVERHEAD_BYTES: Final = 4_096
+FRAMING_BYTES: Final = 100
+"""Of one event in a batch, names of headers included."""
+VERSION_MAX: Final = 2**63 - 1
 SNAPSHOT_TYPE: Final = "Snapshot"
 DECISION_TYPE: Final = "Decided"
 CONDITION_TYPE: Final = "Expected"
@@ -154,6 +163,8 @@ class EventStore:
         """
         deadline = self._engine.deadline(timeout)
         info = await self._info(deadline)
+        _check_mapping("events", events)
+        _check_mapping("expected_versions", expected_versions or {})
         expected = {name: _version(version) for name, version in (expected_versions or {}).items()}
         chosen = {name: _events(name, given) for name, given in events.items()}
         names = [*chosen, *(name for name in expected if name not in chosen)]
@@ -187,6 +198,13 @@ class EventStore:
         """What is appended to streams of one partition."""
         rows: list[list[Any]] = []
         records: list[Row] = []
+        if len(names) > STREAMS_PER_APPEND_MAX:
+            raise MessageTooLarge(
+                f"An append to {len(names)} streams of one partition is over the limit of"
+                f" {STREAMS_PER_APPEND_MAX}. Append to fewer at a time.",
+                have=len(names),
+                at_most=STREAMS_PER_APPEND_MAX,
+            )
         for name in names:
             listed = chosen.get(name, [])
             ids = b"".join(event.event_id.bytes for event in listed)
@@ -405,6 +423,8 @@ class EventStore:
         """
         if isinstance(position, str):
             position = Position.parse(position)
+        if not isinstance(position, Position | None):
+            raise Misuse(f"position = {position!r}: give `subscription.position`, or its text.")
         if position is not None and from_now:
             raise Misuse("Follow from a position or from now on, not both.")
         chosen = Filter.of(streams, event_types)
@@ -543,7 +563,8 @@ def _version(value: object) -> int:
     except TypeError:
         version = -10
     words = set(ExpectedVersion)
-    if isinstance(value, bool) or (version < 0 and version not in words):
+    is_number = 0 <= version <= VERSION_MAX
+    if isinstance(value, bool) or not (is_number or version in words):
         raise Misuse(
             f"expected_version = {value!r}: use the version of the stream's last event (0 or more),"
             " or ExpectedVersion.NO_STREAM, EXISTS or ANY."
@@ -554,7 +575,7 @@ def _version(value: object) -> int:
 def _whole(name: str, value: object) -> int | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= VERSION_MAX:
         raise Misuse(f"{name} = {value!r}: use a whole number from 0 on, or None.")
     return value
 
@@ -593,6 +614,11 @@ def _events(stream: str, events: object) -> list[Event]:
     return listed
 
 
+def _check_mapping(name: str, value: object) -> None:
+    if not isinstance(value, Mapping):
+        raise Misuse(f"{name} is a mapping by the names of streams, not {type(value).__name__}.")
+
+
 def _listed(events: Any) -> list[Any]:
     try:
         return list(events)
@@ -606,12 +632,20 @@ def _check_ids(stream: str, events: Sequence[Event]) -> None:
 
 
 def _check_sizes(records: Sequence[Any], info: TopicInfo) -> None:
-    limit = info.settings.max_message_bytes
+    limit, together = info.settings.max_message_bytes, 0
     for _, key, value, headers in records:
         size = len(key) + len(value or b"") + sum(len(content or b"") for _, content in headers)
+        together += size + FRAMING_BYTES
         if size > limit + RECORD_OVERHEAD_BYTES:
             raise MessageTooLarge(
                 f"An event of about {size} bytes is over the limit of {limit} of {info.name}.",
                 have=size,
                 at_most=limit,
             )
+    if together + RECORD_OVERHEAD_BYTES > BATCH_BYTES_MAX:
+        raise MessageTooLarge(
+            f"The events of an append take about {together} bytes in a partition, over the limit of"
+            f" {BATCH_BYTES_MAX}. Append fewer at a time.",
+            have=together,
+            at_most=BATCH_BYTES_MAX,
+        )

@@ -9,6 +9,7 @@ index, instead of with the whole log.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from itertools import islice
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
@@ -20,7 +21,7 @@ from aegis_cluster.wire.event_frames import SYSTEM_PREFIX
 from aegis_cluster.wire.partitioner import partition_for
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Collection, Iterable, Iterator, Mapping
+    from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
     from types import TracebackType
 
     from aegis_cluster.event.model import Event
@@ -74,6 +75,8 @@ class Filter(NamedTuple):
         """Raise `Misuse` for a pattern that is neither a name nor its beginning with a `*`."""
         if isinstance(types, str):
             types = [types]
+        if types is not None and not isinstance(types, Collection):
+            raise Misuse(f"event_types = {types!r}: give names of types, or None for all.")
         chosen = None if types is None else frozenset(types)
         if not isinstance(pattern, str) or not pattern or "*" in pattern[:-1]:
             raise Misuse(

@@ -310,7 +310,7 @@ def test_bad_input_is_refused_with_a_reason(store_run: Run) -> None:
                 await store.append(name, Event("E"))  # type: ignore[arg-type]
             with pytest.raises(Misuse):
                 await store.load(name)  # type: ignore[arg-type]
-        for version in (-3, -7, "0", 1.5, True, None):
+        for version in (-3, -7, "0", 1.5, True, None, 2**63):
             with pytest.raises(Misuse, match="expected_version"):
                 await store.append("a", Event("E"), expected_version=version)  # type: ignore[arg-type]
         bad: list[Any] = [[], 7, None, [Event("E"), "text"], [{"event_type": "E"}]]
@@ -329,6 +329,15 @@ def test_bad_input_is_refused_with_a_reason(store_run: Run) -> None:
             await store.append("a", Event("E", bytes(2_000_000)))
         with pytest.raises(MessageTooLarge):
             await store.append("a", [Event("E") for _ in range(3_001)])
+        with pytest.raises(MessageTooLarge, match="in a partition"):
+            await store.append("a", [Event("E", bytes(1_000_000)) for _ in range(20)])
+        with pytest.raises(MessageTooLarge, match="streams"):
+            await store.append_many({f"s{number}": Event("E") for number in range(300)})
+        with pytest.raises(Misuse, match="mapping"):
+            await store.append_many([Event("E")])  # type: ignore[arg-type]
+        for bad_one in ({"position": 5}, {"event_types": 5}, {"streams": "a*b"}):
+            with pytest.raises(Misuse):
+                store.subscribe(**bad_one)
         assert await store.load("a") == []
 
     store_run(work)
