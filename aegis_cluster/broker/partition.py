@@ -72,6 +72,9 @@ OWN_SNAPSHOT_FRAMES: Final = 2_500
 OWN_SNAPSHOT_BYTES: Final = MIB // 2
 """The same for the cluster's own logs, whose frames are many and small and are all folded again
 after a restart. Their state may be large, so at least half its size has come as well."""
+EVENT_SNAPSHOT_FRAMES: Final = 10_000
+"""The same for event stores: to fold an append again takes ten times as long as to read it from a
+snapshot."""
 APPLY_READ_BYTES: Final = 1 * MIB
 _NEED_ROOM: Final = frozenset({FrameKind.DATA, FrameKind.POSITION})
 """What users have written; it waits while the disk is full."""
@@ -850,8 +853,10 @@ class Partition:
         frames = self.applied - self._snapshot_index
         if frames >= SNAPSHOT_FRAMES or self._bytes_since_snapshot >= SNAPSHOT_BYTES:
             return True
-        if not self.is_internal or self._bytes_since_snapshot < self._snapshot_bytes // 2:
+        if self._bytes_since_snapshot < self._snapshot_bytes // 2:
             return False
+        if not self.is_internal:
+            return not self.state.events.is_empty and frames >= EVENT_SNAPSHOT_FRAMES
         return frames >= OWN_SNAPSHOT_FRAMES or self._bytes_since_snapshot >= OWN_SNAPSHOT_BYTES
 
 

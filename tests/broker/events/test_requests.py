@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from aegis_cluster.broker import partition as partition_module
 from aegis_cluster.errors import (
     AegisError,
     InvalidBatch,
@@ -144,6 +145,21 @@ def test_every_replica_has_the_index_and_a_lost_one_is_made_anew() -> None:
     store.client = store.of(store.cluster.elect(store.group))
     last, values, _ = store.read("s1")
     assert (last, values) == (6, [b"%d" % n for n in range(1, 20, 3)])
+
+
+def test_streams_are_in_snapshots_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(partition_module, "EVENT_SNAPSHOT_FRAMES", 20)
+    store = Store(nodes=1)
+    for number in range(30):
+        store.append(["a", number - 1, ids(number)])
+    host = store.client.host
+    store.cluster.until(lambda: host.partition(store.group)._snapshot_index >= 20, "a snapshot")
+    store.cluster.kill(host)
+    host.start()
+    store.client = store.of(store.cluster.elect(store.group))
+    assert store.append(["a", 28, ids(99)]).actual == 29
+    assert store.append(["a", 28, ids(29)]) == [[29, 29]]  # a repeat, as before
+    assert store.read("a")[0] == 29
 
 
 @pytest.mark.parametrize(
