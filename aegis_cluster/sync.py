@@ -592,6 +592,7 @@ class EventSubscription(_Blocking[event.EventSubscription]):
     """See `aegis_cluster.event.EventSubscription`; a step blocks until there is an event."""
 
     next = _blocking(event.EventSubscription.next)
+    poll = _blocking(event.EventSubscription.poll)
     close = _blocking(event.EventSubscription.close)
 
     @property
