@@ -130,3 +130,22 @@ def test_positions_are_checked(store_run: Run) -> None:
         Position.parse("here")
     assert Position.parse("1:4,0:17") == Position.of({0: 17, 1: 4})
     assert str(Position.of({1: 4, 0: 17})) == "0:17,1:4"
+
+
+def test_who_stops_waiting_loses_nothing(store_run: Run) -> None:
+    async def work(store: EventStore) -> None:
+        async with store.subscribe("a-*") as follow:
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(anext(follow), 0.05)
+            assert await follow.next(timeout=0.05) is None
+            assert await follow.poll(timeout=0.05) == []
+            await store.append("a-1", [Event("E", {"n": n}) for n in range(700)])
+            first = await anext(follow)
+            rest: list[Event] = []
+            async with asyncio.timeout(10):
+                while len(rest) < 699:
+                    rest += await follow.poll(300)
+            assert [first.version, *(event.version for event in rest)] == list(range(700))
+            assert follow.position.as_dict()[first.partition or 0] == 700
+
+    store_run(work)
