@@ -60,7 +60,7 @@ def _encoded(
     headers = [
         *headers,
         (TYPE_HEADER, event.event_type.encode()),
-        (ID_HEADER, event.event_id.bytes),
+        (ID_HEADER, event.id_bytes),
     ]
     if event.metadata:
         metadata, marker = encode_payload(event.metadata)

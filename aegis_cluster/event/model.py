@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from dataclasses import dataclass
 from enum import IntEnum
@@ -78,7 +79,7 @@ class Event:
             self.metadata[CORRELATION_ID] = correlation_id
         if causation_id is not None:
             self.metadata[CAUSATION_ID] = causation_id
-        self._id: uuid.UUID | bytes = uuid.uuid4() if event_id is None else _id_from(event_id)
+        self._id: uuid.UUID | bytes = _new_id() if event_id is None else _id_from(event_id)
         self.subject = subject
         self.version: int | None = None
         self.aggregate_id: str | None = None
@@ -90,9 +91,15 @@ class Event:
     def event_id(self) -> uuid.UUID:
         """By which a repeat is known."""
         found = self._id
-        if type(found) is bytes:  # as it was read: few look at it
+        if type(found) is bytes:  # few look at it
             found = self._id = uuid.UUID(bytes=found)
         return found  # type: ignore[return-value]  # narrowed by its type above
+
+    @property
+    def id_bytes(self) -> bytes:
+        """The sixteen bytes of `event_id`."""
+        found = self._id
+        return found if isinstance(found, bytes) else found.bytes
 
     @property
     def timestamp(self) -> datetime | None:
@@ -131,6 +138,14 @@ class Event:
     def __repr__(self) -> str:
         place = "" if self.version is None else f", {self.aggregate_id!r} version {self.version}"
         return f"Event({self.event_type!r}, {self.data!r}{place})"
+
+
+def _new_id() -> bytes:
+    """Of a random UUID (RFC 9562, version 4), without an object for it."""
+    made = bytearray(os.urandom(16))
+    made[6] = made[6] & 0x0F | 0x40
+    made[8] = made[8] & 0x3F | 0x80
+    return bytes(made)
 
 
 def _id_from(value: uuid.UUID | str) -> uuid.UUID:

@@ -207,14 +207,14 @@ class EventStore:
             )
         for name in names:
             listed = chosen.get(name, [])
-            ids = b"".join(event.event_id.bytes for event in listed)
+            ids = b"".join(event.id_bytes for event in listed)
             _check_ids(name, listed)
             rows.append([name, expected.get(name, ExpectedVersion.ANY), ids, None])
             records += to_rows(name, listed, self._keys)
         is_condition = not records
         if is_condition:  # a log holds streams by a record
             event, beside = Event(CONDITION_TYPE), SETTINGS_PREFIX + names[0]
-            rows.append([beside, ExpectedVersion.ANY, event.event_id.bytes, {}])
+            rows.append([beside, ExpectedVersion.ANY, event.id_bytes, {}])
             records += to_rows(beside, [event], self._keys)
         _check_sizes(records, info)
         return Part(rows, records, is_condition)
@@ -329,7 +329,7 @@ class EventStore:
         event = Event(DECISION_TYPE, marks)
         rows = [
             [stream, expected, b"", None],
-            [SETTINGS_PREFIX + stream, ExpectedVersion.ANY, event.event_id.bytes, marks],
+            [SETTINGS_PREFIX + stream, ExpectedVersion.ANY, event.id_bytes, marks],
         ]
         await self._append_beside(stream, event, rows, self._engine.deadline(timeout))
 
@@ -504,7 +504,7 @@ class EventStore:
             "state": aggregate.snapshot(),
         }
         event = Event(SNAPSHOT_TYPE, data, subject=aggregate.subject)
-        rows = [[SETTINGS_PREFIX + stream, ExpectedVersion.ANY, event.event_id.bytes, {}]]
+        rows = [[SETTINGS_PREFIX + stream, ExpectedVersion.ANY, event.id_bytes, {}]]
         await self._append_beside(stream, event, rows, self._engine.deadline(timeout))
 
     async def _snapshot_of(
@@ -627,7 +627,7 @@ def _listed(events: Any) -> list[Any]:
 
 
 def _check_ids(stream: str, events: Sequence[Event]) -> None:
-    if len({event.event_id for event in events}) != len(events):
+    if len({event.id_bytes for event in events}) != len(events):
         raise Misuse(f"An append to {stream!r} has two events with one id.")
 
 
