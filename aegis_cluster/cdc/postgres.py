@@ -70,6 +70,8 @@ LINES_BYTES_MAX: Final = 32 << 20
 """A chunk that is larger is read again, with fewer rows."""
 PAGE_BYTES: Final = 8192
 OLDEST: Final = 14
+LOCK_MS: Final = 200
+"""Nobody waits behind us for longer, and we wait for nobody: whoever alters a table comes first."""
 SLOT_MS: Final = 20_000
 """To make a slot may take so long; then it is tried again."""
 
@@ -265,7 +267,7 @@ class _Database:
     def _connect(self, **more: Any) -> Any:
         return library().connect(
             self._dsn,
-            options=SESSION,
+            options=f"{SESSION} -c lock_timeout={LOCK_MS}",
             connect_timeout=CONNECT_S,
             application_name="aegis cdc",
             **more,
@@ -569,7 +571,7 @@ class _Database:
                 for other in filter(None, (base, element)):
                     self._reader(other)
                 self._types.add(oid, base=base, element=element if category == "A" else 0)
-                if kind == "b" and category != "A":
+                if kind in ("b", "c") and category != "A":
                     log.warning(
                         "The type %s of %s is not known here: its values come as the text that"
                         " PostgreSQL writes for them.", name, self._name,
@@ -763,9 +765,8 @@ class _Database:
         condition = f" WHERE {' AND '.join(where)}" if where else ""
         limit = "" if bounded is not None else f" LIMIT {self._rows_next}"
         try:
-            seen = self._seen()
-            if seen.misses(self._stream.given):
-                time.sleep(AGAIN_S)
+            seen = self._locked(target)
+            if seen is None:
                 return None
             lines = self._lines(target, f"{condition} ORDER BY {key}{limit}")
         finally:
@@ -784,10 +785,33 @@ class _Database:
             cursor.copy_expert(f"COPY (SELECT {columns} FROM ONLY {table}{rest}) TO STDOUT", lines)
         return lines
 
-    def _seen(self) -> Seen:
-        with self._reading.cursor() as cursor:
-            cursor.execute("SELECT pg_current_snapshot()::text")
-            return Seen.parse(cursor.fetchone()[0])
+    def _locked(self, target: Target) -> Seen | None:
+        """Begin to read a table: what will be seen of it. None: later; somebody is about to alter
+        it, has dropped it, or waits for a standby with what the feed has already."""
+        errors = library().errors
+        table = f"{_quoted(target.schema)}.{_quoted(target.table)}"
+        try:
+            with self._reading.cursor() as cursor:
+                cursor.execute(f"LOCK TABLE ONLY {table} IN ACCESS SHARE MODE")
+                cursor.execute("SELECT pg_current_snapshot()::text")
+                seen = Seen.parse(cursor.fetchone()[0])
+        except errors.LockNotAvailable:
+            self._reading.rollback()
+            return None
+        except errors.UndefinedTable:
+            self._reading.rollback()
+            log.warning("Table %s of %s was dropped before all of it was read.", table, self._name)
+            self._finish(target.name)
+            return None
+        if seen.misses(self._stream.given):
+            self._reading.rollback()
+            time.sleep(AGAIN_S)
+            return None
+        columns = self._columns(target.oid)  # nobody alters it while we hold the lock
+        if tuple(name for name, _ in columns) != target.columns:
+            target.columns = tuple(name for name, _ in columns)
+            target.rows = self._rows_of(target.oid, *target.name)
+        return seen
 
     def _literal(self, value: str) -> str:
         with self._control.cursor() as cursor:
@@ -876,10 +900,8 @@ class _Database:
 
     def _read_whole(self, target: Target) -> None:
         """All rows under one snapshot, right here, behind a truncate."""
-        seen = self._seen()
-        if seen.misses(self._stream.given):
-            self._reading.rollback()
-            time.sleep(AGAIN_S)
+        seen = self._locked(target)
+        if seen is None:
             return
         is_first = self._is_virgin and target.oid not in self._stream.told
         if not is_first or self._progress.stage != READING:
@@ -974,6 +996,7 @@ def library() -> Any:
     """psycopg2. Raises `SourceError` where it is not installed."""
     try:
         import psycopg2
+        import psycopg2.errors
         import psycopg2.extensions
         import psycopg2.extras
     except ImportError as error:
@@ -997,6 +1020,10 @@ def _told(error: Any, slot: str) -> SourceError | SourceUnavailable:
             f"The slot {slot} cannot be made yet: PostgreSQL waits for transactions that are open."
             " End those that take long (SELECT * FROM pg_stat_activity WHERE xact_start < now() -"
             " interval '1 minute')."
+        )
+    if code == "55P03":
+        return SourceUnavailable(
+            "Somebody alters a table; PostgreSQL lets nobody near it meanwhile."
         )
     if code == "55006":
         return SourceUnavailable(f"The slot {slot} is in use: {text}")

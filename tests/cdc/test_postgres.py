@@ -9,6 +9,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+import psycopg2
 import pytest
 
 from aegis_cluster import StreamingEngine, TopicConfig
@@ -19,6 +20,7 @@ from aegis_cluster.cdc import (
     Insert,
     PostgresSource,
     SourceError,
+    SourceUnavailable,
     Truncate,
     Update,
 )
@@ -212,7 +214,71 @@ def in_use(cursor: Any) -> bool:
     return cursor.fetchone() is not None
 
 
-def test_what_cannot_be_captured_says_what_to_do(tmp_path: Path) -> None:
+def can_log_in(server: PostgresServer, password: str) -> bool:
+    try:
+        psycopg2.connect(server.dsn.replace("postgres@", f"locked:{password}@")).close()
+    except psycopg2.OperationalError:
+        return False
+    return True
+
+
+async def changes_of_tables(cdc: CDCEngine, cursor: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """A table that is made, and has a type that nobody knows; one that is dropped; a slot that is
+    in use."""
+    async with cdc.subscribe("made") as changes:
+        cursor.execute("CREATE TYPE point_of AS (x int, y int)")
+        cursor.execute("CREATE TABLE made (id int PRIMARY KEY, p point_of)")
+        cursor.execute("INSERT INTO made VALUES (1, (2, 3))")
+        first = await anext(changes)
+        assert isinstance(first, Insert)
+        assert first.new_row == {"id": 1, "p": "(2,3)"}
+        assert "The type point_of of postgres is not known here" in caplog.text
+        cursor.execute("DROP TABLE made")
+        while not isinstance(await anext(changes), Truncate):
+            pass
+        assert "Table public.made of postgres is gone" in caplog.text
+    with pytest.raises(
+        SourceError, match=r"no table 'made' that is captured; there are: public\.t"
+    ):
+        await cdc.snapshot("made")
+    await cdc.snapshot("t")
+
+
+def test_a_server_without_logical_log_says_what_to_set(tmp_path: Path) -> None:
+    async def work(server: PostgresServer) -> None:
+        async with StreamingEngine.open(tmp_path / "data", request_timeout=5) as engine:
+            with pytest.raises(SourceError, match="wal_level = replica; set it to logical"):
+                async with CDCEngine(engine, PostgresSource(server.dsn)):
+                    pass
+            server.connect().cursor().execute("CREATE TABLE t (id int PRIMARY KEY)")
+
+    with postgres(wal_level="replica") as server:
+        asyncio.run(asyncio.wait_for(work(server), 20))
+
+
+def test_a_slot_in_use_is_waited_for_and_said(tmp_path: Path) -> None:
+    async def work(server: PostgresServer) -> None:
+        server.connect().cursor().execute("CREATE TABLE t (id int PRIMARY KEY)")
+        async with (
+            StreamingEngine.open(tmp_path / "data", request_timeout=2) as engine,
+            CDCEngine(engine, PostgresSource(server.dsn, name="shop")) as cdc,
+        ):
+            while cdc.state is not None and not cdc.state.is_current:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+            other = PostgresSource(server.dsn, name="shop2", slot="aegis_shop")
+            with pytest.raises(SourceUnavailable, match="slot aegis_shop is in use by"):
+                async with CDCEngine(engine, other):
+                    pass
+
+    with postgres() as server:
+        asyncio.run(asyncio.wait_for(work(server), 20))
+
+
+def test_what_cannot_be_captured_says_what_to_do(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aegis_cluster.cdc.postgres.LOOK_S", 0.1)
+
     async def refused(engine: StreamingEngine, source: PostgresSource) -> str:
         with pytest.raises(SourceError) as caught:
             async with CDCEngine(engine, source):
@@ -229,10 +295,21 @@ def test_what_cannot_be_captured_says_what_to_do(tmp_path: Path) -> None:
             assert "REPLICATION" in await refused(engine, guest)
             other = PostgresSource(server.dsn.replace("/postgres?", "/nothing?"))
             assert "does not exist" in await refused(engine, other)
+            cursor.execute("CREATE ROLE reader LOGIN REPLICATION")
+            cursor.execute("CREATE ROLE locked LOGIN PASSWORD 'right'")
+            cursor.execute("GRANT CREATE ON DATABASE postgres TO reader")
+            reader = PostgresSource(server.dsn.replace("postgres@", "reader@"), tables=["t"])
+            assert "own the tables" in await refused(engine, reader)
+            hba = server.directory / "pg_hba.conf"
+            hba.write_text("local all locked scram-sha-256\n" + hba.read_text())
+            cursor.execute("SELECT pg_reload_conf()")
+            wrong = PostgresSource(server.dsn.replace("postgres@", "locked:wrong@"))
+            await asyncio.to_thread(wait_until, lambda: not can_log_in(server, "wrong"), "reloaded")
+            assert "password authentication failed" in await refused(engine, wrong)
             nothing = PostgresSource(server.dsn, tables=["u"])
             assert "no table 'u'" in await refused(engine, nothing)
-            async with CDCEngine(engine, PostgresSource(server.dsn)):
-                pass
+            async with CDCEngine(engine, PostgresSource(server.dsn)) as cdc:
+                await changes_of_tables(cdc, cursor, caplog)
             # The server notices a little later that its reader has gone.
             await asyncio.to_thread(wait_until, lambda: not in_use(cursor), "the slot is free")
             cursor.execute("SELECT pg_drop_replication_slot('aegis_postgres')")
