@@ -226,3 +226,28 @@ def test_append_and_load_on_the_command_line(nodes: RunningCluster) -> None:
         "3\tAdded"
     )
     nodes.run("event", "append", "", "--type", "E", code=2)
+    (nodes.path / "views.py").write_text(VIEWS)
+    wanted = ("event", "project", "views:views", "--file", "views.sqlite")
+    assert json.loads(nodes.run(*wanted, "--json")) == {"carts": 4, "kinds": 4}
+    assert "carts: 0 events applied" in nodes.run(*wanted)
+    assert "kinds: 4 events applied" in nodes.run(*wanted, "--rebuild")
+    nodes.run("event", "project", "views:nothing", "--file", "views.sqlite", code=2)
+
+
+VIEWS = """
+from aegis_cluster.event import StateProjection
+
+class Carts(StateProjection):
+    name, streams = "carts", "cart-*"
+
+    def fold(self, state, event):
+        return {"events": state.get("events", 0) + 1}
+
+class Kinds(Carts):
+    name = "kinds"
+
+    def key(self, event):
+        return event.event_type
+
+views = [Carts, Kinds()]
+"""
