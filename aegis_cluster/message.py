@@ -263,7 +263,9 @@ def to_row(message: Message, now_ms: int) -> Row:
     if not isinstance(message, Message):
         hint = "give a Message(payload=…); publish_many() takes bare payloads"
         arguments.instance(message, Message, "message", hint)
-    key, key_headers = encode_key(message.key)
+    key, key_headers = None, None
+    if message.key is not None:
+        key, key_headers = encode_key(message.key)
     value, headers = encode_payload(message.payload)
     if key_headers:
         headers += key_headers
