@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date, datetime, time
@@ -31,7 +32,7 @@ from aegis_cluster.subscribe_config import SubscribeConfig
 from aegis_cluster.wire.partitioner import partition_for
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
     from types import TracebackType
     from typing import Self
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
 POLL_RECORDS: Final = 2_000
 LOOK_S: Final = 0.5
 PAUSE_S: Final = 1.0
+HOLE: Final = "\0"
+"""Stands for a value; no identifier has it in it."""
 OFFSETS: Final = "aegis_cdc_offsets"
 """The table of the target that says how far each feed is applied."""
 
@@ -74,8 +77,11 @@ class Target(Protocol):
     def primary_key(self, table: str) -> tuple[str, ...] | None:
         """Its columns; none in a table without one; None where there is no such table."""
 
+    def bound(self, table: str, row: Mapping[str, Any]) -> tuple[list[str], list[Any]]:
+        """What stands for each value in SQL, and the values as the target takes them."""
+
     def execute(self, sql: str, values: Sequence[Any]) -> None:
-        """`?` stands for a value."""
+        """`HOLE` stands for a value."""
 
     def delete_equal(self, table: str, row: Mapping[str, Any]) -> None:
         """One row that is equal in all columns."""
@@ -169,7 +175,9 @@ class SQLiteTarget:
             listed = [quoted(column) for column in columns]
             if key and set(key) <= set(columns):  # not where it is SQLite's own number of the row
                 listed.append(f"PRIMARY KEY ({', '.join(map(quoted, key))})")
-            self._open.execute(f"CREATE TABLE IF NOT EXISTS {quoted(table)} ({', '.join(listed)})")
+            if listed:
+                body = ", ".join(listed)
+                self._open.execute(f"CREATE TABLE IF NOT EXISTS {quoted(table)} ({body})")
             rows = self._open.execute(f"PRAGMA table_info({quoted(table)})").fetchall()
             known = self._known[table] = {row[1] for row in rows}
         for column in columns:
@@ -187,17 +195,21 @@ class SQLiteTarget:
         key = tuple(row[1] for row in sorted(rows, key=lambda row: row[5]) if row[5])
         return key if rows else None
 
+    def bound(self, table: str, row: Mapping[str, Any]) -> tuple[list[str], list[Any]]:
+        """See `Target`."""
+        return [HOLE] * len(row), [_for_sqlite(value) for value in row.values()]
+
     def execute(self, sql: str, values: Sequence[Any]) -> None:
         """See `Target`."""
-        self._open.execute(sql, [_for_sqlite(value) for value in values])
+        self._open.execute(sql.replace(HOLE, "?"), values)
 
     def delete_equal(self, table: str, row: Mapping[str, Any]) -> None:
         """See `Target`."""
-        where = " AND ".join(f"{quoted(name)} IS ?" for name in row)
+        where = " AND ".join(f"{quoted(name)} IS {HOLE}" for name in row)
         self.execute(
             f"DELETE FROM {quoted(table)} WHERE rowid IN (SELECT rowid FROM {quoted(table)}"
             f" WHERE {where} LIMIT 1)",
-            list(row.values()),
+            self.bound(table, row)[1],
         )
 
     def keys(self, table: str, key: Sequence[str]) -> list[tuple[Any, ...]]:
@@ -218,8 +230,6 @@ def _for_sqlite(value: Any) -> Any:
     if isinstance(value, (datetime, date, time)):
         return value.isoformat()
     if isinstance(value, (list, dict)):
-        import json
-
         return json.dumps(value, ensure_ascii=False, default=str)
     return value
 
@@ -234,7 +244,8 @@ class PostgresTarget:
     def __init__(self, dsn: str, *, schema: str = "public") -> None:
         self._dsn, self._schema = dsn, schema
         self._connection: Any = None
-        self._known: dict[str, tuple[frozenset[str], frozenset[str]]] = {}
+        self._known: dict[str, tuple[dict[str, str], frozenset[str]]] = {}
+        """Of each table, the type of each column, and those that are unique."""
 
     def open(self) -> None:
         """See `Target`."""
@@ -309,13 +320,13 @@ class PostgresTarget:
         """See `Target`."""
         if table not in self._known:
             found = self._ask(
-                "SELECT attname, EXISTS (SELECT 1 FROM pg_index WHERE indrelid = attrelid AND"
-                " indisunique AND attnum = ANY (indkey)) FROM pg_attribute WHERE attrelid ="
+                "SELECT attname, format_type(atttypid, atttypmod), EXISTS (SELECT 1 FROM pg_index"
+                " WHERE indrelid = attrelid AND indisunique AND attnum = ANY (indkey)) FROM pg_attribute WHERE attrelid ="
                 " to_regclass(%s) AND attnum > 0 AND NOT attisdropped",
                 self.named(table),
             )
-            names = frozenset(name for name, _ in found)
-            self._known[table] = names, frozenset(name for name, unique in found if unique)
+            unique = frozenset(name for name, _, is_unique in found if is_unique)
+            self._known[table] = {name: kind for name, kind, _ in found}, unique
         names, unique = self._known[table]
         missing = [column for column in (*columns, *key) if column not in names]
         if missing or not set(key) <= unique:
@@ -347,19 +358,28 @@ class PostgresTarget:
         )
         return tuple(name for (name,) in rows if name is not None) if rows else None
 
+    def bound(self, table: str, row: Mapping[str, Any]) -> tuple[list[str], list[Any]]:
+        """See `Target`."""
+        types = self._known[table][0]
+        values = [_for_postgres(value, types[name]) for name, value in row.items()]
+        return [f"{HOLE}::{types[name]}" for name in row], values
+
     def execute(self, sql: str, values: Sequence[Any]) -> None:
         """See `Target`."""
         with self._connection.cursor() as cursor:
-            statement = sql.replace("%", "%%").replace("?", "%s")
-            cursor.execute(statement, [_for_postgres(value) for value in values])
+            cursor.execute(sql.replace("%", "%%").replace(HOLE, "%s"), values)
 
     def delete_equal(self, table: str, row: Mapping[str, Any]) -> None:
         """See `Target`."""
-        where = " AND ".join(f"{quoted(name)}::text IS NOT DISTINCT FROM ?::text" for name in row)
+        holes, values = self.bound(table, row)
+        where = " AND ".join(
+            f"{quoted(name)}::text IS NOT DISTINCT FROM ({hole})::text"
+            for name, hole in zip(row, holes, strict=True)
+        )
         self.execute(
             f"DELETE FROM {self.named(table)} WHERE ctid IN (SELECT ctid FROM"
             f" {self.named(table)} WHERE {where} LIMIT 1)",
-            list(row.values()),
+            values,
         )
 
     def keys(self, table: str, key: Sequence[str]) -> list[tuple[Any, ...]]:
@@ -373,10 +393,8 @@ class PostgresTarget:
             self._connection = None
 
 
-def _for_postgres(value: Any) -> Any:
-    if isinstance(value, dict):
-        import json
-
+def _for_postgres(value: Any, kind: str) -> Any:
+    if value is not None and kind in ("json", "jsonb"):
         return json.dumps(value, ensure_ascii=False)
     return str(value) if isinstance(value, UUID) else value
 
@@ -529,37 +547,32 @@ class Mirror:
             if isinstance(change, (Insert, Update)):
                 self._insert(table, change.new_row)
         elif isinstance(change, Delete):
-            where = " AND ".join(f"{quoted(name)} = ?" for name in key)
-            target.execute(
-                f"DELETE FROM {self._target.named(table)} WHERE {where}", list(key.values())
-            )
+            self._delete(table, key)
         elif key.keys() <= row.keys():
-            self._upsert(table, key, row)
+            self._insert(table, row, key)
         else:
-            where = " AND ".join(f"{quoted(name)} = ?" for name in key)
-            named = self._target.named(table)
-            target.execute(f"DELETE FROM {named} WHERE {where}", list(key.values()))
+            self._delete(table, key)
             self._insert(table, {**key, **row})
 
-    def _insert(self, table: str, row: Mapping[str, Any]) -> None:
-        names = ", ".join(map(quoted, row))
-        holes = ", ".join("?" for _ in row)
-        sql = f"INSERT INTO {self._target.named(table)} ({names}) VALUES ({holes})"
-        self._target.execute(sql, list(row.values()))
-
-    def _upsert(self, table: str, key: Mapping[str, Any], row: Mapping[str, Any]) -> None:
-        known = {name: value for name, value in row.items() if value is not UNCHANGED}
-        others = [name for name in known if name not in key]
-        names = ", ".join(map(quoted, known))
-        holes = ", ".join("?" for _ in known)
-        keys = ", ".join(map(quoted, key))
-        setting = ", ".join(f"{quoted(name)} = excluded.{quoted(name)}" for name in others)
-        doing = f"UPDATE SET {setting}" if setting else "NOTHING"
-        self._target.execute(
-            f"INSERT INTO {self._target.named(table)} ({names}) VALUES ({holes})"
-            f" ON CONFLICT ({keys}) DO {doing}",
-            list(known.values()),
+    def _delete(self, table: str, key: Mapping[str, Any]) -> None:
+        holes, values = self._target.bound(table, key)
+        where = " AND ".join(
+            f"{quoted(name)} = {hole}" for name, hole in zip(key, holes, strict=True)
         )
+        self._target.execute(f"DELETE FROM {self._target.named(table)} WHERE {where}", values)
+
+    def _insert(self, table: str, row: Mapping[str, Any], key: Iterable[str] = ()) -> None:
+        """key: a row that has the same one is replaced, but for what was not told."""
+        known = {name: value for name, value in row.items() if value is not UNCHANGED}
+        holes, values = self._target.bound(table, known)
+        names = ", ".join(map(quoted, known))
+        sql = f"INSERT INTO {self._target.named(table)} ({names}) VALUES ({', '.join(holes)})"
+        if key:
+            others = [quoted(name) for name in known if name not in key]
+            setting = ", ".join(f"{name} = excluded.{name}" for name in others)
+            doing = f"UPDATE SET {setting}" if setting else "NOTHING"
+            sql += f" ON CONFLICT ({', '.join(map(quoted, key))}) DO {doing}"
+        self._target.execute(sql, values)
 
     def _empty(self, change: ChangeEvent) -> None:
         """Of the rows of its partition: in a feed with several, each has its own truncate."""
@@ -576,8 +589,8 @@ class Mirror:
             if partition_for(b"", self._partitions) == change.partition:
                 target.execute(f"DELETE FROM {target.named(table)}", ())
             return
-        where = " AND ".join(f"{quoted(name)} = ?" for name in key)
+        target.prepare(table, (), ())
         for values in target.keys(table, key):
-            record_key = encode_row_key(dict(zip(key, values, strict=True)))
-            if partition_for(record_key, self._partitions) == change.partition:
-                target.execute(f"DELETE FROM {target.named(table)} WHERE {where}", values)
+            row = dict(zip(key, values, strict=True))
+            if partition_for(encode_row_key(row), self._partitions) == change.partition:
+                self._delete(table, row)
