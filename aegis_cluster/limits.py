@@ -246,7 +246,7 @@ STREAM_STORE_ROWS_WAITING: Final = 20_000
 """Rows of one task that wait to be written to its file."""
 STREAM_STORE_BYTES_CACHED: Final = 16 * MIB
 """Pages of one task's file that SQLite keeps in memory."""
-STREAM_RESTORE_ROWS: Final = 50_000
+STREAM_RESTORE_ROWS: Final = 200_000
 """Of a changelog that are read before they are written to a task's file."""
 STREAM_CYCLE_RECORDS_MAX: Final = 20_000
 """Records that are processed between two commits."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from aegis_cluster.bench import capture, data_path, events, groups, pipeline, scale
+from aegis_cluster.bench import capture, data_path, events, groups, pipeline, scale, stream
 from aegis_cluster.bench.figures import FSYNC, MEMORY, Figure, Sample, Scenario, figures_of
 from aegis_cluster.bench.machine import Limit, measure
 from aegis_cluster.bench.stage import running_stage
@@ -30,6 +30,7 @@ SCENARIOS: Final[tuple[Scenario, ...]] = (
     *scale.SCENARIOS,
     *capture.SCENARIOS,
     *events.SCENARIOS,
+    *stream.SCENARIOS,
 )
 DURABILITIES: Final = (FSYNC, MEMORY)
 

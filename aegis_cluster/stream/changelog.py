@@ -7,6 +7,7 @@ at a time, and each commit writes the task's progress too.
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, NamedTuple
 
 from aegis_cluster.client.fetcher import Fetcher
@@ -14,7 +15,7 @@ from aegis_cluster.client.offsets import list_offsets
 from aegis_cluster.limits import STREAM_RESTORE_ROWS
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable
 
     from aegis_cluster.client.cluster import ClusterClient
     from aegis_cluster.ids import TopicPartition
@@ -46,12 +47,11 @@ async def restore(
     place: TopicPartition,
     store: SqliteStore,
     on_progress: Callable[[Progress], None],
-    run: Callable[..., Awaitable[None]],
     timeout_s: float,
 ) -> None:
     """Bring a store up to the end of its changelog's partition `place`, as it is now, and commit.
 
-    run: runs a function in a helper thread. Raises `TopicNotFound`, `RequestTimeout`.
+    Raises `TopicNotFound`, `RequestTimeout`, `StorageFailed`.
     """
     deadline = cluster.deadline(timeout_s)
     found = (await list_offsets(cluster, place.topic, deadline))[place.partition]
@@ -62,6 +62,8 @@ async def restore(
     info = await cluster.topic(place.topic, deadline)
     fetcher = Fetcher(cluster, required=[place.topic])
     rows: dict[bytes, bytes | None] = {}
+    loading: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    loading.set_result(None)
     try:
         fetcher.add(info, {place.partition: begin})
         # What is aborted, or still open, ends at the last stable offset: it is waited for.
@@ -71,11 +73,13 @@ async def restore(
             for columns in batches[1] if batches is not None else ():
                 rows.update(zip(map(to_bytes, columns.keys), columns.values, strict=True))
             if len(rows) >= STREAM_RESTORE_ROWS:
-                await run(store.load, rows.items())
-                store.commit(fetcher.positions[place])
+                await loading  # one part is written while the next one is read
+                position = fetcher.positions[place]
+                loading = asyncio.ensure_future(asyncio.to_thread(store.load, rows, position))
                 rows = {}
     finally:
+        await asyncio.gather(loading, return_exceptions=True)
         await fetcher.close()
-    await run(store.load, rows.items())
-    store.commit(end)
+    await loading
+    await asyncio.to_thread(store.load, rows, end)
     on_progress(Progress(end - begin, end - begin))

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import suppress
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -19,10 +21,12 @@ from aegis_cluster.errors import StorageFailed
 from aegis_cluster.limits import STREAM_STORE_BYTES_CACHED, STREAM_STORE_ROWS_WAITING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Mapping
 
 _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _WRITE: Final = "INSERT OR REPLACE INTO state VALUES (?, ?)"
+_TOGETHER: Final = 2_000
+_WRITE_MANY: Final = f"{_WRITE}{', (?, ?)' * (_TOGETHER - 1)}"
 _DELETE: Final = "DELETE FROM state WHERE name = ?"
 
 
@@ -135,10 +139,21 @@ class SqliteStore:
 
     # ---- for the runtime
 
-    def load(self, rows: Iterable[tuple[bytes, bytes | None]]) -> None:
-        """Take many changes over from the changelog."""
-        self._waiting.update(rows)
-        self._write()
+    def load(self, rows: Mapping[bytes, bytes | None], checkpoint: int) -> None:
+        """Take many changes over from the changelog, up to its offset `checkpoint`, and commit.
+
+        May run in a helper thread: many rows are one statement, which lets other threads work.
+        """
+        self._begin()
+        gone = sorted((key,) for key, value in rows.items() if value is None)
+        self._reporting(lambda: self._database.executemany(_DELETE, gone))
+        kept = sorted(row for row in rows.items() if row[1] is not None)
+        whole = len(kept) - len(kept) % _TOGETHER
+        for start in range(0, whole, _TOGETHER):
+            part = list(chain.from_iterable(kept[start : start + _TOGETHER]))
+            self._reporting(partial(self._database.execute, _WRITE_MANY, part))
+        self._reporting(lambda: self._database.executemany(_WRITE, kept[whole:]))
+        self.commit(checkpoint)
 
     def commit(self, checkpoint: int | None = None) -> None:
         """Keep everything; checkpoint: None: as it was."""

@@ -565,7 +565,7 @@ class Worker:
             self.restoring[name] = progress
 
         try:
-            await restore(cluster, changelog, store, tell, asyncio.to_thread, timeout)
+            await restore(cluster, changelog, store, tell, timeout)
         except BaseException:
             store.close()
             raise

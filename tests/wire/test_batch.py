@@ -400,3 +400,13 @@ def test_columns_are_refused_as_single_records_are() -> None:
     builder.append_columns(0, [], [])
     builder.append_rows([])
     assert builder.count == 0
+
+
+def test_columns_carry_a_time_each_and_tombstones() -> None:
+    columns, rows = BatchBuilder(), BatchBuilder()
+    columns.append_columns([7, 5], [b"a", b"b"], [b"1", None], [])
+    rows.append(7, b"a", b"1")
+    rows.append(5, b"b", None)
+    assert columns.build() == rows.build()
+    with pytest.raises(Misuse):
+        BatchBuilder().append_columns([5, -1], [b"a", b"b"], [b"1", b"2"])
