@@ -118,6 +118,11 @@ class Membership:
 
     # ---- for the subscriber
 
+    @property
+    def member_id(self) -> str:
+        """By which its group knows it."""
+        return self._config.name
+
     async def join(self, deadline: float) -> None:
         """Be a member. Raises `MemberInUse`, `Throttled`, `RequestTimeout`."""
         self._session.join()

@@ -103,6 +103,11 @@ class MessageBatch:
         return self._offsets
 
     @property
+    def columns(self) -> RecordColumns:
+        """As they are stored, headers included."""
+        return self._columns
+
+    @property
     def timestamps(self) -> list[int]:
         """Milliseconds since 1970."""
         if self._timestamps is None:
@@ -589,6 +594,11 @@ class Subscriber:
         if self._config.group_id is None:
             raise Misuse("Only a subscriber of a group has positions.")
         return self._config.group_id
+
+    @property
+    def member_id(self) -> str | None:
+        """Of this member of its group; None while it is in none."""
+        return None if self._membership is None else self._membership.member_id
 
     def is_committed_by(self, owner: TransactionalProducer) -> None:
         """Transactions of this producer handle what is handed out here. Raises `Misuse`."""

@@ -22,6 +22,7 @@ from aegis_cluster.cli.loading import load_variable
 if TYPE_CHECKING:
     from aegis_cluster import StreamingEngine
     from aegis_cluster.stream import StreamProcessor
+    from aegis_cluster.stream.changelog import Progress as Restored
 
 WORKERS_MAX: Final = 64
 STOP_S: Final = 30.0
@@ -98,7 +99,8 @@ def _is_processor(made: Any) -> bool:
 async def _run(engine: StreamingEngine, made: Any) -> None:
     async with engine:
         processor: StreamProcessor = made if _is_processor(made) else made(engine)
-        running = await processor.start(engine)
+        with RestoreBars() as bars:
+            running = await processor.start(engine, on_restore=bars.show)
         stop = asyncio.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -108,6 +110,31 @@ async def _run(engine: StreamingEngine, made: Any) -> None:
         ends[0].cancel()
         await running.stop()
         await asyncio.gather(*ends, return_exceptions=True)
+
+
+class RestoreBars:
+    """A bar for each task whose state is restored while a processor starts, on a terminal."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import Progress
+
+        console = Console(stderr=True)
+        self._bars = Progress(console=console, transient=True, disable=not console.is_terminal)
+        self._tasks: dict[str, Any] = {}
+
+    def __enter__(self) -> RestoreBars:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def show(self, name: str, progress: Restored) -> None:
+        """How far one task is."""
+        if name not in self._tasks:
+            self._tasks[name] = self._bars.add_task(f"restoring {name}", total=progress.total)
+        self._bars.update(self._tasks[name], completed=progress.done)
 
 
 def _run_several(workers: int) -> None:

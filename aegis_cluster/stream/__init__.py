@@ -11,10 +11,12 @@ neighbours touch no clock, socket or file.
 from __future__ import annotations
 
 from aegis_cluster.stream.aggregates import Aggregator, Avg, Count, Max, Min, Reduce, Sum
+from aegis_cluster.stream.database import DatabaseSink
 from aegis_cluster.stream.errors import ProcessingFailed, TopologyChanged, WindowTooLarge
 from aegis_cluster.stream.event_time import PROCESSING_TIME
 from aegis_cluster.stream.processor import Stream, StreamProcessor, Table, WindowedStream
 from aegis_cluster.stream.settings import ProcessorSettings
+from aegis_cluster.stream.special import changes, events
 from aegis_cluster.stream.topology import Topology
 from aegis_cluster.stream.windows import Hopping, Session, Sliding, Tumbling, Window
 
@@ -23,6 +25,7 @@ __all__ = [
     "Aggregator",
     "Avg",
     "Count",
+    "DatabaseSink",
     "Hopping",
     "Max",
     "Min",
@@ -41,4 +44,6 @@ __all__ = [
     "Window",
     "WindowTooLarge",
     "WindowedStream",
+    "changes",
+    "events",
 ]

@@ -56,7 +56,7 @@ def _from(topology: Topology, port: Port) -> str:
 def _output(node: Node, output: int) -> str:
     """What an output other than the only one is called."""
     if isinstance(node.spec, WindowAggregate | StreamJoin):
-        return " (late)" if output else ""
+        return ("", " (late)", " (early)")[output]
     if isinstance(node.spec, Branch) or (isinstance(node.spec, Repartition) and output):
         return f" ({output})"
     return ""

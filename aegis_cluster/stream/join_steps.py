@@ -24,33 +24,106 @@ _PLACE_BYTES = 20
 """Of a value among a key's: event time, origin, number."""
 
 
+class Expiry:
+    """When keys are forgotten that nothing comes for. ttl_ms: None: never."""
+
+    def __init__(self, context: Context, node: int, ttl_ms: int | None) -> None:
+        self._ttl_ms = ttl_ms
+        self._dues = Cached(context.state, node, b"d")
+        self._agenda = Agenda(context.state, node, b"x")
+
+    def touch(self, name: bytes, time: int) -> None:
+        """A record of this key has come; an older one than before counts for nothing."""
+        if self._ttl_ms is None:
+            return
+        due, before = time + self._ttl_ms, self._dues.get(name)
+        if before is None or before < due:
+            if before is not None:
+                self._agenda.delete(before, name)
+            self._dues.put(name, due)
+            self._agenda.put(due, name, True)
+
+    def drop(self, name: bytes) -> None:
+        """The key was deleted."""
+        if self._ttl_ms is not None and (due := self._dues.get(name)) is not None:
+            self._agenda.delete(due, name)
+            self._dues.delete(name)
+
+    def over(self, mark: int) -> list[tuple[int, bytes]]:
+        """(due, key) of those that are forgotten now."""
+        if mark < self._agenda.next_due:
+            return []
+        found = [(due, name) for due, name, _ in self._agenda.take_until(mark)]
+        for _, name in found:
+            self._dues.delete(name)
+        return found
+
+    def flush(self) -> None:
+        """Write cached state to the store."""
+        self._dues.flush()
+        self._agenda.flush()
+
+
 class TableStep(Step):
     """The latest value of each key; what comes goes on."""
 
     def __init__(self, node: Node, context: Context) -> None:
         super().__init__(node, context)
         self._latest = Cached(context.state, node.number, b"t")
+        self._expiry = Expiry(context, node.number, node.spec.ttl_ms)
 
     async def process(self, batch: Columns, index: int) -> None:
         """Take records of input `index`."""
-        good = []
-        for key, value, origin in zip(batch.keys, batch.values, batch.origins, strict=True):
+        out = Columns.empty()
+        rows = zip(batch.keys, batch.values, batch.times, batch.marks, batch.origins, strict=True)
+        for key, value, time, mark, origin in rows:
+            self._forget(mark, origin, out)
             try:
-                _keep(self._latest, key_bytes(key), value)
+                name = key_bytes(key)
+                _keep(self._latest, name, value)
             except Exception as error:  # noqa: BLE001 - keys are the user's
                 self.context.failed(self.node, origin, error)
-                good.append(False)
+                continue
+            if value is None:
+                self._expiry.drop(name)
             else:
-                good.append(True)
-        await self.emit(batch if all(good) else batch.chosen(good))
+                self._expiry.touch(name, time)
+            out.add(key, value, time, mark, origin)
+        await self.emit(out)
+
+    async def finish(self, mark: int) -> None:
+        """Event time has come to `mark`."""
+        out = Columns.empty()
+        self._forget(mark, self.context.origin, out)
+        await self.emit(out)
+
+    def _forget(self, mark: int, origin: int, out: Columns) -> None:
+        for due, name in self._expiry.over(mark):
+            self._latest.delete(name)
+            out.add(split_key(name)[0], None, due, mark, origin)
 
     def flush(self) -> None:
         """Write cached state to the store."""
         self._latest.flush()
+        self._expiry.flush()
+
+    def between(self, low: Any, high: Any) -> dict[Any, Any]:
+        """What it has for keys from `low` to `high`, in their order."""
+        return _between(self._latest, low, high)
 
     def query(self, key: Any) -> Any:
         """The latest value."""
         return self._latest.get(key_bytes(key))
+
+
+def _between(table: Cached, low: Any, high: Any) -> dict[Any, Any]:
+    """Looks at every key: their order in the store is that of their length first."""
+    found = {}
+    for name, value in table.items():
+        key, _ = split_key(name)
+        if (low is None or key >= low) and (high is None or key <= high):
+            found[key] = value
+    return dict(sorted(found.items()))
 
 
 def _keep(table: Cached, name: bytes, value: Any) -> None:
@@ -66,6 +139,7 @@ class RunningAggregateStep(Step):
     def __init__(self, node: Node, context: Context) -> None:
         super().__init__(node, context)
         self._states = Cached(context.state, node.number, b"a")
+        self._expiry = Expiry(context, node.number, node.spec.ttl_ms)
 
     async def process(self, batch: Columns, index: int) -> None:
         """Take records of input `index`."""
@@ -73,6 +147,7 @@ class RunningAggregateStep(Step):
         results: list[Any] = []
         places: list[int] = []
         for place, (key, value) in enumerate(zip(batch.keys, batch.values, strict=True)):
+            self._forget(batch.marks[place])
             try:
                 name = key_bytes(key)
                 found = states.get(name)
@@ -83,13 +158,29 @@ class RunningAggregateStep(Step):
                 self.context.failed(self.node, batch.origins[place], error)
                 continue
             states.put(name, [state])
+            self._expiry.touch(name, batch.times[place])
             results.append(result)
             places.append(place)
         await self.emit(batch.taken(places).with_values(results))
 
+    async def finish(self, mark: int) -> None:
+        """Event time has come to `mark`."""
+        self._forget(mark)
+
+    def _forget(self, mark: int) -> None:
+        for _, name in self._expiry.over(mark):
+            self._states.delete(name)
+
     def flush(self) -> None:
         """Write cached state to the store."""
         self._states.flush()
+        self._expiry.flush()
+
+    def between(self, low: Any, high: Any) -> dict[Any, Any]:
+        """The aggregates so far of keys from `low` to `high`, in their order."""
+        result = self.node.spec.aggregate.result
+        found = _between(self._states, low, high)
+        return {key: result(state[0]) for key, state in found.items()}
 
     def query(self, key: Any) -> Any:
         """The aggregate so far."""

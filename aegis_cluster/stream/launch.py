@@ -17,7 +17,10 @@ from aegis_cluster.stream.running import Running
 from aegis_cluster.stream.worker import Worker
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from aegis_cluster.engine import StreamingEngine
+    from aegis_cluster.stream.changelog import Progress
     from aegis_cluster.stream.processor import StreamProcessor
 
 _PLACES_MAX: Final = 1_000
@@ -59,7 +62,11 @@ class Place:
         os.close(self._file)
 
 
-async def start(processor: StreamProcessor, engine: StreamingEngine) -> Running:
+async def start(
+    processor: StreamProcessor,
+    engine: StreamingEngine,
+    on_restore: Callable[[str, Progress], None] | None = None,
+) -> Running:
     """Raises as `StreamProcessor.start` does."""
     layout = await laid_out(engine, processor)
     parent = processor.settings.state_dir
@@ -73,6 +80,7 @@ async def start(processor: StreamProcessor, engine: StreamingEngine) -> Running:
         processor.settings,
         place=place,
         dead_letter_topic=processor.dead_letter_topic,
+        on_restore=on_restore,
     )
     await worker.start()
     return Running(worker)

@@ -1,7 +1,8 @@
 """The topics of a running application: looked up, checked, and the inner ones made.
 
 Inner topics are named after the application: `….repartition` (records on their way to the task of
-their key), `….changelog` (state), `….progress` (event time of other processes).
+their key), `….changelog` (state), `….progress` (event time of other processes), `….questions`
+(about state that other processes hold).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from aegis_cluster.errors import ConfigError, TopicNotFound
+from aegis_cluster.ids import TopicPartition
 from aegis_cluster.topics import TopicConfig
 
 if TYPE_CHECKING:
@@ -37,6 +39,16 @@ class Layout:
             (topic, number)
             for topic in self.topology.source_topics
             for number in range(self.partitions[topic])
+        ]
+
+    @property
+    def stateful_tasks(self) -> list[TopicPartition]:
+        """Those that keep state."""
+        return [
+            TopicPartition(topic, number)
+            for topic, count in self.partitions.items()
+            if self.topology.stateful(topic)
+            for number in range(count)
         ]
 
     def writers(self, topic: str) -> list[str]:
@@ -70,7 +82,11 @@ async def laid_out(engine: StreamingEngine, processor: StreamProcessor) -> Layou
     for topic, count in partitions.items():
         if topology.stateful(topic):
             await _make_changelog(engine, topology, topic, count)
-    return Layout(topology, partitions)
+    layout = Layout(topology, partitions)
+    if len(layout.stateful_tasks) > 1:
+        config = TopicConfig(retention=_PROGRESS)
+        await engine.create_topic(topology.questions_topic, config, exist_ok=True)
+    return layout
 
 
 async def _partitions(engine: StreamingEngine, topic: str, verb: str) -> int:

@@ -15,16 +15,20 @@ from aegis_cluster.limits import STREAM_WINDOW_VALUES_MAX
 from aegis_cluster.stream import describe
 from aegis_cluster.stream import topology as spec
 from aegis_cluster.stream.aggregates import Aggregator, Reduce, aggregator_of
+from aegis_cluster.stream.by_column import check_form
+from aegis_cluster.stream.database import DatabaseSink
 from aegis_cluster.stream.event_time import time_reader
 from aegis_cluster.stream.launch import start
+from aegis_cluster.stream.pool import check_pooled
 from aegis_cluster.stream.settings import ProcessorSettings
-from aegis_cluster.stream.topology import Node, Port, Topology
+from aegis_cluster.stream.topology import Node, Port, SpecialTopic, Topology
 from aegis_cluster.stream.windows import span_ms, window_kind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from aegis_cluster.engine import StreamingEngine
+    from aegis_cluster.stream.changelog import Progress
     from aegis_cluster.stream.event_time import ProcessingTime
     from aegis_cluster.stream.running import Running
     from aegis_cluster.stream.windows import WindowKind
@@ -72,17 +76,23 @@ class StreamProcessor:
 
     def source(
         self,
-        topics: str | Sequence[str],
+        topics: str | Sequence[str] | SpecialTopic,
         timestamp: Timestamp = None,
         *,
         name: str | None = None,
     ) -> Stream:
-        """The records of one topic or several.
+        """The records of one topic or several; or `changes("shop", "users")` of a database, or
+        `events("account-*")` of an event store.
 
         timestamp: where event time comes from: a field's name, or a function of the value, giving
         seconds since 1970, an aware `datetime` or its ISO 8601 text; None: the message's own
         timestamp; `PROCESSING_TIME`: the clock. Raises `ConfigError`.
         """
+        if isinstance(topics, SpecialTopic):
+            time_reader(timestamp)
+            made = spec.Source((topics.topic,), timestamp, topics)
+            special = self._add("source", made, (), name)
+            return Stream(self, special, frozenset((topics.topic,)), is_rekeyed=False)
         found = (topics,) if isinstance(topics, str) else tuple(topics)
         if not found or not all(isinstance(topic, str) and topic for topic in found):
             raise ConfigError(f"source({topics!r}): name a topic, or several.", key="source")
@@ -95,19 +105,27 @@ class StreamProcessor:
         topic: str,
         timestamp: Timestamp = None,
         *,
+        ttl: timedelta | None = None,
         name: str | None = None,
     ) -> Table:
-        """A topic as a table: the latest value of each key; None deletes it."""
-        return self.source(topic, timestamp).to_table(name=name)
+        """A topic as a table: the latest value of each key; None deletes it. ttl: see
+        `to_table`."""
+        return self.source(topic, timestamp).to_table(ttl=ttl, name=name)
 
     def describe(self, style: str = "text") -> str:
         """The topology as text, or as a diagram for Mermaid (`style="mermaid"`)."""
         return describe.described(self.topology, style)
 
-    async def start(self, engine: StreamingEngine | None = None) -> Running:
+    async def start(
+        self,
+        engine: StreamingEngine | None = None,
+        *,
+        on_restore: Callable[[str, Progress], None] | None = None,
+    ) -> Running:
         """Join the group of the application and work, until `stop`.
 
-        engine: where, if not on the processor's own.
+        engine: where, if not on the processor's own. on_restore: hears, now and then, how far the
+        state of a task (its name) is rebuilt from its changelog, here before this returns too.
 
         Raises `TopicNotFound` for a source or sink that does not exist, `TopologyChanged` where
         the state was written by another topology, `ConfigError`, `RequestTimeout`, `Misuse`
@@ -116,7 +134,7 @@ class StreamProcessor:
         chosen = self.engine if engine is None else engine
         if chosen is None:
             raise Misuse("This processor has no engine: StreamProcessor(engine, application_id).")
-        return await start(self, chosen)
+        return await start(self, chosen, on_restore)
 
     def _add(self, kind: str, what: Any, inputs: tuple[Port, ...], name: str | None) -> Port:
         number = len(self._nodes)
@@ -158,9 +176,23 @@ class Stream:
         return self._step("filter", spec.Filter(self._callable("filter", function)), name)
 
     def map(
-        self, function: Callable[..., Any], *, with_key: bool = False, name: str | None = None
+        self,
+        function: Callable[..., Any],
+        *,
+        with_key: bool = False,
+        processes: int | None = None,
+        name: str | None = None,
     ) -> Stream:
-        """What the function makes of each value; with_key: it is given key and value."""
+        """What the function makes of each value; with_key: it is given key and value.
+
+        processes: for functions that take long: it is called in so many processes beside this
+        one, so it is a function of a module, and given the value only. Raises `ConfigError`.
+        """
+        if processes is not None:
+            check_pooled(self._callable("map", function), processes)
+            if with_key:
+                raise ConfigError("map(processes=…) gives the value only.", key="with_key")
+            return self._step("map", spec.PooledMap(function, processes), name)
         return self._step("map", spec.Map(self._callable("map", function), with_key), name)
 
     def flat_map(
@@ -176,11 +208,20 @@ class Stream:
         return self._step("peek", spec.Peek(self._callable("peek", function), with_key), name)
 
     def map_batches(
-        self, function: Callable[[list[Any]], Sequence[Any]], *, name: str | None = None
+        self,
+        function: Callable[[Any], Any],
+        *,
+        columns: str = "list",
+        name: str | None = None,
     ) -> Stream:
-        """For speed: the function is given the values of a whole batch as a list, and returns as
-        many."""
-        made = spec.MapBatches(self._callable("map_batches", function))
+        """For speed: the function is given the values of a whole batch, and returns as many.
+
+        columns: as what: `"list"` of values, `"dict"` of lists by field, or `"arrow"`: a
+        `pyarrow.Table`, where pyarrow is installed; it returns the same kind. Raises
+        `ConfigError`.
+        """
+        check_form(columns)
+        made = spec.MapBatches(self._callable("map_batches", function), columns)
         return self._step("map_batches", made, name)
 
     def key_by(self, key: str | Callable[[Any], Any], *, name: str | None = None) -> Stream:
@@ -238,9 +279,13 @@ class Stream:
         self,
         aggregate: Aggregator | type[Aggregator] | Mapping[str, Any],
         *,
+        ttl: timedelta | None = None,
         name: str | None = None,
     ) -> Stream:
-        """Without a window: for each record the aggregate of all values of its key so far."""
+        """Without a window: for each record the aggregate of all values of its key so far.
+
+        ttl: a key is forgotten that had no record for so long, in event time.
+        """
         found = aggregator_of(aggregate)
         if not isinstance(found, Aggregator):
             raise ConfigError(
@@ -248,11 +293,15 @@ class Stream:
                 " as Count(), not a function of all values.",
                 key="aggregate",
             )
-        return self._together()._step("aggregate", spec.RunningAggregate(found), name)
+        made = spec.RunningAggregate(found, _ttl_ms(ttl))
+        return self._together()._step("aggregate", made, name)
 
-    def to_table(self, *, name: str | None = None) -> Table:
-        """The latest value of each key as a table; None deletes it."""
-        stream = self._together()._step("table", spec.TableOf(), name)
+    def to_table(self, *, ttl: timedelta | None = None, name: str | None = None) -> Table:
+        """The latest value of each key as a table; None deletes it.
+
+        ttl: so does event time, so long after the key's latest record.
+        """
+        stream = self._together()._step("table", spec.TableOf(_ttl_ms(ttl)), name)
         return Table(stream)
 
     def join(
@@ -312,17 +361,19 @@ class Stream:
 
     def sink(
         self,
-        target: str | Callable[..., Any],
+        target: str | Callable[..., Any] | DatabaseSink,
         *,
         with_key: bool = False,
         name: str | None = None,
     ) -> StreamProcessor:
-        """Where the records go: a topic, which exists, or a function, which is called with each
-        value (with_key: key and value), again after a crash. Returns the processor, to be
-        started."""
+        """Where the records go: a topic, which exists, a `DatabaseSink`, or a function, which is
+        called with each value (with_key: key and value). Functions and databases get records
+        again after a crash. Returns the processor, to be started."""
         made: Any
         if isinstance(target, str) and target:
             made = spec.Sink(target)
+        elif isinstance(target, DatabaseSink):
+            made = spec.WriteRows(target)
         elif callable(target):
             made = spec.Peek(target, with_key, is_sink=True)
         else:
@@ -368,6 +419,8 @@ class WindowedStream:
         aggregate: Any,
         *,
         late: Callable[[Stream], object] | None = None,
+        early: Callable[[Stream], object] | None = None,
+        every: timedelta | None = None,
         name: str | None = None,
     ) -> Stream:
         """One result for each window of each key: what a function makes of the window's values (a
@@ -375,13 +428,24 @@ class WindowedStream:
         `Avg`, `Min`, `Max`, an `Aggregator` of your own, or a dict of them.
 
         late: called with the stream of records that came after their window's result, for example
-        `late=lambda stream: stream.sink("late")`; without it they are counted and dropped. The
-        results' event time is the last millisecond of their window. Raises `ConfigError`.
+        `late=lambda stream: stream.sink("late")`; without it they are counted and dropped. early,
+        every: called with the stream of results so far, of the windows that have changed, each
+        time event time has gone on by `every`. The results' event time is the last millisecond of
+        their window. Raises `ConfigError`.
         """
-        made = spec.WindowAggregate(self.kind, self.grace_ms, aggregator_of(aggregate), self.limit)
+        if (early is None) != (every is None):
+            raise ConfigError(
+                "Results so far need both: early=, where they go, and every=, how often.",
+                key="early",
+            )
+        early_ms = None if every is None else span_ms(every, "every")
+        found = aggregator_of(aggregate)
+        made = spec.WindowAggregate(self.kind, self.grace_ms, found, self.limit, early_ms)
         results = self.stream._together()._step("window", made, name)
         if late is not None:
             late(results._at(Port(results.port.node, 1)))
+        if early is not None:
+            early(results._at(Port(results.port.node, 2)))
         return results
 
     def reduce(
@@ -423,7 +487,11 @@ class Table:
         return Table(left._at(port))
 
     def sink(
-        self, target: str | Callable[..., Any], *, with_key: bool = False, name: str | None = None
+        self,
+        target: str | Callable[..., Any] | DatabaseSink,
+        *,
+        with_key: bool = False,
+        name: str | None = None,
     ) -> StreamProcessor:
         """Where its changes go; a deleted key's value is None."""
         return self.changes.sink(target, with_key=with_key, name=name)
@@ -450,6 +518,10 @@ def _brought_together(left: Stream, right: Stream) -> list[Stream]:
 
 def _field_reader(name: str) -> Callable[[Any], Any]:
     return lambda value: value[name]
+
+
+def _ttl_ms(ttl: timedelta | None) -> int | None:
+    return None if ttl is None else span_ms(ttl, "ttl")
 
 
 def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from aegis_cluster.stream.questions import Question
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import TracebackType
@@ -49,14 +51,41 @@ class Running:
         """Go on after `pause`."""
         self._worker.resume()
 
-    def query(self, key: Any, step: str | None = None) -> dict[str, Any]:
+    async def query(
+        self, key: Any, step: str | None = None, *, timeout: float | None = None
+    ) -> dict[str, Any]:
         """What the steps that keep state have for a key, by step: a table's value, an aggregate so
         far, the results so far of open windows by their start in milliseconds.
 
-        step: only this one's. Of the tasks in this process: keys of partitions that other
-        processes have are not found. Nothing of it is committed yet for sure.
+        step: only this one's. All processes of the application are asked. Nothing of it is
+        committed yet for sure. Raises `RequestTimeout`, which names tasks that did not answer.
         """
-        return self._worker.query(key, step)
+        found: dict[str, Any] = {}
+        for part in await self._worker.ask(Question("key", [key], step), timeout):
+            found |= part
+        return found
+
+    async def range(
+        self,
+        low: Any = None,
+        high: Any = None,
+        step: str | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> dict[str, dict[Any, Any]]:
+        """What tables and aggregates without windows have for all keys from `low` to `high`, both
+        included, in order, by step; None: without an end. It looks at every key. Else as `query`.
+        """
+        found: dict[str, list[Any]] = {}
+        for part in await self._worker.ask(Question("range", [low, high], step), timeout):
+            for name, rows in part.items():
+                found.setdefault(name, []).extend(rows)
+        return {name: dict(sorted(rows)) for name, rows in found.items()}
+
+    @property
+    def standbys(self) -> tuple[str, ...]:
+        """Tasks of other processes whose state is copied here (`standby_replicas`)."""
+        return self._worker.copies
 
     @property
     def stats(self) -> WorkerStats:

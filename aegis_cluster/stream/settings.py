@@ -24,6 +24,8 @@ class ProcessorSettings:
     do in fewer, larger transactions, up to ten times as late.
     idle_timeout: a partition that has been read to its end and got nothing for so long does not
     hold event time back; it follows the others.
+    standby_replicas: so many other workers keep a copy of each task's state up to date, so that the
+    task moves there without a long restore; 0: none does.
     state_dir: where tasks keep their state; everything in it can be rebuilt from the changelogs.
     """
 
@@ -31,6 +33,7 @@ class ProcessorSettings:
     dead_letter: str | None = None
     commit_interval: timedelta = timedelta(milliseconds=100)
     idle_timeout: timedelta = timedelta(seconds=5)
+    standby_replicas: int = 0
     state_dir: str | Path | None = None
 
     def __post_init__(self) -> None:
@@ -44,6 +47,11 @@ class ProcessorSettings:
                 f"dead_letter = {self.dead_letter!r} means something with on_error='dead_letter'"
                 " only.",
                 key="dead_letter",
+            )
+        if type(self.standby_replicas) is not int or self.standby_replicas < 0:
+            raise ConfigError(
+                f"standby_replicas = {self.standby_replicas!r}; allowed: 0 or more.",
+                key="standby_replicas",
             )
         span_ms(self.commit_interval, "commit_interval")
         span_ms(self.idle_timeout, "idle_timeout")

@@ -11,7 +11,9 @@ from itertools import compress
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from aegis_cluster.errors import Misuse
+from aegis_cluster.stream.by_column import as_columns, from_columns
 from aegis_cluster.stream.columns import Columns, joined
+from aegis_cluster.stream.pool import mapped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -219,9 +221,11 @@ class MapBatchesStep(Step):
 
     async def process(self, batch: Columns, index: int) -> None:
         """Take records of input `index`; a failure concerns all of them."""
+        spec = self.node.spec
         try:
-            found = self.node.spec.function(batch.values)
-            values = list(await found if isawaitable(found) else found)
+            made = spec.function(as_columns(batch.values, spec.columns))
+            found = from_columns(await made if isawaitable(made) else made, spec.columns)
+            values = list(found)
             if len(values) != len(batch):
                 raise Misuse(
                     f"The function of {self.node.name} returned {len(values)} values for"
@@ -232,6 +236,40 @@ class MapBatchesStep(Step):
                 self.context.failed(self.node, origin, error)
             return
         await self.emit(batch.with_values(values))
+
+
+class WriteRowsStep(Step):
+    """A sink that is a database."""
+
+    async def process(self, batch: Columns, index: int) -> None:
+        """Take records of input `index`; a failure concerns all of them."""
+        target = self.node.spec.target
+        try:
+            await target.write(list(map(target.row, batch.keys, batch.values)))
+        except Exception as error:  # noqa: BLE001 - whatever the database raises
+            for origin in dict.fromkeys(batch.origins):
+                self.context.failed(self.node, origin, error)
+
+
+class PooledMapStep(Step):
+    """Other values, made in other processes."""
+
+    async def process(self, batch: Columns, index: int) -> None:
+        """Take records of input `index`."""
+        spec = self.node.spec
+        good: list[bool] = []
+        values: list[Any] = []
+        for origin, (value, error) in zip(
+            batch.origins,
+            await mapped(spec.function, batch.values, spec.processes),
+            strict=True,
+        ):
+            good.append(error is None)
+            if error is None:
+                values.append(value)
+            else:
+                self.context.failed(self.node, origin, error)
+        await self.emit(batch.chosen(good).with_values(values))
 
 
 class BranchStep(Step):

@@ -41,8 +41,10 @@ from aegis_cluster.stream.steps import (
     MapStep,
     MergeStep,
     PeekStep,
+    PooledMapStep,
     Root,
     SendStep,
+    WriteRowsStep,
 )
 from aegis_cluster.stream.window_steps import window_step
 
@@ -62,6 +64,8 @@ _STEPS: Final[dict[type[Any], Callable[[Any, Any], Step]]] = {
     spec.FlatMap: FlatMapStep,
     spec.Peek: PeekStep,
     spec.MapBatches: MapBatchesStep,
+    spec.PooledMap: PooledMapStep,
+    spec.WriteRows: WriteRowsStep,
     spec.KeyBy: KeyByStep,
     spec.Branch: BranchStep,
     spec.Merge: MergeStep,
@@ -94,6 +98,10 @@ class Records(Protocol):
     @property
     def values(self) -> list[Any]:
         """As they were published."""
+
+    @property
+    def columns(self) -> Any:
+        """As they are stored; None where they never were."""
 
 
 class Sent(NamedTuple):
@@ -216,7 +224,9 @@ class Task:
         self, root: Node, reader: Callable[[Any], int] | None, records: Records, before: int
     ) -> None:
         keys, values, offsets = list(records.keys), records.values, records.offsets
-        if reader is None:
+        if root.spec.reader is not None and records.columns is not None:
+            batch = self._specially(root, records)
+        elif reader is None:
             by_clock = root.spec.timestamp is PROCESSING_TIME
             times = [self._now_ms] * len(offsets) if by_clock else list(records.timestamps)
             batch = Columns(keys, values, times, [], offsets)
@@ -227,6 +237,18 @@ class Task:
         if marks:
             self.watermark = max(self.watermark, marks[-1])
             await self._steps[root.number].process(batch, 0)
+
+    def _specially(self, root: Node, records: Records) -> Columns:
+        """Of a topic whose records are no plain messages."""
+        batch = Columns.empty()
+        try:
+            for offset, key, value, time in root.spec.reader.read(records):
+                batch.add(key, value, time, 0, offset)
+        except Exception as error:  # noqa: BLE001 - whatever stands in the topic
+            for offset in records.offsets:
+                self.failed(root, offset, error)
+            return Columns.empty()
+        return batch
 
     def _timed(self, root: Node, reader: Callable[[Any], int], batch: Columns) -> Columns:
         times: list[int] = []
@@ -335,6 +357,15 @@ class Task:
             self.state.put(SAVED, pack(saved))
         changes, self.state.changes = self.state.changes, {}
         return changes
+
+    def range(self, low: Any, high: Any, step: str | None = None) -> dict[str, dict[Any, Any]]:
+        """Of each table and aggregate without windows, or of the one named: what it has for keys
+        from `low` to `high`, both included; None: without an end."""
+        return {
+            one.node.name: one.between(low, high)
+            for one in self._steps.values()
+            if isinstance(one, TableStep | RunningAggregateStep) and step in (None, one.node.name)
+        }
 
     def query(self, key: Any, step: str | None = None) -> dict[str, Any]:
         """What each step that keeps state, or the one named, has for a key."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from aegis_cluster.stream.aggregates import Aggregator
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from aegis_cluster.stream.windows import WindowKind
 
@@ -29,12 +29,32 @@ class Port(NamedTuple):
     output: int = 0
 
 
+class Read(NamedTuple):
+    """A record of a special topic: its offset, and key, value and event time that come of it."""
+
+    offset: int
+    key: Any
+    value: Any
+    time_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class SpecialTopic:
+    """A topic whose records are not what the processor is given: a feed of changes, or a store of
+    events. read: what a `MessageBatch` of it holds, in order; nothing for what is left out."""
+
+    topic: str
+    read: Callable[[Any], Iterable[Read]]
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Topics; event time by `timestamp` (a field, a function, or None: the message's)."""
+    """Topics; event time by `timestamp` (a field, a function, or None: the message's). reader:
+    what makes values of the topics' batches, where they are no plain messages."""
 
     topics: tuple[str, ...]
     timestamp: Any = None
+    reader: SpecialTopic | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +89,27 @@ class Peek:
 
 
 @dataclass(frozen=True, slots=True)
+class WriteRows:
+    """A sink that is a database."""
+
+    target: Any
+
+
+@dataclass(frozen=True, slots=True)
 class MapBatches:
-    """Another value for each, a whole batch at a time."""
+    """Another value for each, a whole batch at a time. columns: what the function is given and
+    returns: `"list"` of values, `"dict"` of lists by field, or an `"arrow"` table."""
 
     function: Callable[..., Any]
+    columns: str = "list"
+
+
+@dataclass(frozen=True, slots=True)
+class PooledMap:
+    """Another value for each, made by so many processes beside this one."""
+
+    function: Callable[..., Any]
+    processes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +141,8 @@ class Repartition:
 
 @dataclass(frozen=True, slots=True)
 class WindowAggregate:
-    """Output 0: a result for each window of each key; output 1: records that came too late.
+    """Output 0: a result for each window of each key; output 1: records that came too late; output
+    2: results so far, each time event time has gone on by `early_ms`, of what has changed.
 
     aggregate: an `Aggregator`, or a function of the window's values. limit: of those.
     """
@@ -113,18 +151,24 @@ class WindowAggregate:
     grace_ms: int
     aggregate: Aggregator | Callable[..., Any]
     limit: int
+    early_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class RunningAggregate:
-    """Output 0: for each record the aggregate of its key so far."""
+    """Output 0: for each record the aggregate of its key so far. ttl_ms: a key is forgotten that
+    has had no record for so long, in event time."""
 
     aggregate: Aggregator
+    ttl_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class TableOf:
-    """The latest value of each key; None deletes it."""
+    """The latest value of each key; None deletes it. ttl_ms: so does event time, so long after the
+    key's latest record."""
+
+    ttl_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,10 +232,16 @@ class Node:
             form = aggregate.form if isinstance(aggregate, Aggregator) else "values"
             return f"{kind} {spec.window} grace {spec.grace_ms} ms of {form}"
         if isinstance(spec, RunningAggregate):
-            return f"{kind} of {spec.aggregate.form}"
+            return f"{kind} of {spec.aggregate.form}{_until(spec.ttl_ms)}"
+        if isinstance(spec, TableOf):
+            return f"{kind}{_until(spec.ttl_ms)}"
         if isinstance(spec, StreamJoin):
             return f"{kind} within {spec.within_ms} ms grace {spec.grace_ms} ms {spec.how}"
         return kind
+
+
+def _until(ttl_ms: int | None) -> str:
+    return "" if ttl_ms is None else f", kept {ttl_ms} ms"
 
 
 @dataclass(frozen=True)
@@ -226,6 +276,11 @@ class Topology:
     def progress_topic(self) -> str:
         """Where processes tell each other how far event time has come."""
         return f"{self.application_id}.progress"
+
+    @property
+    def questions_topic(self) -> str:
+        """Where processes ask each other about state."""
+        return f"{self.application_id}.questions"
 
     @property
     def source_topics(self) -> list[str]:

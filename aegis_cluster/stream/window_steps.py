@@ -97,6 +97,11 @@ class WindowingStep(Step):
         self._values = Values(context, node.number, b"v")
         self._out = Columns.empty()
         self._late = Columns.empty()
+        self._early = Columns.empty()
+        self._early_ms: int | None = spec.early_ms
+        self._early_at = NO_TIME
+        self._touched: dict[bytes, Any] | None = None if spec.early_ms is None else {}
+        """Keys by name of which results so far are to be sent; after a crash those that come."""
 
     async def process(self, batch: Columns, index: int) -> None:
         """Take records of input `index`."""
@@ -106,6 +111,8 @@ class WindowingStep(Step):
                 await self._advance(mark, origin)
             elif mark > self._mark:
                 self._mark = mark
+            if self._touched is not None and mark >= self._early_at:
+                self._tell_early(mark, origin)
             try:
                 is_late = not self._add(key, value, time, origin)
             except Exception as error:  # noqa: BLE001 - aggregates and keys are the user's
@@ -113,17 +120,41 @@ class WindowingStep(Step):
                 continue
             if is_late:
                 self._late.add(key, value, time, mark, origin)
+            elif self._touched is not None:
+                self._touched[key_bytes(key)] = key
         await self._hand_on()
 
     async def finish(self, mark: int) -> None:
         """Event time has come to `mark`."""
         if mark > self._mark:
             await self._advance(mark, self.context.origin)
+            if self._touched is not None and mark >= self._early_at:
+                self._tell_early(mark, self.context.origin)
             await self._hand_on()
 
+    def _tell_early(self, mark: int, origin: int) -> None:
+        """Results so far of all that has changed, at multiples of the interval."""
+        every, touched = self._early_ms or 1, self._touched or {}
+        self._early_at = mark - mark % every + every
+        for _, key in sorted(touched.items()):
+            for start, end, result in self._open_of(key):
+                self._early.add(key, result, mark, mark, origin, (start, end))
+        touched.clear()
+
+    def _open_of(self, key: Any) -> list[tuple[int, int, Any]]:
+        """(start, end, result so far) of each open window of a key."""
+        raise NotImplementedError
+
+    def query(self, key: Any) -> dict[int, Any]:
+        """By start in milliseconds: the result so far of each open window."""
+        return {start: result for start, _, result in self._open_of(key)}
+
     async def _hand_on(self) -> None:
-        out, late = self._out, self._late
+        out, late, early = self._out, self._late, self._early
         self._out, self._late = Columns.empty(), Columns.empty()
+        if len(early):
+            self._early = Columns.empty()
+            await self.emit(early, 2)
         await self.emit(out)
         if len(late):
             self.context.came_late(self.node, len(late))
@@ -278,19 +309,19 @@ class AlignedStep(WindowingStep):
         self._open.flush()
         self._passing.flush()
 
-    def query(self, key: Any) -> dict[int, Any]:
-        """By start in milliseconds: the result so far of each open window."""
+    def _open_of(self, key: Any) -> list[tuple[int, int, Any]]:
         name = key_bytes(key)
-        found = {}
+        found: list[tuple[int, int, Any]] = []
         for due in self._open.dues:
             state = self._open.get(due, name)
             if state is not None:
                 end = due - self._grace
                 start = end - self._size
                 if self._incremental is not None:
-                    found[start] = self._incremental.result(state)
+                    result = self._incremental.result(state)
                 else:
-                    found[start] = self._so_far(key, name, start, end - 1, end)
+                    result = self._so_far(key, name, start, end - 1, end)
+                found.append((start, end, result))
         return found
 
 
@@ -354,13 +385,12 @@ class SessionStep(WindowingStep):
         self._sessions.flush()
         self._ends.flush()
 
-    def query(self, key: Any) -> dict[int, Any]:
-        """By start in milliseconds: the result so far of each open session."""
+    def _open_of(self, key: Any) -> list[tuple[int, int, Any]]:
         name = key_bytes(key)
-        return {
-            first: self._so_far(key, name, first, last, last + self._gap)
+        return [
+            (first, last + self._gap, self._so_far(key, name, first, last, last + self._gap))
             for first, last, _ in self._sessions.get(name) or []
-        }
+        ]
 
 
 def window_step(node: Node, context: Context) -> WindowingStep:

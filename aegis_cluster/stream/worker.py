@@ -37,18 +37,23 @@ from aegis_cluster.stream.cycle import Cycle
 from aegis_cluster.stream.errors import ProcessingFailed
 from aegis_cluster.stream.idle import followed
 from aegis_cluster.stream.progress import Board, Standing
+from aegis_cluster.stream.questions import Answer, Desk
 from aegis_cluster.stream.sqlite_store import SqliteStore
+from aegis_cluster.stream.standby import copied_here
 from aegis_cluster.stream.state import MemoryStore
 from aegis_cluster.stream.task import Task
 from aegis_cluster.subscribe_config import DeliveryMode, SubscribeConfig
 from aegis_cluster.transaction import TransactionOutcome
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterator
+
     from aegis_cluster.engine import StreamingEngine
     from aegis_cluster.producer import Producer
     from aegis_cluster.stream.changelog import Progress
     from aegis_cluster.stream.launch import Place
     from aegis_cluster.stream.layout import Layout
+    from aegis_cluster.stream.questions import Question
     from aegis_cluster.stream.settings import ProcessorSettings
     from aegis_cluster.subscriber import MessageBatch, Subscriber
 
@@ -72,6 +77,8 @@ RETRY_S_MAX: Final = 5.0
 RESTORE_S: Final = 600.0
 """How long joining may take, with the state of the first tasks restored; what was restored until
 then is kept, and the next try goes on there."""
+COPY_S: Final = 2.0
+"""Between two looks at state that is copied."""
 STALL_S: Final = 2.0
 """A loop that was not heard for so long knows nothing about who is idle."""
 
@@ -112,6 +119,7 @@ class Worker:
         *,
         place: Place,
         dead_letter_topic: str,
+        on_restore: Callable[[str, Progress], None] | None = None,
     ) -> None:
         self.restoring: dict[str, Progress] = {}
         self._engine = engine
@@ -120,8 +128,13 @@ class Worker:
         self._settings = settings
         self._place = place
         self._dead_topic = dead_letter_topic
+        self._on_restore = on_restore
         self._jobs: dict[TopicPartition, _Job] = {}
         self._board = Board(engine, layout.topology.progress_topic, place.identity)
+        self._desk = Desk(engine, layout.topology.questions_topic, place.identity, self._answer)
+        self._copies: set[str] = set()
+        self._files = asyncio.Lock()
+        """Held while state is restored: a task may come here while its state is being copied."""
         self._cycle = self._new_cycle()
         self._changed: set[TopicPartition] = set()
         self._lock = asyncio.Lock()
@@ -177,12 +190,29 @@ class Worker:
         if self._subscriber is not None:
             self._subscriber.resume()
 
-    def query(self, key: Any, step: str | None) -> dict[str, Any]:
-        """What tasks here have for a key."""
+    async def ask(self, question: Question, timeout_s: float | None) -> list[Any]:
+        """What the tasks of all processes have, an entry for each process. Raises
+        `RequestTimeout`."""
+        tasks = [_name(place) for place in self._layout.stateful_tasks]
+        limit = self._engine.request_timeout if timeout_s is None else timeout_s
+        return await self._desk.ask(question, tasks, limit)
+
+    def _answer(self, question: Question) -> Answer:
         found: dict[str, Any] = {}
         for job in self._jobs.values():
-            found |= job.task.query(key, step)
-        return found
+            if question.kind == "key":
+                (key,) = question.arguments
+                found |= job.task.query(key, question.step)
+                continue
+            low, high = question.arguments
+            for step, rows in job.task.range(low, high, question.step).items():
+                found.setdefault(step, []).extend([key, value] for key, value in rows.items())
+        return Answer([job.task.name for job in self._jobs.values()], found)
+
+    @property
+    def copies(self) -> tuple[str, ...]:
+        """Tasks elsewhere whose state is copied here."""
+        return tuple(sorted(self._copies))
 
     def stats(self) -> WorkerStats:
         """Numbers of this process."""
@@ -247,24 +277,21 @@ class Worker:
         subscriber = self._engine.subscribe(topics, config, timeout=RESTORE_S)
         subscriber.on_assigned, subscriber.on_revoked = self._assigned, self._revoked
         self._producer, self._subscriber = producer, subscriber
-        sharing: asyncio.Task[None] | None = None
+        beside: list[asyncio.Task[None]] = []
         try:
             await producer.__aenter__()
             await subscriber.__aenter__()
             self._last_loop = asyncio.get_running_loop().time()
             self._started.set()
-            if len(self._layout.sources) > 1:
-                sharing = asyncio.get_running_loop().create_task(
-                    self._board.share(self._standings_to_tell)
-                )
+            beside += map(asyncio.get_running_loop().create_task, self._beside(subscriber))
             await self._work(subscriber)
             async with self._lock:
                 if self._failure is None and self._broken is None:
                     await self._commit(is_last=True)
         finally:
-            if sharing is not None:
-                sharing.cancel()
-                await asyncio.gather(sharing, return_exceptions=True)
+            for one in beside:
+                one.cancel()
+            await asyncio.gather(*beside, return_exceptions=True)
             self._subscriber = None
             subscriber.on_revoked = None  # what is in hand was committed above, or must not be
             with suppress(AegisError):
@@ -274,6 +301,37 @@ class Worker:
             self._drop(list(self._jobs))
             self._begin_cycle()
             self._broken = None
+
+    def _beside(self, subscriber: Subscriber) -> Iterator[Coroutine[Any, Any, None]]:
+        """What goes on meanwhile."""
+        if len(self._layout.sources) > 1:
+            yield self._board.share(self._standings_to_tell)
+        if len(self._layout.stateful_tasks) > 1:
+            yield self._desk.serve()
+        if self._settings.standby_replicas:
+            yield self._copy(subscriber)
+
+    async def _copy(self, subscriber: Subscriber) -> None:
+        """Keep copies of state that belongs to others, until cancelled."""
+        while True:
+            with suppress(AegisError):  # the next round comes
+                for place in await self._to_copy(subscriber):
+                    async with self._files:
+                        if place not in self._jobs:
+                            store = await self._restored(place)
+                            store.close()
+                            self._copies.add(_name(place))
+            await asyncio.sleep(COPY_S)
+
+    async def _to_copy(self, subscriber: Subscriber) -> list[TopicPartition]:
+        described = await self._engine.group(self._group).describe()
+        members = [member.member_id for member in described.members]
+        owners = {_name(p): one.member_id for one in described.members for p in one.assigned}
+        places = {_name(place): place for place in self._layout.stateful_tasks}
+        me, replicas = subscriber.member_id, self._settings.standby_replicas
+        chosen = copied_here(places, owners, members, me, replicas)
+        self._copies.intersection_update(chosen)
+        return [places[name] for name in chosen]
 
     async def _work(self, subscriber: Subscriber) -> None:
         loop = asyncio.get_running_loop()
@@ -532,7 +590,8 @@ class Worker:
         """A task with its state as it was last committed."""
         store: SqliteStore | None = None
         if self._layout.topology.stateful(place.topic):
-            store = await self._restored(place)
+            async with self._files:
+                store = await self._restored(place)
         try:
             task = self._task(place, store)
         except BaseException:
@@ -559,10 +618,12 @@ class Worker:
         identity = f"{cluster.metadata.cluster_id} {info.partitions[place.partition].group}"
         path = self._place.path / f"{place.topic}-{place.partition}.sqlite"
         store = SqliteStore(path, identity)
-        name = f"{place.topic}/{place.partition}"
+        name = _name(place)
 
         def tell(progress: Progress) -> None:
             self.restoring[name] = progress
+            if self._on_restore is not None:
+                self._on_restore(name, progress)
 
         try:
             await restore(cluster, changelog, store, tell, timeout)
@@ -590,6 +651,11 @@ class Worker:
                 job.store.close()
 
 
+def _name(place: TopicPartition) -> str:
+    """Of the task of a partition."""
+    return f"{place.topic}/{place.partition}"
+
+
 def _passes(error: AegisError) -> bool:
     """Whether another try may help."""
     return error.retriable or isinstance(
@@ -612,4 +678,5 @@ def _not_before(batch: MessageBatch, position: int) -> MessageBatch | None:
         batch.timestamps[at:],
         batch.keys[at:],
         batch.values[at:],
+        batch.columns.after(at),
     )

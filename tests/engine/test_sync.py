@@ -41,7 +41,15 @@ NOT_FOR_USERS = {
     *("cluster", "background", "deadline", "forget", "started", "buffered_bytes"),
     *("publish", "publish_many", "handled", "begin", "stop", "is_waiting"),
     *("go_back", "go_back_for", "is_committed_by", "positions_in_hand", "commit_within"),
-    *("committed_within", "group_id", "drop", "is_embedded", "is_closed", "send_encoded"),
+    *(
+        "committed_within",
+        "group_id",
+        "drop",
+        "is_embedded",
+        "is_closed",
+        "send_encoded",
+        "member_id",
+    ),
 }
 """Names that are public between our own modules only (of `Producer` and the engine)."""
 

@@ -169,8 +169,44 @@ def test_two_workers_share_and_one_leaves(run: Run, name: str, directory: Path) 
         # The partitions end at times of their own; the later one goes for both.
         wanted = {w: n for w, n in plain_counts(600).items() if w[1] < from_ms(480_000).isoformat()}
         assert counts_of(await read(engine, f"{name}-out", len(wanted))) == wanted
-        assert one.query("k3")
+        assert await one.query("k3")
         await one.stop()
+
+    run(work)
+
+
+def test_every_process_tells_what_all_have_and_copies_what_others_have(
+    run: Run, name: str, directory: Path
+) -> None:
+    async def work(engine: StreamingEngine) -> None:
+        await engine.create_topic(f"{name}-in", TopicConfig(partitions=2))
+        keys = [f"k{number}" for number in range(20)]
+        await engine.publish_many(f"{name}-in", [1] * 20, keys=keys)
+
+        async def begun(worker: str) -> Running:
+            processor = StreamProcessor(
+                engine, f"{name}-app", state_dir=directory / name / worker, standby_replicas=1
+            )
+            counted = processor.source(f"{name}-in").aggregate(Count(), name="n")
+            return await counted.sink(lambda _: None).start()
+
+        async with await begun("one") as one:
+            async with await begun("two") as two:
+                await until(lambda: len(one.stats.tasks) == len(two.stats.tasks) == 1)
+                while len((await one.range())["n"]) < 20:  # noqa: ASYNC110 - it is asked, not told
+                    await asyncio.sleep(0.01)
+                for worker in (one, two):
+                    assert {key: await worker.query(key) for key in keys} == {
+                        key: {"n": 1} for key in keys
+                    }
+                    found = await worker.range("k1", "k19")
+                    assert found == {
+                        "n": dict.fromkeys(sorted(k for k in keys if k <= "k19")[1:], 1)
+                    }
+                await until(lambda: one.standbys == two.stats.tasks)
+                await until(lambda: two.standbys == one.stats.tasks)
+            await until(lambda: len(one.stats.tasks) == 2)
+            assert len((await one.range())["n"]) == 20
 
     run(work)
 
