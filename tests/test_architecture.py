@@ -101,6 +101,8 @@ OUTSIDE_WORLD = {
 # Why: fork after threads and sockets deadlocks (multiprocessing's default); the others turn bytes
 # from a disk or a peer into code that runs.
 FORBIDDEN_MODULES = {"multiprocessing", "pickle", "marshal", "shelve", "yaml", "dill"}
+ALLOWED_MODULES = {"aegis_cluster/stream/pool.py": {"multiprocessing", "pickle"}}
+"""Talks to processes that it has started itself, over pipes that nobody else has."""
 FORBIDDEN_CALLS = {
     "print": "the library talks through return values, errors and logs",
     "eval": "it runs what it reads",
@@ -225,7 +227,7 @@ def test_no_module_does_what_none_may(module: Module) -> None:
     called = sorted(calls(module.tree) & FORBIDDEN_CALLS.keys())
     assert not called, f"{module.name}: {[f'{name}: {FORBIDDEN_CALLS[name]}' for name in called]}"
     imported = {name.split(".")[0] for name in imported_names(module.tree)}
-    assert not imported & FORBIDDEN_MODULES, module.name
+    assert not imported & FORBIDDEN_MODULES - ALLOWED_MODULES.get(module.name, set()), module.name
 
 
 @every_module
