@@ -9,15 +9,14 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING, NamedTuple
 
-from aegis_cluster.client.producer import Columns
-from aegis_cluster.errors import AegisError
-from aegis_cluster.message import Message, from_ms, now_ms
+from aegis_cluster.client.producer import RECORD_OVERHEAD_BYTES, Columns, row_bytes
+from aegis_cluster.errors import AegisError, MessageTooLarge
+from aegis_cluster.message import Message, from_ms, now_ms, to_row
 from aegis_cluster.stream.changelog import record_key
 from aegis_cluster.stream.codec import pack, unpack
 from aegis_cluster.stream.outgoing import dead_message, result_columns, result_message
 from aegis_cluster.stream.task import packed_mark, packed_record
 from aegis_cluster.stream.topology import Repartition
-from aegis_cluster.wire.payload import encode_payload
 
 if TYPE_CHECKING:
     from aegis_cluster.stream.layout import Layout
@@ -82,8 +81,10 @@ class Cycle:
 
     def _results(self, task: Task, sent: Sent) -> None:
         topic = sent.node.spec.topic
+        limit = self._layout.message_bytes[topic]
         columns = result_columns(sent.batch)
-        if columns is not None and not self._messages[topic]:
+        is_small = columns is not None and columns.largest <= limit
+        if columns is not None and is_small and not self._messages[topic]:
             self._results_in[topic].append(columns)
             return
         batch = sent.batch
@@ -92,8 +93,15 @@ class Cycle:
         rows = zip(batch.keys, batch.values, batch.times, windows, batch.origins, strict=True)
         for key, value, time, window, origin in rows:
             try:
-                encode_payload(value)
-                messages.append(result_message(key, value, time, window))
+                message = result_message(key, value, time, window)
+                size = row_bytes(to_row(message, 0)) - RECORD_OVERHEAD_BYTES
+                if size > limit:
+                    raise MessageTooLarge(
+                        f"A result of {size} bytes is over the limit of {topic}: {limit}.",
+                        have=size,
+                        at_most=limit,
+                    )
+                messages.append(message)
             except AegisError as error:
                 task.failed(sent.node, origin, error)
 

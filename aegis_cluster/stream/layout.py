@@ -27,10 +27,12 @@ _PROGRESS: Final = "1h"
 
 @dataclass(frozen=True)
 class Layout:
-    """partitions: of every topic that tasks read."""
+    """partitions: of every topic that tasks read. message_bytes: what a sink's topic takes at most
+    in one message."""
 
     topology: Topology
     partitions: dict[str, int]
+    message_bytes: dict[str, int]
 
     @property
     def sources(self) -> list[tuple[str, int]]:
@@ -67,8 +69,11 @@ async def laid_out(engine: StreamingEngine, processor: StreamProcessor) -> Layou
     partitions = {}
     for topic in topology.source_topics:
         partitions[topic] = await _partitions(engine, topic, "reads")
+    message_bytes = {}
     for topic in topology.sink_topics:
         await _partitions(engine, topic, "writes to")
+        info = await engine.cluster.topic(topic, engine.deadline(None))
+        message_bytes[topic] = info.settings.max_message_bytes
     if processor.settings.on_error == "dead_letter":
         await engine.create_topic(processor.dead_letter_topic, exist_ok=True)
     if sum(partitions.values()) > 1:
@@ -82,7 +87,7 @@ async def laid_out(engine: StreamingEngine, processor: StreamProcessor) -> Layou
     for topic, count in partitions.items():
         if topology.stateful(topic):
             await _make_changelog(engine, topology, topic, count)
-    layout = Layout(topology, partitions)
+    layout = Layout(topology, partitions, message_bytes)
     if len(layout.stateful_tasks) > 1:
         config = TopicConfig(retention=_PROGRESS)
         await engine.create_topic(topology.questions_topic, config, exist_ok=True)

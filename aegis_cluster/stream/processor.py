@@ -51,6 +51,15 @@ class StreamProcessor:
     def __init__(
         self, engine: StreamingEngine | None, application_id: str, **settings: Any
     ) -> None:
+        if not isinstance(application_id, str):
+            raise ConfigError(
+                f"application_id = {application_id!r}; give a name, as text.", key="application_id"
+            )
+        if not (engine is None or isinstance(getattr(engine, "is_embedded", None), bool)):
+            raise Misuse(
+                f"StreamProcessor({engine!r:.60}, …): give a StreamingEngine, or None for a"
+                " processor that is only described or tested."
+            )
         if not application_id or not _NAME_CHARS.issuperset(application_id):
             raise ConfigError(
                 f"application_id = {application_id!r}; it names topics, so letters, digits, '.',"
@@ -377,7 +386,9 @@ class Stream:
         elif callable(target):
             made = spec.Peek(target, with_key, is_sink=True)
         else:
-            raise ConfigError(f"sink({target!r}): name a topic, or give a function.", key="sink")
+            raise ConfigError(
+                f"sink({target!r}): name a topic, or give a function or a DatabaseSink.", key="sink"
+            )
         self.processor._add("sink", made, (self.port,), name)
         return self.processor
 

@@ -18,7 +18,7 @@ from collections import Counter
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
-from aegis_cluster.errors import AegisError
+from aegis_cluster.errors import AegisError, UnsupportedPayload
 from aegis_cluster.stream import topology as spec
 from aegis_cluster.stream.codec import pack, unpack
 from aegis_cluster.stream.columns import Columns
@@ -351,7 +351,10 @@ class Task:
         """Write everything to the store; returns what changed there since the last time. Raises
         `UnsupportedPayload` for values that the state cannot keep."""
         for step in self._steps.values():
-            step.flush()
+            try:
+                step.flush()
+            except UnsupportedPayload as error:
+                raise UnsupportedPayload(f"{step.node.name}, in {self.name}: {error}") from error
         saved = [self.position, self.watermark, self._writers, self._shape]
         if self._shape:
             self.state.put(SAVED, pack(saved))
