@@ -4,6 +4,7 @@ columns; a database as a sink; who copies whose state."""
 from __future__ import annotations
 
 import importlib.util
+import random
 import sqlite3
 from datetime import timedelta
 from functools import partial
@@ -13,7 +14,9 @@ import pytest
 
 from aegis_cluster.errors import ConfigError
 from aegis_cluster.stream import Count, DatabaseSink, Session, StreamProcessor, Sum
+from aegis_cluster.stream.sqlite_store import SqliteStore
 from aegis_cluster.stream.standby import copied_here
+from aegis_cluster.stream.state import Agenda, MemoryStore, TaskState
 from aegis_cluster.testing import TopologyTestDriver
 
 if TYPE_CHECKING:
@@ -157,3 +160,52 @@ def test_who_copies_whose_state() -> None:
     more = {me: copied_here(tasks, owners, [*members, "m4"], me, 1) for me in members}
     assert all(set(more[me]) <= set(chosen[me]) for me in members)
     assert copied_here(tasks, owners, ["m1"], "m1", 1) == [t for t in tasks if owners[t] != "m1"]
+
+
+def test_a_store_takes_a_changelog_over_and_knows_how_far(tmp_path: Path) -> None:
+    path = tmp_path / "state.sqlite"
+    store = SqliteStore(path, "one")
+    rows: dict[bytes, bytes | None] = {b"%05d" % n: b"%d" % n for n in range(4_500)}
+    store.load(rows, 4_500)
+    store.load({b"%05d" % n: None for n in range(0, 4_500, 2)} | {b"new": b"1"}, 7_000)
+    store.put(b"not committed", b"")
+    store.close()
+    again = SqliteStore(path, "one")
+    expected = {key: value for key, value in rows.items() if int(key) % 2} | {b"new": b"1"}
+    assert dict(again.scan(b"", b"\xff")) == expected
+    assert again.checkpoint == 7_000
+    again.close()
+    other = SqliteStore(path, "another changelog")
+    assert other.scan(b"", b"\xff") == []
+    assert other.checkpoint == 0
+    other.close()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_an_agenda_is_a_sorted_mapping_that_survives(seed: int) -> None:
+    rng = random.Random(seed)
+    store, plain = MemoryStore(), dict[tuple[int, bytes], int]()
+    state = TaskState(store)
+    agenda = Agenda(state, 1, b"w")
+    for step in range(2_000):
+        due, name = rng.randrange(20) + step // 50, rng.choice([b"a", b"bb", b"c"])
+        match rng.randrange(8):
+            case 0 | 1 | 2:
+                agenda.put(due, name, step)
+                plain[due, name] = step
+            case 3:
+                agenda.delete(due, name)
+                plain.pop((due, name), None)
+            case 4:
+                assert agenda.get(due, name) == plain.get((due, name))
+            case 5:
+                agenda.flush()
+                if rng.random() < 0.5:
+                    agenda = Agenda(state, 1, b"w")
+            case 6 if rng.random() < 0.3:
+                taken = [(*key, plain.pop(key)) for key in sorted(plain) if key[0] <= due]
+                assert agenda.take_until(due) == taken
+            case _:
+                assert agenda.next_due <= min((key[0] for key in plain), default=agenda.next_due)
+    agenda.flush()
+    assert len(store.scan(b"", b"\xff")) == len(plain)
