@@ -55,6 +55,9 @@ RETENTION: Final = {"cut_node": 1, "kill": 1, "step_down": 2}
 QUIET: Final[dict[str, int]] = {}
 """Nothing happens for so long that groups fall quiet; then a node dies, perhaps a leader."""
 
+SMALL_SEGMENT: Final = 8 * 1024
+"""So small that a compacted topic has closed segments within seconds."""
+
 
 def scenario(seed: int, faults: Mapping[str, int], *, nodes: int | None = None) -> Plan:
     """The plan of a seed with other faults, often enough to meet each other."""
@@ -90,16 +93,21 @@ def scenario(seed: int, faults: Mapping[str, int], *, nodes: int | None = None) 
     return plan
 
 
-def transactional(seed: int, faults: Mapping[str, int] | None = None, **load: Any) -> Plan:
+def transactional(
+    seed: int, faults: Mapping[str, int] | None = None, *, nodes: int | None = None, **load: Any
+) -> Plan:
     """The plan of a seed with transactions; faults: instead of those that the seed draws; load:
     fields of its `TransactionLoad`."""
-    plan = draw_plan(random.Random(seed))
-    if faults is not None:
-        plan.faults = dict(faults)
+    if faults is None:
+        plan = draw_plan(random.Random(seed))
+    else:
+        plan = scenario(seed, faults, nodes=nodes)
     add_transactions(plan, random.Random(f"transactions {seed}"))
     assert plan.transactions is not None, "they were added"
     plan.transactions = replace(plan.transactions, **load)
     if faults is not None:
         plan.faults = dict(faults)
+        plan.pause_from_us = plan.pause_to_us = 0
+        plan.limits = replace(plan.limits, segment_bytes=SMALL_SEGMENT)
     plan.settle()
     return plan

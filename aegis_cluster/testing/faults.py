@@ -170,13 +170,13 @@ class Adversary:
 
     def _kill_coordinator(self) -> None:
         """A coordinator of groups or transactions dies."""
-        found = self._operations.coordinators()
+        found = self._operations.coordinating_nodes()
         if found:
             self._rng.choice(found).kill("killed as a coordinator")
 
     def _pause_coordinator(self) -> None:
         """A coordinator sleeps, and goes on in the belief that it still is one."""
-        found = self._operations.coordinators()
+        found = self._operations.coordinating_nodes()
         if found:
             node = self._rng.choice(found)
             node.pause()
@@ -260,6 +260,17 @@ class Adversary:
         if leaders:
             one = self._rng.choice(leaders)
             others = [n for n in self._numbers() if n != one]
+            self._cut([(one, n) for n in others] + [(n, one) for n in others])
+
+    def _cut_coordinator(self) -> None:
+        """A coordinator does not reach the others who hold its log; those who hold other logs it
+        does reach, where there are any."""
+        found = self._operations.coordinators()
+        if found:
+            replica = self._rng.choice(found).replica
+            one = int(replica.me.node)
+            members = (int(member.node) for member in replica.membership.members)
+            others = [n for n in members if n != one]
             self._cut([(one, n) for n in others] + [(n, one) for n in others])
 
     def _reset(self) -> None:

@@ -47,11 +47,15 @@ class Operations:
         others = [group for topic in self.others for group in topic.groups]
         return [METADATA_GROUP, *self._topic.groups, *others]
 
-    def coordinators(self) -> list[SimulatedNode]:
-        """Nodes that lead a log of groups or transactions, each as often as it leads one."""
+    def coordinators(self) -> list[Partition]:
+        """Those replicas that lead a log of groups or transactions."""
         internal = [topic for topic in self.others if topic.name.startswith("__")]
         leaders = [self.leader(group) for topic in internal for group in topic.groups]
-        return [self._nodes[leader.replica.me.node - 1] for leader in leaders if leader is not None]
+        return [leader for leader in leaders if leader is not None]
+
+    def coordinating_nodes(self) -> list[SimulatedNode]:
+        """Where they are, each as often as it leads such a log."""
+        return [self._nodes[one.replica.me.node - 1] for one in self.coordinators()]
 
     def leader(self, group: GroupId) -> Partition | None:
         """Whoever serves in the newest term."""

@@ -50,7 +50,7 @@ DISK_FAULTS: Final = ("rot", "roll_back", "cut_tail")
 LOST_DISK: Final = "wipe"
 """A whole directory is gone, and the node comes back as a new member; one at a time."""
 
-COORDINATOR_FAULTS: Final = ("kill_coordinator", "pause_coordinator")
+COORDINATOR_FAULTS: Final = ("kill_coordinator", "pause_coordinator", "cut_coordinator")
 """They strike whoever coordinates a group or a transaction, where there are any."""
 
 SHARDS_MAX: Final = 3
@@ -219,7 +219,7 @@ def add_transactions(plan: Plan, rng: random.Random) -> None:
         tellers=rng.choice((0, 1, 2)),
         inputs=rng.choice((1, 2, 3)),
         accounts=rng.choice((2, 3)),
-        timeout_ms=rng.choice((1_000, 2_000)),
+        timeout_ms=rng.choice((1_000, 2_000, 6_000)),
         aborted=rng.choice((0.05, 0.3)),
         trouble_every_us=rng.choice((500, 2_000)) * MS,
         repeated=rng.choice((0.0, 0.03, 0.1)),

@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Final
 
 from aegis_cluster.testing import checkers
 from aegis_cluster.testing.history import Outcome
+from aegis_cluster.testing.transactions import checks as transaction_checks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from aegis_cluster.testing.history import Read
+    from aegis_cluster.testing.transactions.history import TransactionHistory
     from chaos.processes.recording import Recorded
 
     Check = Callable[[Recorded], Iterable[str]]
@@ -165,6 +167,30 @@ def crash(recorded: Recorded) -> Iterable[str]:
     return recorded.errors
 
 
+def _transactional(
+    check: Callable[[TransactionHistory], Iterator[str]],
+) -> Check:
+    """One of the simulator's checks of transactions, where a run has any."""
+
+    def judge_transactions(recorded: Recorded) -> Iterable[str]:
+        history = recorded.transactions
+        if not history.transactions:
+            return ()
+        if not history.final:
+            raise NotKnown("what is committed was not read to the end")
+        return check(history)
+
+    judge_transactions.__name__ = f"transactions_{check.__name__}"
+    return judge_transactions
+
+
+def transactions_progress(recorded: Recorded) -> Iterator[str]:
+    """Where there are transactions, some are committed."""
+    history = recorded.transactions
+    if history.transactions and not any(one.outcome is Outcome.OK for one in history.transactions):
+        yield f"none of {len(history.transactions)} transactions was committed"
+
+
 CHECKS: Final[tuple[Check, ...]] = (
     lost_write,
     duplicate,
@@ -180,6 +206,8 @@ CHECKS: Final[tuple[Check, ...]] = (
     unseen,
     group_skip,
     group_unseen,
+    *map(_transactional, transaction_checks.CHECKS),
+    transactions_progress,
     progress,
     crash,
 )

@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from aegis_cluster.node.orphans import die_with_parent
+from chaos.processes.banking import audit, handle_orders, tell
 from chaos.processes.injection import install
 from chaos.processes.recording import Recorder
+from chaos.processes.schedule import TRANSACTIONS
 from chaos.processes.sharing import share
 from chaos.processes.workloads import (
     Client,
@@ -42,10 +44,14 @@ async def run(options: dict[str, Any], recorder: Recorder) -> None:
         rng=random.Random(options["seed"]),
     )
     pause_s: float = options["pause_s"]
+    has_transactions = options["workload"] == TRANSACTIONS
+    client.refusals_are_certain = not has_transactions
     if options["workload"] == "unique-ids":
         writers = [add_unique_ids(client, pause_s)]
     else:
-        writers = [enqueue(client, pause_s) for _ in range(3)]
+        writers = [enqueue(client, pause_s) for _ in range(1 if has_transactions else 3)]
+    if has_transactions:
+        writers.append(tell(client, pause_s))
     loop = asyncio.get_running_loop()
     aside = [loop.create_task(_listen(client)), loop.create_task(_tell(client))]
     async with asyncio.TaskGroup() as tasks:
@@ -54,6 +60,11 @@ async def run(options: dict[str, Any], recorder: Recorder) -> None:
         if options["workload"] == "queue":
             for _ in range(MEMBERS):
                 tasks.create_task(guarded(client, share(client)))
+        if has_transactions:
+            for number in range(MEMBERS):
+                name = f"{options['party']}-{number}"
+                tasks.create_task(guarded(client, handle_orders(client, name)))
+            tasks.create_task(guarded(client, audit(client)))
         tasks.create_task(guarded(client, watch(client)))
         async with asyncio.TaskGroup() as writing:
             for writer in writers:

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Final
 
 from chaos.processes.injection import FAIL, disk_order
 from chaos.processes.links import Conditions
+from chaos.processes.recording import TOPIC
 from chaos.processes.schedule import LEADER
-from chaos.processes.workloads import TOPIC
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,6 +60,8 @@ class Adversary:
                 return self._pause(self._nodes(fault))
             case "cut" | "delay" | "loss" | "reset":
                 return self._network(fault)
+            case "repeat":
+                return self._repeat(fault)
             case "slow_disk":
                 return self._disk(self._nodes(fault), str(int(fault.amount)))
             case "sync_error":
@@ -129,6 +131,10 @@ class Adversary:
                 return lambda: None
         self.links.set(fault.pairs, conditions)
         return self.links.heal
+
+    def _repeat(self, fault: Fault) -> Mend:
+        self.links.repeat(fault.pairs, fault.amount)
+        return lambda: self.links.repeat(fault.pairs, 0.0)
 
     # ---- disks
 

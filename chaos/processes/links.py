@@ -22,6 +22,8 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
+from chaos.processes.repeating import DELAY_S, Tape
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -86,14 +88,21 @@ class _Connection:
         self.abort()
 
     async def pump(
-        self, way: _Way, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self,
+        way: _Way,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        seen: Callable[[bytes], None] | None = None,
     ) -> None:
-        """Carry bytes one way until their end, then tell the other side of it."""
+        """Carry bytes one way until their end, then tell the other side of it.
+
+        seen: called with what has gone through.
+        """
         queue: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(CHUNKS_HELD_MAX)
         taking = asyncio.create_task(self._take(way, reader, queue))
         try:
             with contextlib.suppress(ConnectionError):
-                await self._give(way, queue, writer)
+                await self._give(way, queue, writer, seen)
         finally:
             taking.cancel()
             self.abort()
@@ -111,7 +120,11 @@ class _Connection:
             await queue.put((loop.time() + way.delay_s(self._rng), data))
 
     async def _give(
-        self, way: _Way, queue: asyncio.Queue[tuple[float, bytes]], writer: asyncio.StreamWriter
+        self,
+        way: _Way,
+        queue: asyncio.Queue[tuple[float, bytes]],
+        writer: asyncio.StreamWriter,
+        seen: Callable[[bytes], None] | None,
     ) -> None:
         loop = asyncio.get_running_loop()
         while not writer.is_closing():
@@ -122,6 +135,8 @@ class _Connection:
             if not data:
                 return
             writer.write(data)
+            if seen is not None:
+                seen(data)
             await writer.drain()
 
 
@@ -135,6 +150,12 @@ class Links:
         self._connections: dict[Pair, set[_Connection]] = defaultdict(set)
         self._servers: list[asyncio.Server] = []
         self._tasks: set[asyncio.Task[None]] = set()
+        self._repeated: dict[Pair, float] = {}
+        """Share of the requests on these ways that come once more."""
+        self._at_once = asyncio.Event()
+        """Whatever still waits to be repeated is sent now."""
+        self.repeats_left = 0
+        self.repeats_sent = 0
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True, name="links")
         self._thread.start()
 
@@ -189,13 +210,63 @@ class Links:
             await back.passable.wait()
             far, connection.far = await asyncio.open_connection(*address)
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(connection.pump(there, near, connection.far))
+                seen = self._recorder(pair, address)
+                tasks.create_task(connection.pump(there, near, connection.far, seen))
                 tasks.create_task(connection.pump(back, far, near_writer))
         except OSError:
             pass  # nobody listens there now: the one who dialled finds out by our hanging up
         finally:
             connection.abort()
             self._connections[pair].discard(connection)
+
+    # ---- requests that come once more
+
+    def repeat(self, pairs: Iterable[Pair], share: float) -> None:
+        """From now on so many of the requests on these ways come again, 1 to 60 s later, over
+        connections of their own; 0: no new ones do."""
+        self._loop.call_soon_threadsafe(self._repeated.update, dict.fromkeys(pairs, share))
+
+    def repeat_what_is_left(self) -> None:
+        """All that still waits to be repeated comes now."""
+        self._loop.call_soon_threadsafe(self._repeated.clear)
+        self._loop.call_soon_threadsafe(self._at_once.set)
+
+    def _recorder(self, pair: Pair, address: tuple[str, int]) -> Callable[[bytes], None]:
+        tape = Tape()
+
+        def seen(data: bytes) -> None:
+            for request in tape.feed(data):
+                if self._rng.random() < self._repeated.get(pair, 0.0):
+                    self.repeats_left += 1
+                    work = self._send_again(address, tape.introduction, request)
+                    task = self._loop.create_task(work)
+                    self._tasks.add(task)
+                    task.add_done_callback(self._tasks.discard)
+
+        return seen
+
+    async def _send_again(
+        self, address: tuple[str, int], introduction: bytes, request: bytes
+    ) -> None:
+        """The connection stays until the run ends: its end would be news, too."""
+        shortest_s, longest_s = DELAY_S
+        delay_s = shortest_s + (longest_s - shortest_s) * self._rng.random() ** 4
+        writer: asyncio.StreamWriter | None = None
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(delay_s):
+                    await self._at_once.wait()
+            reader, writer = await asyncio.open_connection(*address)
+            writer.write(introduction + request)
+            self.repeats_sent += 1
+            self.repeats_left -= 1
+            while await reader.read(CHUNK_BYTES):
+                pass
+        except OSError:
+            self.repeats_left -= writer is None  # nobody listens there now
+        finally:
+            if writer is not None:
+                writer.transport.abort()
 
     # ---- what is done to them
 

@@ -14,13 +14,24 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from aegis_cluster.ids import TopicPartition
 from aegis_cluster.testing.history import History, Outcome, Read, Watermark, Write
+from aegis_cluster.testing.transactions.history import (
+    Append,
+    Position,
+    Round,
+    Seen,
+    Transaction,
+    TransactionHistory,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
 PREFIX: Final = "history-"
+TOPIC: Final = "chaos"
+"""What is written to by everybody, and read by groups."""
 
 
 def now_us() -> int:
@@ -67,6 +78,7 @@ class Recorded:
     not_healed: list[str] = field(default_factory=list)
     """What did not work again in time after all was healed."""
     faults: list[str] = field(default_factory=list)
+    transactions: TransactionHistory = field(default_factory=TransactionHistory)
 
 
 def load(directory: Path) -> Recorded:
@@ -84,6 +96,15 @@ def _notes(file: Path) -> Iterator[dict[str, Any]]:
     yield from (json.loads(line) for line in lines[:-1])
 
 
+def _append_from(row: dict[str, Any]) -> Append:
+    return Append(
+        TopicPartition(row["topic"], row["partition"]),
+        row["value"].encode(),
+        amount=row["amount"],
+        order=None if row["order"] is None else row["order"].encode(),
+    )
+
+
 class _Reader:
     """Turns notes into a history, in their order."""
 
@@ -91,12 +112,18 @@ class _Reader:
         self._recorded = Recorded()
         self._open: dict[str, Write] = {}
         self._numbers: dict[str, int] = {}
+        self._transactions: dict[str, Transaction] = {}
 
     def read(self, notes: list[dict[str, Any]]) -> Recorded:
         for note in notes:
             self._take(note)
         for write in self._open.values():
             write.outcome = Outcome.UNKNOWN
+        if self._recorded.transactions.transactions:
+            self._recorded.transactions.inputs = {
+                TopicPartition(TOPIC, partition): [(offset, None, value) for offset, value in rows]
+                for partition, rows in self._recorded.history.final.items()
+            }
         return self._recorded
 
     def _number(self, name: str) -> int:
@@ -147,6 +174,54 @@ class _Reader:
                 recorded.not_healed.append(note["what"])
             case {"kind": "fault"}:
                 recorded.faults.append(note["what"])
+            case _:
+                self._take_transactional(note)
+
+    def _take_transactional(self, note: dict[str, Any]) -> None:
+        history = self._recorded.transactions
+        match note:
+            case {"kind": "tx"}:
+                made = Transaction(
+                    len(history.transactions),
+                    note["name"],
+                    self._number(note["client"]),
+                    note["t"],
+                    appends=[_append_from(row) for row in note["rows"]],
+                    outcome=Outcome.UNKNOWN,
+                )
+                self._transactions[note["id"]] = made
+                history.transactions.append(made)
+            case {"kind": "tx_stored"}:
+                made = self._transactions[note["id"]]
+                for one, offset in zip(made.appends, note["offsets"], strict=True):
+                    one.offset = offset
+            case {"kind": "tx_commit"}:
+                self._transactions[note["id"]].commit_us = note["t"]
+            case {"kind": "tx_end"}:
+                made = self._transactions[note["id"]]
+                made.outcome, made.ended_us = Outcome(note["outcome"]), note["t"]
+                made.reason = note["reason"]
+            case {"kind": "seen"}:
+                reader = self._number(note["reader"])
+                history.seen += [
+                    Seen(reader, TopicPartition(note["topic"], p), offset, None, value.encode())
+                    for p, offset, value in note["rows"]
+                ]
+            case {"kind": "round"}:
+                at = {TopicPartition(note["topic"], int(p)): o for p, o in note["at"].items()}
+                history.rounds.append(Round(self._number(note["reader"]), at))
+            case {"kind": "position"}:
+                history.positions += [
+                    Position(TopicPartition(TOPIC, p), offset, note["asked"], note["t"])
+                    for p, offset in note["places"]
+                ]
+            case {"kind": "committed"}:
+                for number in note["partitions"]:
+                    history.final[TopicPartition(note["topic"], number)] = [
+                        (offset, None, value.encode())
+                        for p, offset, value in note["rows"]
+                        if p == number
+                    ]
             case _:
                 raise ValueError(f"{note} is no part of a history")
 

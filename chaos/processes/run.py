@@ -19,15 +19,16 @@ from aegis_cluster.engine import StreamingEngine, TopicConfig
 from aegis_cluster.errors import AegisError
 from aegis_cluster.message import Offset
 from aegis_cluster.subscribe_config import SubscribeConfig
+from chaos.processes.banking import account_topics
 from chaos.processes.checks import Judgement, Verdict, judge, overall
 from chaos.processes.clients import ClientProcess
 from chaos.processes.cluster import ProcessCluster, wait_for
 from chaos.processes.faults import Adversary
 from chaos.processes.injection import write_settings
 from chaos.processes.links import Links
-from chaos.processes.recording import Recorder, load
-from chaos.processes.schedule import CLIENTS
-from chaos.processes.workloads import FINISH_S, TIMEOUT_S, TOPIC
+from chaos.processes.recording import TOPIC, Recorder, load
+from chaos.processes.schedule import CLIENTS, TRANSACTIONS
+from chaos.processes.workloads import FINISH_S, TIMEOUT_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -161,9 +162,17 @@ class _Stage:
         try:
             async with StreamingEngine.connect(self._cluster.bootstrap) as engine:
                 await engine.create_topic(TOPIC, config)
+                for name, partitions in self._others.items():
+                    config = TopicConfig(partitions=partitions, replication_factor=3)
+                    await engine.create_topic(name, config)
         except AegisError as error:
             return [str(error)]
         return []
+
+    @property
+    def _others(self) -> dict[str, int]:
+        """Topics beside that which is always there: partitions by name."""
+        return account_topics() if self._plan.workload == TRANSACTIONS else {}
 
     def _let_pass(self, seconds: float) -> None:
         until = time.monotonic() + seconds
@@ -192,6 +201,7 @@ class _Stage:
     def _end(self) -> None:
         """Let writes end, then readers, then read all there is."""
         clients = self._clients.values()
+        self._links.repeat_what_is_left()
         for client in clients:
             client.say("stop")
         self._wait("writes have no outcome", ClientProcess.has_stopped, SETTLE_S)
@@ -203,6 +213,10 @@ class _Stage:
             client.say(f"finish {json.dumps(ends)}")
         self._wait("readers do not end", ClientProcess.has_ended, FINISH_S + 4 * TIMEOUT_S)
         asyncio.run(self._read_to_end(ends))
+        if self._others:
+            self._tell(f"{self._links.repeats_sent} requests were repeated")
+            for topic in self._others:
+                asyncio.run(self._read_committed(topic))
 
     def _wait(self, what: str, ready: Callable[[ClientProcess], bool], seconds: float) -> None:
         clients = self._clients.values()
@@ -239,6 +253,30 @@ class _Stage:
         for partition, records in final.items():
             self._recorder.note("final", partition=partition, records=records)
         self._tell(f"read {sum(map(len, final.values()))} records to the end")
+
+    async def _read_committed(self, topic: str) -> None:
+        """Wait until nothing is open any more, and read all that is committed."""
+        rows: list[tuple[int, int, str]] = []
+        try:
+            async with (
+                StreamingEngine.connect(self._cluster.bootstrap) as engine,
+                asyncio.timeout(SETTLE_S),
+            ):
+                while True:
+                    found = await engine.offsets(topic)
+                    if all(one.last_stable_offset == one.high_watermark for one in found.values()):
+                        break
+                    await asyncio.sleep(STEP_POLL_S)
+                ends = {partition: one.high_watermark for partition, one in found.items()}
+                config = SubscribeConfig(start=Offset.EARLIEST, max_poll_records=5_000)
+                async with engine.subscribe(topic, config) as subscriber:
+                    while any(subscriber.positions.get(p, 0) < end for p, end in ends.items()):
+                        messages = await subscriber.poll(timeout=STEP_POLL_S)
+                        rows += [(one.partition, one.offset, one.payload) for one in messages]
+        except (AegisError, TimeoutError) as error:
+            self._not_healed(f"transactions hang in {topic}, or it cannot be read: {error!r}")
+            return
+        self._recorder.note("committed", topic=topic, partitions=sorted(ends), rows=rows)
 
     def collect_errors(self) -> None:
         """What processes said when they ended by themselves."""

@@ -11,7 +11,7 @@ The rule it protects: the same seed gives the same schedule, on any machine, at 
 from __future__ import annotations
 
 import random
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -19,9 +19,14 @@ if TYPE_CHECKING:
 
 NODES: Final = ("node-1", "node-2", "node-3")
 CLIENTS: Final = ("client-a", "client-b")
+FROM_CLIENTS: Final = tuple((client, node) for client in CLIENTS for node in NODES)
 LEADER: Final = "leader"
 """A target that is looked up when the fault strikes: who leads a partition then."""
 WORKLOADS: Final = ("unique-ids", "queue")
+TRANSACTIONS: Final = "transactions"
+"""A workload that is drawn apart, so that the schedules of the others stay what they were."""
+TRANSACTIONS_SHARE: Final = 1 / 3
+REPEATED_SHARE: Final = 0.1
 QUIET_CHANCE: Final = 0.25
 STEP_S: Final = (2.0, 6.0)
 DISK_CHANCE: Final = 0.15
@@ -86,7 +91,20 @@ def draw(seed: int, seconds: float) -> Plan:
     steps: list[Step] = [Step(2.0, ())]
     while sum(step.seconds for step in steps) < seconds:
         steps.append(draw_step(rng))
-    return Plan(seed, workload, shards, partitions, pause_s, tuple(steps))
+    plan = Plan(seed, workload, shards, partitions, pause_s, tuple(steps))
+    apart = random.Random(f"transactions {seed}")
+    return transactional(plan, apart) if apart.random() < TRANSACTIONS_SHARE else plan
+
+
+def transactional(plan: Plan, rng: random.Random) -> Plan:
+    """The plan with transactions, and in half of its steps some requests of clients come again,
+    1 to 60 s later. Coordinators are among the targets: a leader is one's whose log is meant."""
+    repeat = Fault("repeat", pairs=FROM_CLIENTS, amount=REPEATED_SHARE)
+    steps = tuple(
+        replace(step, faults=(*step.faults, repeat)) if rng.random() < 0.5 else step
+        for step in plan.steps
+    )
+    return replace(plan, workload=TRANSACTIONS, pause_s=0.05, steps=steps)
 
 
 def draw_step(rng: random.Random) -> Step:

@@ -37,12 +37,12 @@ async def share(client: Client) -> None:
         until = loop.time() + client.rng.uniform(*LIFE_S)
         async with Subscribed(engine, config) as subscriber:
             while loop.time() < until and not (
-                client.ends.done() and await _is_done(client, engine)
+                client.ends.done() and await is_done(client, engine, GROUP)
             ):
                 await _handle_some(client, subscriber, member)
         if client.ends.done():
             deadline = deadline or loop.time() + FINISH_S
-            if await _is_done(client, engine):
+            if await is_done(client, engine, GROUP):
                 break
     await engine.close()
 
@@ -61,10 +61,10 @@ async def _handle_some(client: Client, subscriber: Subscriber, member: str) -> N
         await message.ack()
 
 
-async def _is_done(client: Client, engine: StreamingEngine) -> bool:
-    """Whether the group's committed positions have reached the ends."""
+async def is_done(client: Client, engine: StreamingEngine, group: str) -> bool:
+    """Whether a group's committed positions have reached the ends."""
     try:
-        positions = await engine.group(GROUP).positions(timeout=POLL_S)
+        positions = await engine.group(group).positions(timeout=POLL_S)
     except AegisError:
         return False
     ends = client.ends.result()

@@ -34,9 +34,9 @@ SIMULATED_SHARE: Final = 0.25
 def outcome(judgements: Sequence[Judgement]) -> Outcome:
     """The exit code of a run."""
     invalid = {one.check for one in judgements if one.verdict is Verdict.INVALID}
-    if invalid - {"progress", "unseen", "group_unseen", "crash"}:
+    if invalid - {"progress", "unseen", "group_unseen", "transactions_progress", "crash"}:
         return Outcome.SAFETY
-    if invalid & {"progress", "unseen", "group_unseen"}:
+    if invalid & {"progress", "unseen", "group_unseen", "transactions_progress"}:
         return Outcome.LIVENESS
     return Outcome.OK if overall(judgements) is Verdict.VALID else Outcome.CRASH
 

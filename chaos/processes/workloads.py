@@ -27,7 +27,7 @@ from aegis_cluster.message import Message, Offset
 from aegis_cluster.producer import ProducerConfig
 from aegis_cluster.subscribe_config import SubscribeConfig
 from aegis_cluster.wire.partitioner import partition_for
-from chaos.processes.recording import now_us
+from chaos.processes.recording import TOPIC, now_us
 
 if TYPE_CHECKING:
     import random
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from aegis_cluster.subscriber import Subscriber
     from chaos.processes.recording import Recorder
 
-TOPIC: Final = "chaos"
 TIMEOUT_S: Final = 4.0
 """Of every call: short enough that faults make some outcomes unknown."""
 CONNECT_S: Final = 2.0
@@ -66,6 +65,8 @@ class Client:
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
     """Where readers have to get to before they end."""
+    refusals_are_certain: bool = True
+    """False where requests are repeated: a refusal says what became of one of them."""
     acknowledged: asyncio.Event = field(default_factory=asyncio.Event)
     """A first write was."""
     _values: int = 0
@@ -111,7 +112,8 @@ class Client:
         except OutcomeUnknown as error:
             self.recorder.note("sent", id=write, outcome="unknown", reason=str(error))
         except Refused as error:
-            self.recorder.note("sent", id=write, outcome="refused", reason=repr(error))
+            outcome = "refused" if self.refusals_are_certain else "unknown"
+            self.recorder.note("sent", id=write, outcome=outcome, reason=repr(error))
         else:
             offset = getattr(found, "offset", -1)
             self.recorder.note("sent", id=write, outcome="ok", offset=offset)
@@ -229,13 +231,16 @@ async def dequeue(client: Client, life_s: float) -> None:
 class Subscribed:
     """A subscriber that is started, however long that takes."""
 
-    def __init__(self, engine: StreamingEngine, config: SubscribeConfig) -> None:
+    def __init__(
+        self, engine: StreamingEngine, config: SubscribeConfig, topic: str = TOPIC
+    ) -> None:
         self._engine = engine
         self._config = config
+        self._topic = topic
 
     async def __aenter__(self) -> Subscriber:
         while True:
-            self._subscriber = self._engine.subscribe(TOPIC, self._config)
+            self._subscriber = self._engine.subscribe(self._topic, self._config)
             try:
                 return await self._subscriber.__aenter__()
             except TopicNotFound:

@@ -253,12 +253,16 @@ def isolation(history: TransactionHistory) -> Iterator[str]:
         for place, rows in history.final.items()
         if place in history.lists
     }
-    found = find_anomalies(
-        [_as_lists(one, history) for one in history.transactions],
-        orders,
-        writers_are_ordered=history.one_writer_at_a_time,
-    )
-    yield from map(str, found)
+    try:
+        found = find_anomalies(
+            [_as_lists(one, history) for one in history.transactions],
+            orders,
+            writers_are_ordered=history.one_writer_at_a_time,
+        )
+    except ValueError as error:  # an order that stands twice in the input
+        yield str(error)
+    else:
+        yield from map(str, found)
 
 
 _STATUS: Final = {Outcome.OK: Status.COMMITTED, Outcome.REFUSED: Status.ABORTED}

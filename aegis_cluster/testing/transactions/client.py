@@ -208,10 +208,10 @@ class Client(Session):
                 return Fetched([], start, start)
         if isinstance(result, AegisError):
             return result
-        _, high, _, end, aborted, known_to = result.fields[0][0]
-        hides = isolation is Isolation.COMMITTED
-        rows, position = _visible(result.parts[0], aborted if hides else [], known_to, offset)
-        return Fetched(rows, position, end if hides else high)
+        _, high, _, end, *told = result.fields[0][0]
+        aborted, known_to = told or ([], high)  # readers of everything are told of no aborts
+        rows, position = _visible(result.parts[0], aborted, known_to, offset)
+        return Fetched(rows, position, end)
 
     def read_all(
         self,

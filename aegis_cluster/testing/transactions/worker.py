@@ -29,6 +29,9 @@ BALANCES: Final = "balances"
 GROUP: Final = "bank"
 ORDERS_MAX: Final = 3
 """Handled in one transaction."""
+THINK_US: Final = 400 * MS
+"""A worker takes so long at most between its results and its position, so that it may be lost to
+its group just then."""
 HURRY_ORDERS_MAX: Final = 20
 """The same, once there is no more trouble."""
 
@@ -154,6 +157,8 @@ class Worker(Mover):
         batches = self._batches(transaction, rows)
         behind = rows[-1][0] + 1
         stored = yield from self.write_all(transaction, batches)
+        if not self.hurries and self._rng.random() < 0.3:
+            yield from self.sleep(self._rng.randrange(THINK_US))
         if stored:
             stored = yield from self._send_position(holding, behind)
         yield from self.finish(transaction, stored=stored)
