@@ -15,10 +15,12 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from aegis_cluster.ids import GROUPS_TOPIC, TRANSACTIONS_TOPIC
+from aegis_cluster.limits import INTERNAL_PARTITIONS
 from chaos.processes.injection import FAIL, disk_order
 from chaos.processes.links import Conditions
 from chaos.processes.recording import TOPIC
-from chaos.processes.schedule import LEADER
+from chaos.processes.schedule import COORDINATOR, LEADER
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,12 +76,17 @@ class Adversary:
                 return self._damage(fault, fault.targets[0])
 
     def _nodes(self, fault: Fault) -> list[str]:
-        if fault.targets != (LEADER,):
+        number = fault.number
+        if fault.targets == (COORDINATOR,):
+            topic = (GROUPS_TOPIC, TRANSACTIONS_TOPIC)[number % 2]
+            found = self.cluster.leader(topic, number // 2 % INTERNAL_PARTITIONS)
+        elif fault.targets == (LEADER,):
+            found = self.cluster.leader(TOPIC, number % self.partitions)
+        else:
             return list(fault.targets)
-        found = self.cluster.leader(TOPIC, fault.number % self.partitions)
         names = sorted(self.cluster.nodes)
-        found = found or names[fault.number % len(names)]
-        self.tell(f"the leader is {found}")
+        found = found or names[number % len(names)]
+        self.tell(f"the {fault.targets[0]} is {found}")
         return [found]
 
     # ---- processes

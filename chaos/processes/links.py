@@ -22,7 +22,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
-from chaos.processes.repeating import DELAY_S, Tape
+from chaos.processes.repeating import DELAY_S, GREETING_BYTES, Tape
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -154,7 +154,6 @@ class Links:
         """Share of the requests on these ways that come once more."""
         self._at_once = asyncio.Event()
         """Whatever still waits to be repeated is sent now."""
-        self.repeats_left = 0
         self.repeats_sent = 0
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True, name="links")
         self._thread.start()
@@ -237,18 +236,16 @@ class Links:
         def seen(data: bytes) -> None:
             for request in tape.feed(data):
                 if self._rng.random() < self._repeated.get(pair, 0.0):
-                    self.repeats_left += 1
-                    work = self._send_again(address, tape.introduction, request)
+                    work = self._send_again(address, tape, request)
                     task = self._loop.create_task(work)
                     self._tasks.add(task)
                     task.add_done_callback(self._tasks.discard)
 
         return seen
 
-    async def _send_again(
-        self, address: tuple[str, int], introduction: bytes, request: bytes
-    ) -> None:
-        """The connection stays until the run ends: its end would be news, too."""
+    async def _send_again(self, address: tuple[str, int], tape: Tape, request: bytes) -> None:
+        """Step by step, as libzmq wants it. The connection stays until the run ends: its end would
+        be news, too."""
         shortest_s, longest_s = DELAY_S
         delay_s = shortest_s + (longest_s - shortest_s) * self._rng.random() ** 4
         writer: asyncio.StreamWriter | None = None
@@ -257,13 +254,16 @@ class Links:
                 async with asyncio.timeout(delay_s):
                     await self._at_once.wait()
             reader, writer = await asyncio.open_connection(*address)
-            writer.write(introduction + request)
+            writer.write(tape.greeting)
+            await reader.readexactly(GREETING_BYTES)
+            writer.write(tape.handshake)
+            await reader.read(CHUNK_BYTES)
+            writer.write(tape.hello + request)
             self.repeats_sent += 1
-            self.repeats_left -= 1
             while await reader.read(CHUNK_BYTES):
                 pass
-        except OSError:
-            self.repeats_left -= writer is None  # nobody listens there now
+        except (OSError, asyncio.IncompleteReadError):
+            pass  # nobody listens there (any more)
         finally:
             if writer is not None:
                 writer.transport.abort()

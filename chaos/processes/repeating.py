@@ -27,10 +27,11 @@ class Tape:
     """One connection: how it introduced itself, and its requests as they come."""
 
     def __init__(self) -> None:
-        self.introduction = b""
-        """Greeting, handshake and hello; empty until all of it has passed."""
+        self.greeting = b""
+        self.handshake = b""
+        self.hello = b""
+        """Empty until it has passed; nothing is repeated before."""
         self._waiting = b""
-        self._begun = b""
         self._message: list[bytes] = []
         self._raw = b""
         self._is_zmtp = True
@@ -40,13 +41,13 @@ class Tape:
         if not self._is_zmtp:
             return []
         self._waiting += data
-        if not self._begun:
+        if not self.greeting:
             if len(self._waiting) < GREETING_BYTES:
                 return []
             if self._waiting[0] != 0xFF:
                 self._is_zmtp = False
                 return []
-            self._begun = self._waiting[:GREETING_BYTES]
+            self.greeting = self._waiting[:GREETING_BYTES]
             self._waiting = self._waiting[GREETING_BYTES:]
         return self._requests()
 
@@ -55,8 +56,8 @@ class Tape:
         while (frame := self._next_frame()) is not None:
             flags, body, raw = frame
             if flags & COMMAND:
-                if not self.introduction:  # the handshake; later ones are heartbeats
-                    self._begun += raw
+                if not self.hello:  # later ones are heartbeats
+                    self.handshake += raw
                 continue
             self._message.append(body)
             self._raw += raw
@@ -86,6 +87,6 @@ class Tape:
             api = decode_request(message).api
         except PeerViolation:
             return False
-        if api == Api.HELLO and not self.introduction:
-            self.introduction = self._begun + raw
-        return bool(self.introduction) and api not in DULL
+        if api == Api.HELLO and not self.hello:
+            self.hello = raw
+        return bool(self.hello) and api not in DULL

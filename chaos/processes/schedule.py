@@ -15,11 +15,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 NODES: Final = ("node-1", "node-2", "node-3")
 CLIENTS: Final = ("client-a", "client-b")
 FROM_CLIENTS: Final = tuple((client, node) for client in CLIENTS for node in NODES)
+COORDINATOR: Final = "coordinator"
+"""The same: who leads a log of groups or of transactions."""
 LEADER: Final = "leader"
 """A target that is looked up when the fault strikes: who leads a partition then."""
 WORKLOADS: Final = ("unique-ids", "queue")
@@ -97,14 +99,21 @@ def draw(seed: int, seconds: float) -> Plan:
 
 
 def transactional(plan: Plan, rng: random.Random) -> Plan:
-    """The plan with transactions, and in half of its steps some requests of clients come again,
-    1 to 60 s later. Coordinators are among the targets: a leader is one's whose log is meant."""
-    repeat = Fault("repeat", pairs=FROM_CLIENTS, amount=REPEATED_SHARE)
+    """The plan with transactions: in some of its steps coordinators die or stop, and in half of
+    them some requests of clients come again, 1 to 60 s later."""
     steps = tuple(
-        replace(step, faults=(*step.faults, repeat)) if rng.random() < 0.5 else step
-        for step in plan.steps
+        replace(step, faults=(*step.faults, *_of_transactions(step, rng))) for step in plan.steps
     )
     return replace(plan, workload=TRANSACTIONS, pause_s=0.05, steps=steps)
+
+
+def _of_transactions(step: Step, rng: random.Random) -> Iterator[Fault]:
+    is_about_disks = any(fault.kind in DAMAGES for fault in step.faults)
+    if rng.random() < 0.3 and not is_about_disks:
+        kind = rng.choice(("kill", "pause"))
+        yield Fault(kind, (COORDINATOR,), number=rng.randrange(1 << 16))
+    if rng.random() < 0.5:
+        yield Fault("repeat", pairs=FROM_CLIENTS, amount=REPEATED_SHARE)
 
 
 def draw_step(rng: random.Random) -> Step:

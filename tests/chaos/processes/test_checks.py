@@ -206,7 +206,54 @@ def test_what_is_broken_is_invalid(tmp_path: Path, notes: list[Note], expected: 
 
 
 def test_every_check_has_an_invalid_history() -> None:
-    assert set.union(*(row[2] for row in BROKEN)) == {check.__name__ for check in CHECKS}
+    """Those of transactions have theirs in `tests/testing/transactions`."""
+    names = {check.__name__ for check in CHECKS}
+    mine = {name for name in names if not name.startswith("transactions_")}
+    assert set.union(*(row[2] for row in BROKEN)) == mine
+
+
+def row(topic: str, value: str, *, amount: int = 0, order: str | None = None) -> Note:
+    return {"topic": topic, "partition": 0, "value": value, "amount": amount, "order": order}
+
+
+def transactional(outcome: str = "ok") -> list[Note]:
+    """One order, handled in one transaction; a reader has seen it all."""
+    rows = [
+        row("accounts", "from", amount=-5),
+        row("accounts", "to", amount=5),
+        row("results", "result", order="a"),
+    ]
+    seen = [[0, 0, "from"], [0, 1, "to"]]
+    return [
+        *good(),
+        {"kind": "tx", "id": "t", "name": "w", "client": "c", "rows": rows},
+        {"kind": "tx_stored", "id": "t", "offsets": [0, 1, 0]},
+        {"kind": "tx_commit", "id": "t"},
+        {"kind": "tx_end", "id": "t", "outcome": outcome, "reason": ""},
+        {"kind": "position", "asked": -1, "places": [[0, 1]]},
+        {"kind": "seen", "reader": "audit", "topic": "accounts", "rows": seen},
+        {"kind": "round", "reader": "audit", "topic": "accounts", "at": {"0": 2}},
+        {"kind": "committed", "topic": "accounts", "partitions": [0], "rows": seen},
+        {"kind": "committed", "topic": "results", "partitions": [0], "rows": [[0, 0, "result"]]},
+    ]
+
+
+def test_a_history_of_transactions(tmp_path: Path) -> None:
+    assert invalid(tmp_path, transactional()) == set()
+    assert invalid(tmp_path, transactional("unknown")) == {"transactions_progress"}
+    aborted = invalid(tmp_path, transactional("refused"))
+    assert {"transactions_aborted_read", "transactions_progress"} <= aborted
+
+
+def test_an_order_that_was_not_handled(tmp_path: Path) -> None:
+    notes = [*transactional(), {"kind": "position", "asked": -1, "places": [[0, 2]]}]
+    assert invalid(tmp_path, notes) == {"transactions_processed_once"}
+
+
+def test_without_a_last_read_transactions_are_not_judged(tmp_path: Path) -> None:
+    notes = [note for note in transactional() if note["kind"] != "committed"]
+    found = verdicts(tmp_path, notes)
+    assert found["transactions_balance"] is Verdict.UNKNOWN
 
 
 def test_without_a_last_read_nothing_is_known_to_be_kept(tmp_path: Path) -> None:

@@ -7,8 +7,19 @@ from typing import TYPE_CHECKING
 import pytest
 
 from chaos.processes.checks import Judgement, Verdict
+from chaos.processes.recording import load
 from chaos.processes.run import Run, describe
-from chaos.processes.schedule import CLIENTS, LEADER, NODES, Fault, Plan, Step
+from chaos.processes.schedule import (
+    CLIENTS,
+    COORDINATOR,
+    FROM_CLIENTS,
+    LEADER,
+    NODES,
+    TRANSACTIONS,
+    Fault,
+    Plan,
+    Step,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -17,7 +28,6 @@ pytestmark = [pytest.mark.processes, pytest.mark.slow, pytest.mark.timeout(400)]
 
 ALL_WAYS = tuple((a, b) for a in NODES for b in NODES if a != b)
 TO_CLIENTS = tuple((node, client) for node in NODES for client in CLIENTS)
-FROM_CLIENTS = tuple(pair[::-1] for pair in TO_CLIENTS)
 
 
 def around(node: str) -> tuple[tuple[str, str], ...]:
@@ -45,6 +55,19 @@ def test_a_short_mix_keeps_every_promise(tmp_path: Path) -> None:
         Step(0.5, (Fault("stop", NODES[1:2]),)),
     )
     assert [one for one in found if one.verdict is not Verdict.VALID] == [], describe(found)
+
+
+def test_transactions_keep_every_promise(tmp_path: Path) -> None:
+    repeat = Fault("repeat", pairs=FROM_CLIENTS, amount=0.2)
+    found = run(
+        tmp_path,
+        TRANSACTIONS,
+        Step(2.0, (repeat, Fault("kill", (COORDINATOR,), number=1))),
+        Step(2.0, (repeat, Fault("pause", (COORDINATOR,)), Fault("pause_client", CLIENTS[:1]))),
+        Step(1.0, (repeat, Fault("kill", (LEADER,)), Fault("kill_client", CLIENTS[1:]))),
+    )
+    assert [one for one in found if one.verdict is not Verdict.VALID] == [], describe(found)
+    assert load(tmp_path / "run").transactions.final
 
 
 def test_a_planted_mistake_is_found(tmp_path: Path) -> None:

@@ -5,11 +5,20 @@ from __future__ import annotations
 import random
 from collections import Counter
 
-from chaos.processes.schedule import CLIENTS, LEADER, NODES, WORKLOADS, draw, draw_step
+from chaos.processes.schedule import (
+    CLIENTS,
+    COORDINATOR,
+    LEADER,
+    NODES,
+    TRANSACTIONS,
+    WORKLOADS,
+    draw,
+    draw_step,
+)
 
 EVERY_KIND = {
     "kill", "stop", "pause", "cut", "delay", "loss", "reset", "slow_disk", "sync_error",
-    "kill_client", "pause_client", "flip", "truncate", "wipe",
+    "kill_client", "pause_client", "repeat", "flip", "truncate", "wipe",
 }  # fmt: skip
 
 
@@ -35,7 +44,8 @@ def test_every_fault_and_workload_is_drawn() -> None:
     plans = [draw(seed, 100) for seed in range(40)]
     faults = [fault for plan in plans for step in plan.steps for fault in step.faults]
     assert {fault.kind for fault in faults} == EVERY_KIND
-    assert {plan.workload for plan in plans} == set(WORKLOADS)
+    assert {plan.workload for plan in plans} == {*WORKLOADS, TRANSACTIONS}
+    assert (COORDINATOR,) in {fault.targets for fault in faults}
     kills = {fault.targets for fault in faults if fault.kind == "kill"}
     assert {(LEADER,), NODES, NODES[:2]} <= kills, "one, a majority, all, and whoever leads"
 
@@ -62,7 +72,8 @@ def test_cuts_are_of_every_shape() -> None:
 def test_a_damaged_disk_is_alone() -> None:
     for seed in range(40):
         for step in draw(seed, 100).steps:
-            kinds = {fault.kind for fault in step.faults}
+            faults = [fault for fault in step.faults if fault.kind != "repeat"]
+            kinds = {fault.kind for fault in faults}
             if kinds & {"flip", "truncate", "wipe"}:
-                assert len(step.faults) == 1
-                assert len(step.faults[0].targets) == 1
+                assert len(faults) == 1
+                assert len(faults[0].targets) == 1
