@@ -5,7 +5,9 @@ The idea: a proxy of a run sees the bytes of one connection from a client to a n
 to introduce itself, and then one of its requests again. Encryption is off between a run's clients
 and nodes, or nothing could be understood.
 
-The rule it protects: only whole requests are repeated, and what is no ZMTP is left alone.
+The rules it protects: only whole requests are repeated, and what is no ZMTP is left alone. Nor is a
+batch outside of transactions: TCP brings a request once, and a plain producer relies on it. Once it
+is told that a batch was refused, it may send that batch under another number.
 """
 
 from __future__ import annotations
@@ -84,9 +86,11 @@ class Tape:
 
     def _is_worth(self, message: list[bytes], raw: bytes) -> bool:
         try:
-            api = decode_request(message).api
+            request = decode_request(message)
         except PeerViolation:
             return False
+        api = request.api
         if api == Api.HELLO and not self.hello:
             self.hello = raw
-        return bool(self.hello) and api not in DULL
+        is_plain = api == Api.PRODUCE and not any(isinstance(one, str) for one in request.fields)
+        return bool(self.hello) and api not in DULL and not is_plain

@@ -41,8 +41,9 @@ PING = frame(b"\x04PING", command=True)
 
 @pytest.mark.parametrize("step", [1, 7, 64, 10_000])
 def test_whole_requests_come_out(step: int) -> None:
-    produce, join = request(Api.PRODUCE, []), request(Api.TRANSACTION_JOIN, "x")
-    sent = [message(hello()), message(request(Api.FETCH, 0, [])), PING, message(produce)]
+    produce, join = request(Api.PRODUCE, [], 1, "x"), request(Api.TRANSACTION_JOIN, "x")
+    dull = [request(Api.FETCH, 0, []), request(Api.PRODUCE, [], 1, None)]
+    sent = [message(hello()), *map(message, dull), PING, message(produce)]
     data = b"".join([GREETING, READY, *sent, message(join)])
     tape = Tape()
     found: list[bytes] = []
