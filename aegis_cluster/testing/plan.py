@@ -83,6 +83,13 @@ class TransactionLoad:
     timeout_ms: int = 1_000
     aborted: float = 0.2
     """Share of transactions whose producer changes its mind."""
+    think_us: int = 400 * MS
+    """A worker takes so long at most between its results and its position, so that it may be lost
+    to its group just then."""
+    balance_bytes: int = 0
+    """A record of the compacted topic is so much larger than it has to be."""
+    restarts: bool = False
+    """Before all is read, every node starts anew, and folds what compaction has left."""
     trouble_every_us: int = 700 * MS
     """A process stands still, ends or is replaced about so often."""
     repeated: float = 0.05
@@ -224,6 +231,8 @@ def add_transactions(plan: Plan, rng: random.Random) -> None:
         trouble_every_us=rng.choice((500, 2_000)) * MS,
         repeated=rng.choice((0.0, 0.03, 0.1)),
         repeated_us=rng.choice((5, 5, 5, 60)) * SECOND,
+        restarts=rng.random() < 0.5,
+        balance_bytes=rng.choice((0, 200)),
     )
     plan.safety_us = max(plan.safety_us, 6 * SECOND)
     for kind in COORDINATOR_FAULTS:

@@ -47,6 +47,8 @@ BOOTSTRAP_US: Final = 30 * SECOND
 VIOLATIONS_SHOWN: Final = 8
 READ_US: Final = 10 * SECOND
 """For what is left to be read once transactions have ended."""
+COMPACTION_US: Final = 6 * SECOND
+"""In which closed segments of a compacted topic are compacted."""
 INTERNAL_PARTITIONS: Final = 2
 """Of each of the cluster's own topics: as few as show that there may be several."""
 
@@ -349,10 +351,18 @@ class Simulation:
         if repeats is not None:
             self.scheduler.run(repeats.until_us + SECOND, self._is_broken)
             run.repeated_requests = repeats.count
+        if run.load.restarts:
+            self._start_anew()
         run.read_back()
         if not self._wait(self.scheduler.now_us + self.plan.heal_us, run.is_read):
             self._stuck("transactions hang, or cannot be read")
             self.report.problems += run.hanging()
+
+    def _start_anew(self) -> None:
+        """Once compaction has had its time, all nodes start again, and so fold their logs again."""
+        self.scheduler.run(self.scheduler.now_us + COMPACTION_US, self._is_broken)
+        for node in self.nodes:
+            node.kill("everybody starts anew")
 
     def _store_one(self, partition: int, deadline_us: int) -> bool:
         """Write until a write is acknowledged."""

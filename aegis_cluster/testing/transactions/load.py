@@ -229,8 +229,13 @@ class TransactionRun:
 
     def _new_life(self, name: str) -> None:
         self._lives[name] = self._lives.get(name, 0) + 1
-        kind = Worker if name.startswith("worker") else Teller
-        made = kind(name=name, **self._mover())
+        made: Worker | Teller
+        if name.startswith("worker"):
+            load = self.load
+            own = {"think_us": load.think_us, "balance_bytes": load.balance_bytes}
+            made = Worker(name=name, **own, **self._mover())
+        else:
+            made = Teller(name=name, **self._mover())
         self._movers.append(made)
         self._now[name] = made
 

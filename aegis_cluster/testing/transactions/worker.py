@@ -29,9 +29,6 @@ BALANCES: Final = "balances"
 GROUP: Final = "bank"
 ORDERS_MAX: Final = 3
 """Handled in one transaction."""
-THINK_US: Final = 400 * MS
-"""A worker takes so long at most between its results and its position, so that it may be lost to
-its group just then."""
 HURRY_ORDERS_MAX: Final = 20
 """The same, once there is no more trouble."""
 
@@ -103,8 +100,10 @@ class Mover(TransactionalClient):
 class Worker(Mover):
     """See the module's first lines."""
 
-    def __init__(self, **rest: Any) -> None:
+    def __init__(self, *, think_us: int, balance_bytes: int, **rest: Any) -> None:
         super().__init__(**rest)
+        self._think_us = think_us
+        self._padding = b"." * balance_bytes
         self.member = GroupMember(self, GROUP, ORDERS, f"member-{self.number}")
         self._positions: dict[tuple[TopicPartition, int], int] = {}
         """By partition and the number of its assignment."""
@@ -158,7 +157,7 @@ class Worker(Mover):
         behind = rows[-1][0] + 1
         stored = yield from self.write_all(transaction, batches)
         if not self.hurries and self._rng.random() < 0.3:
-            yield from self.sleep(self._rng.randrange(THINK_US))
+            yield from self.sleep(self._rng.randrange(self._think_us))
         if stored:
             stored = yield from self._send_position(holding, behind)
         yield from self.finish(transaction, stored=stored)
@@ -176,7 +175,7 @@ class Worker(Mover):
             for account, sides in list(parts.items()):
                 key = b"%d" % account.partition
                 at = balances[account.partition % len(balances)]
-                value = sides[0].value + b".balance"
+                value = sides[0].value + b".balance" + self._padding
                 parts.setdefault(at, []).append(Append(at, value, key))
             at = results[crc32(order) % len(results)]
             value = b"%d.%s.result" % (transaction.number, order)
