@@ -89,7 +89,9 @@ class TransactionLoad:
     balance_bytes: int = 0
     """A record of the compacted topic is so much larger than it has to be."""
     restarts: bool = False
-    """Before all is read, every node starts anew, and folds what compaction has left."""
+    """Before all is read, all nodes but one start anew, and fold what compaction has left."""
+    troubles: tuple[str, ...] = ("freeze", "freeze", "crash", "zombie", "frozen zombie")
+    """What happens to clients; see `TransactionRun`."""
     trouble_every_us: int = 700 * MS
     """A process stands still, ends or is replaced about so often."""
     repeated: float = 0.05

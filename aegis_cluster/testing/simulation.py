@@ -359,10 +359,13 @@ class Simulation:
             self.report.problems += run.hanging()
 
     def _start_anew(self) -> None:
-        """Once compaction has had its time, all nodes start again, and so fold their logs again."""
+        """Once compaction has had its time, all nodes but one start again, and so fold their logs
+        again; the one that goes on still has what it folded before."""
         self.scheduler.run(self.scheduler.now_us + COMPACTION_US, self._is_broken)
-        for node in self.nodes:
-            node.kill("everybody starts anew")
+        goes_on = random.Random(f"restarts {self.seed}").randrange(len(self.nodes))
+        for place, node in enumerate(self.nodes):
+            if place != goes_on:
+                node.kill("starts anew")
 
     def _store_one(self, partition: int, deadline_us: int) -> bool:
         """Write until a write is acknowledged."""

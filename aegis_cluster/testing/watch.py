@@ -342,13 +342,15 @@ def whole_logs(
     return found
 
 
-def folded(partition: Partition) -> list[tuple[int, int, list[tuple[int, int, int]]]]:
-    """The producers that a replica has folded: id, epoch, (first, last, offset) of each batch."""
-    table = partition.state.producers._table
-    return [
+def folded(partition: Partition) -> tuple[object, ...]:
+    """The producers that a replica has folded: id, epoch, (first, last, offset) of each batch; and
+    what it knows of their transactions: those that are open, and the ranges that were aborted."""
+    producers = partition.state.producers
+    table = [
         (producer, state.epoch, [(one.first, one.last, one.offset) for one in state.batches])
-        for producer, state in table.items()
+        for producer, state in producers._table.items()
     ]
+    return table, producers.open_transactions, producers._aborted
 
 
 def check_folds(nodes: Iterable[SimulatedNode], group: GroupId) -> list[str]:

@@ -253,7 +253,7 @@ class TransactionRun:
             return
         name = self._rng.choice(sorted(self._now))
         victim = self._now[name]
-        kind = self._rng.choice(("freeze", "freeze", "crash", "zombie", "frozen zombie"))
+        kind = self._rng.choice(self.load.troubles)
         if "freeze" in kind or "frozen" in kind:
             victim.freeze(self._rng.choice((300, 1_200, 3_000)) * MS)
         if kind == "crash":
