@@ -28,7 +28,7 @@ from aegis_cluster.bench.figures import (
     WrongCount,
 )
 from aegis_cluster.bench.scale import until_ready
-from aegis_cluster.bench.stage import Clock
+from aegis_cluster.bench.stage import Clock, node_cpu_s
 from aegis_cluster.event import Event, EventStore
 from aegis_cluster.node.node_files import Wanted
 
@@ -66,6 +66,7 @@ async def events(stage: Stage, seconds: float) -> Sample:
     extra = {
         "streams": float(streams),
         "client µs an event caught up": reading.client_cpu_s / count * 1e6,
+        "processor s of the node, to ready": node_cpu_s(stage.nodes[-1]),
     }
     cpu = (clock.client_cpu_s, clock.nodes_cpu_s)
     return Sample(appends, clock.seconds, figures, *cpu, extra=extra)
