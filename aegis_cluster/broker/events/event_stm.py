@@ -369,22 +369,21 @@ class EventFold:
         invariant(one.first == want, "a version was left out or given twice", stream=one.stream)
         table.streams[one.stream] = StreamState(one.last, index)
         known = Known(one.stream, one.first, one.ids, index, offset, time_ms)
-        table.remember(known, self._remembered)
+        keys = table.remember(known, self._remembered)
         name, settings = _decided(one, self.settings)
         if settings is not None:
             table.settings[name] = settings
-        self._drop_ahead(one.stream, name, known)
+        if self._ahead:
+            self._drop_ahead(one.stream, name, index, keys)
 
-    def _drop_ahead(self, stream: str, subject: str, known: Known) -> None:
-        if not self._ahead:
-            return
+    def _drop_ahead(self, stream: str, subject: str, index: LogIndex, keys: list[bytes]) -> None:
         ahead = self._ahead.get(stream)
-        if ahead is not None and ahead.index <= known.index:
+        if ahead is not None and ahead.index <= index:
             del self._ahead[stream]
         decided = self._ahead_settings.get(subject)
-        if decided is not None and decided[1] <= known.index:
+        if decided is not None and decided[1] <= index:
             del self._ahead_settings[subject]
-        for key in _keys(known):
+        for key in keys:
             self._ahead_known.pop(key, None)
 
     # ---- snapshots
@@ -427,23 +426,24 @@ class _Table:
         """By the producers whose transactions are open here."""
         self.held: set[str] = set()
         """The streams in `prepared`."""
-        self._order: deque[Known] = deque()
-        """What is in `known`, oldest first."""
+        self._order: deque[tuple[Known, list[bytes]]] = deque()
+        """What is in `known`, oldest first, and by which keys."""
         self._remembered = 0
 
-    def remember(self, known: Known, at_most: int) -> None:
-        """Keep the newest event ids, so many at most, whatever their streams."""
+    def remember(self, known: Known, at_most: int) -> list[bytes]:
+        """Keep the newest event ids, so many at most, whatever their streams; the keys of these."""
         keys = _keys(known)
-        self._order.append(known)
+        self._order.append((known, keys))
         self._remembered += len(keys)
         for key in keys:
             self.known[key] = known
         while self._remembered > at_most:
-            oldest = self._order.popleft()
-            for key in _keys(oldest):
-                self._remembered -= 1
+            oldest, old_keys = self._order.popleft()
+            self._remembered -= len(old_keys)
+            for key in old_keys:
                 if self.known.get(key) is oldest:
                     del self.known[key]
+        return keys
 
     def prepare(self, producer: ProducerId, prepared: Prepared) -> None:
         self.prepared[producer] = prepared
@@ -460,7 +460,7 @@ class _Table:
         return _slices(
             (_STREAMS, list(self.streams.items())),
             (_SETTINGS, list(self.settings.items())),
-            (_KNOWN, list(self._order)),
+            (_KNOWN, [known for known, _ in self._order]),
             (_PREPARED, list(self.prepared.items())),
         )
 
@@ -475,7 +475,7 @@ class _Table:
         elif kind == _KNOWN:
             for row in rows:
                 known = Known(*row)
-                self.remember(known, self._remembered + len(_keys(known)))
+                self.remember(known, self._remembered + len(known.ids) // EVENT_ID_BYTES)
         elif kind == _PREPARED:
             for producer, streams, *place in rows:
                 events = tuple(StreamEvents(*one) for one in streams)
