@@ -66,15 +66,15 @@ def events(pattern: str = "*", *, store: EventStore | None = None) -> SpecialTop
     dict with `stream`, `version`, `event_type`, `event_id`, `data` and `metadata`; event time is
     the event's. Raises `Misuse`.
     """
-    from aegis_cluster.event.codec import events_of, from_record
+    from aegis_cluster.event.codec import events_of
     from aegis_cluster.event.store import TOPIC
     from aegis_cluster.event.subscription import Filter
 
     wanted = Filter.of(pattern, None).wants_stream
-    decode = from_record if store is None else store.decode
+    decode_all = events_of if store is None else store.decode_all
 
     def read(batch: MessageBatch) -> Iterator[Read]:
-        for event in events_of(batch.partition, batch.columns, wanted, decode):
+        for event in decode_all(batch.partition, batch.columns, wanted):
             value = {
                 "stream": event.aggregate_id,
                 "version": event.version,
