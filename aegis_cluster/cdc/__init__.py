@@ -4,7 +4,8 @@
   `postgres` are two of them; of the latter `pgoutput` reads what a slot sends, `postgres_stream`
   makes transactions of it, `postgres_snapshot` has the rows that were there before, `postgres_rows`
   and `postgres_types` their values.
-- `connector`: copies a source's changes into its feed. `engine`: runs it, and reads the feed.
+- `connector`: copies a source's changes into its feed; `tracker` leaves out and masks on the way.
+  `engine`: runs it, and reads the feed.
 - `control`: what connectors tell of themselves, and can be told, by a topic.
 - `envelope`, `values`: a change as it stands in the feed (Debezium's form), and back.
 - `configuration`: a connector as a file. `subscription`: what a subscriber sees of a feed.

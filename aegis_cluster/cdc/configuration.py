@@ -6,6 +6,11 @@
     tables = ["users", "orders"]    # default: all
     partitions = 1                  # of a feed that is not there yet
     replication_factor = 3
+    [cdc.table.users]               # what of it comes into the feed; see `CDCEngine(tables=…)`
+    columns = ["id", "name"]
+    masks = { name = "***" }
+    operations = ["insert", "update", "delete", "truncate"]
+    old_values = true
 
 Paths are relative to the file. An unknown key or a bad value is an error that names it.
 """
@@ -15,8 +20,10 @@ from __future__ import annotations
 import tomllib
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from aegis_cluster.cdc.events import Operation
 from aegis_cluster.cdc.postgres import PostgresSource
 from aegis_cluster.cdc.sqlite import SQLiteSource
+from aegis_cluster.cdc.subscription import CDCConfig
 from aegis_cluster.errors import ConfigError
 from aegis_cluster.topics import TopicConfig
 
@@ -33,7 +40,17 @@ _KEYS: Final[dict[str, tuple[type[Any], str]]] = {
     "tables": (list, 'a list of tables: ["users", "orders"]'),
     "partitions": (int, "a number, 1 or more"),
     "replication_factor": (int, "a number, 1 or more"),
+    "table": (dict, "tables of settings: [cdc.table.users]"),
 }
+_TABLE_KEYS: Final[dict[str, tuple[type[Any], str]]] = {
+    "columns": (list, 'a list of columns: ["id", "name"]'),
+    "masks": (dict, 'a text for each column: { mail = "***" }'),
+    "operations": (list, "some of: insert, update, delete, truncate"),
+    "old_values": (bool, "true or false"),
+}
+
+
+_OPERATIONS: Final = {one.name.lower(): one for one in Operation}
 
 
 class ConnectorConfig(NamedTuple):
@@ -41,6 +58,7 @@ class ConnectorConfig(NamedTuple):
 
     source: Source
     topic: TopicConfig
+    tables: dict[str, CDCConfig]
 
 
 def load_connector(file: Path) -> ConnectorConfig:
@@ -51,7 +69,33 @@ def load_connector(file: Path) -> ConnectorConfig:
     topic = TopicConfig(
         partitions=values.get("partitions"), replication_factor=values.get("replication_factor")
     )
-    return ConnectorConfig(_source(file, values), topic)
+    tables = {
+        name: _table(file, name, settings) for name, settings in values.get("table", {}).items()
+    }
+    return ConnectorConfig(_source(file, values), topic, tables)
+
+
+def _table(file: Path, name: str, settings: Any) -> CDCConfig:
+    """What of one table comes into the feed."""
+    place = f"cdc.table.{name}"
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{file}: `{place}` is {settings!r}; allowed: {_KEYS['table'][1]}.")
+    for key, value in settings.items():
+        if key not in _TABLE_KEYS:
+            allowed = ", ".join(_TABLE_KEYS)
+            raise ConfigError(f"{file}: `{place}.{key}` is unknown; allowed: {allowed}.")
+        kind, allowed = _TABLE_KEYS[key]
+        texts = value.values() if isinstance(value, dict) else value if kind is list else ()
+        known = key != "operations" or (kind is type(value) and {*value} <= _OPERATIONS.keys())
+        if type(value) is not kind or not known or not all(isinstance(t, str) for t in texts):
+            raise ConfigError(f"{file}: `{place}.{key}` is {value!r}; allowed: {allowed}.")
+    operations = settings.get("operations")
+    return CDCConfig(
+        columns=settings.get("columns"),
+        masks=settings.get("masks", {}),
+        operations=None if operations is None else [_OPERATIONS[one] for one in operations],
+        include_old_values=settings.get("old_values", True),
+    )
 
 
 def _values(file: Path) -> dict[str, Any]:

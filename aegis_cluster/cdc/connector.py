@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final
 
 from aegis_cluster.cdc.envelope import rows_of
 from aegis_cluster.cdc.source import PartitionPoint, SourceBatch
+from aegis_cluster.cdc.tracker import Tracker
 from aegis_cluster.client.feeds import FeedLog
 from aegis_cluster.client.leases import Leases
 from aegis_cluster.errors import (
@@ -87,7 +88,13 @@ class Connector:
     """Runs until it is cancelled, or meets what another try would not help."""
 
     def __init__(
-        self, engine: StreamingEngine, source: Source, info: TopicInfo, *, buffer_size: int
+        self,
+        engine: StreamingEngine,
+        source: Source,
+        info: TopicInfo,
+        *,
+        buffer_size: int,
+        tracker: Tracker | None = None,
     ) -> None:
         self.state = ConnectorState()
         self.on_change: Callable[[], None] = lambda: None
@@ -95,6 +102,7 @@ class Connector:
         self._engine = engine
         self._source = source
         self._info = info
+        self._tracker = tracker or Tracker(info.name, {})
         self._rows_max = max(1, buffer_size // 4)  # being read, read, joined, on its way
 
     async def run(self) -> None:
@@ -167,7 +175,7 @@ class Connector:
         ahead = _Ahead(self._source, self._rows_max)
         try:
             while True:
-                batch = await ahead.take()
+                batch = self._tracker.tracked(await ahead.take())
                 if lease is not None:
                     lease.check()
                 await sender.send(batch)

@@ -11,11 +11,12 @@ from aegis_cluster.cdc.control import SNAPSHOT, Control, command
 from aegis_cluster.cdc.mirror import Mirror
 from aegis_cluster.cdc.outbox import OutboxConfig, OutboxRouter
 from aegis_cluster.cdc.subscription import CDCConfig, ChangeSubscription, is_named
+from aegis_cluster.cdc.tracker import Tracker
 from aegis_cluster.errors import AegisError, ConfigError, Misuse, SourceUnavailable, TopicExists
 from aegis_cluster.topics import UNLIMITED, TopicConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from types import TracebackType
     from typing import Self
 
@@ -43,7 +44,9 @@ class CDCEngine:
 
     connector: False: only read. topic: how to make the feed's topic where it is not there; None:
     one partition, kept without limit. Rows of one key stay in one partition, in order; with one
-    partition, all changes are in the order of the source.
+    partition, all changes are in the order of the source. tables: what of some tables comes into
+    the feed at all, by name or pattern: `operations`, `include_old_values`, `columns`, `masks`,
+    `where` and `snapshot` of a `CDCConfig`; what is left out or masked here nobody can read.
     """
 
     def __init__(
@@ -53,11 +56,13 @@ class CDCEngine:
         *,
         connector: bool = True,
         topic: TopicConfig | None = None,
+        tables: Mapping[str, CDCConfig] | None = None,
     ) -> None:
         self._engine = engine
         self._source = source
         self._captures = connector
         self._topic = topic or TopicConfig()
+        self._tables = dict(tables or {})
         self._connector: Connector | None = None
         self._running: asyncio.Task[None] | None = None
         self._control: Control | None = None
@@ -96,7 +101,11 @@ class CDCEngine:
         await self._make_feed()
         info = await self._engine.cluster.topic(self.feed, self._engine.deadline(None))
         self._connector = Connector(
-            self._engine, self._source, info, buffer_size=self._engine.settings.cdc.buffer_size
+            self._engine,
+            self._source,
+            info,
+            buffer_size=self._engine.settings.cdc.buffer_size,
+            tracker=Tracker(self.feed, self._tables),
         )
         self._connector.on_change = self._news.set
         self._running = asyncio.create_task(self._run(self._connector), name=f"cdc {self.feed}")

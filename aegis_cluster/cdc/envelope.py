@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import base64
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from aegis_cluster.cdc.events import (
@@ -82,6 +82,10 @@ class RowChange:
         """The envelope. now_ms: when the connector has it."""
         return _value_of(self, feed, now_ms)
 
+    def as_last(self) -> RowChange:
+        """The same, with nothing more of its transaction behind it."""
+        return replace(self, is_last=True)
+
 
 class EncodedChange:
     """A change whose envelope its source has written already, without values in between."""
@@ -110,9 +114,20 @@ class EncodedChange:
         """The envelope, as it was written."""
         return self.value
 
+    @property
+    def is_last(self) -> bool:
+        """Of its transaction."""
+        return self.value.endswith(LAST + b"}")
+
     def mark_last(self) -> None:
         """Nothing more of its transaction follows."""
-        self.value = self.value[:-1] + LAST + b"}"
+        if not self.is_last:
+            self.value = self.value[:-1] + LAST + b"}"
+
+    def as_last(self) -> EncodedChange:
+        """The same, with nothing more of its transaction behind it."""
+        self.mark_last()
+        return self
 
 
 Change = RowChange | EncodedChange
@@ -202,8 +217,10 @@ def change_from(message: ReceivedMessage) -> ChangeEvent | None:
     """The change that a record of a feed holds; None for a tombstone. Raises `CorruptRecord`."""
     if message.payload is None:
         return None
+    key = message.key.encode() if isinstance(message.key, str) else message.key
     try:
-        return _change_from(message, message.payload)
+        change = event_from(message.payload, key)
+        return replace(change, partition=message.partition, offset=message.offset, message=message)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise CorruptRecord(
             f"The record at offset {message.offset} of {message.topic} is no change: {error!r}.",
@@ -211,7 +228,9 @@ def change_from(message: ReceivedMessage) -> ChangeEvent | None:
         ) from error
 
 
-def _change_from(message: ReceivedMessage, envelope: Mapping[str, Any]) -> ChangeEvent:
+def event_from(envelope: Mapping[str, Any], key: bytes | None) -> ChangeEvent:
+    """The change that an envelope tells of. key: of its record. Raises what a malformed one makes
+    Python raise."""
     source, types, op = envelope["source"], envelope.get("types") or {}, envelope["op"]
     rows = {
         half: None if envelope[half] is None else decode_row(envelope[half], types.get(half) or {})
@@ -223,13 +242,10 @@ def _change_from(message: ReceivedMessage, envelope: Mapping[str, Any]) -> Chang
         ),
         "position": Position(source["lsn"], source["sequence"]),
         "timestamp": from_ms(source["ts_ms"]),
-        "key": _key_from(message, envelope, rows, types),
+        "key": _key_from(key, envelope, rows, types),
         "transaction_id": source.get("txId"),
         "is_snapshot": op == SNAPSHOT_OP,
         "is_last": bool(envelope.get("last")),
-        "partition": message.partition,
-        "offset": message.offset,
-        "message": message,
     }
     match op:
         case "c" | "r":
@@ -244,14 +260,14 @@ def _change_from(message: ReceivedMessage, envelope: Mapping[str, Any]) -> Chang
 
 
 def _key_from(
-    message: ReceivedMessage,
+    key: bytes | None,
     envelope: Mapping[str, Any],
     rows: Mapping[str, Any],
     types: Mapping[str, Any],
 ) -> dict[str, Any] | None:
-    if message.key is None:
+    if key is None:
         return None
     if "key" in envelope:
         return decode_row(envelope["key"], types.get("key") or {})
     row = rows["after"] or rows["before"] or {}
-    return {name: row[name] for name in json.loads(message.key) if name in row}
+    return {name: row[name] for name in json.loads(key) if name in row}

@@ -321,8 +321,9 @@ class PostgresTarget:
         if table not in self._known:
             found = self._ask(
                 "SELECT attname, format_type(atttypid, atttypmod), EXISTS (SELECT 1 FROM pg_index"
-                " WHERE indrelid = attrelid AND indisunique AND attnum = ANY (indkey)) FROM pg_attribute WHERE attrelid ="
-                " to_regclass(%s) AND attnum > 0 AND NOT attisdropped",
+                " WHERE indrelid = attrelid AND indisunique AND attnum = ANY (indkey))"
+                " FROM pg_attribute WHERE attrelid = to_regclass(%s) AND attnum > 0"
+                " AND NOT attisdropped",
                 self.named(table),
             )
             unique = frozenset(name for name, _, is_unique in found if is_unique)

@@ -226,6 +226,10 @@ class ChangeSubscription:
             change = change_from(message)
             if change is None:
                 continue
+            if changes and change.transaction_id != changes[-1].transaction_id:
+                # The last change of it was left out of the feed, and so was its end.
+                yield ChangeTransaction(tuple(changes), tuple(messages[:-1]))
+                changes, messages = [], [message]
             seen = self._config.seen(change) if is_named(change, self._tables) else None
             if seen is not None:
                 changes.append(seen)

@@ -70,7 +70,7 @@ async def _run(config: ConnectorConfig, bootstrap: str | None, timeout: float) -
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
     async with (
         connect(bootstrap, timeout) as engine,
-        CDCEngine(engine, config.source, topic=config.topic) as capture,
+        CDCEngine(engine, config.source, topic=config.topic, tables=config.tables) as capture,
     ):
         telling = asyncio.create_task(_tell(capture))
         ending = [asyncio.create_task(capture.stopped()), asyncio.create_task(stopping.wait())]

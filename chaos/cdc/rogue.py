@@ -58,7 +58,7 @@ async def main() -> None:
     config = load_connector(Path(sys.argv[1]))
     async with (
         StreamingEngine.connect(sys.argv[2]) as engine,
-        CDCEngine(engine, config.source, topic=config.topic) as capture,
+        CDCEngine(engine, config.source, topic=config.topic, tables=config.tables) as capture,
     ):
         await capture.stopped()
 

@@ -247,7 +247,7 @@ def test_a_copy_that_is_put_back_and_a_feed_that_is_made_anew_are_read_again(
 
 def test_the_page_s_first_example_runs_as_it_stands(tmp_path: Path) -> None:
     page = (ROOT / "docs" / "cdc.md").read_text(encoding="utf-8")
-    (example,) = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    example, *_ = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
     done = subprocess.run(
         [sys.executable, "-c", example], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True, text=True, timeout=15, check=False,
@@ -258,3 +258,33 @@ def test_the_page_s_first_example_runs_as_it_stands(tmp_path: Path) -> None:
         "{'id': 1, 'name': 'Ann'} -> {'id': 1, 'name': 'Anne'}",
         "gone {'id': 1, 'name': 'Anne'}",
     ]
+
+
+def test_what_is_left_out_of_the_feed_nobody_reads(
+    tmp_path: Path, shop: Path, connection: sqlite3.Connection
+) -> None:
+    tables = {
+        "users": CDCConfig(
+            columns=["name", "mail"],
+            masks={"mail": "***"},
+            operations=[Operation.INSERT, Operation.DELETE],
+            where=lambda change: change.key != {"id": 2},
+        )
+    }
+
+    async def work(engine: StreamingEngine) -> None:
+        async with CDCEngine(engine, SQLiteSource(shop), tables=tables) as cdc:
+            connection.execute("UPDATE users SET name = 'x'")
+            connection.execute("INSERT INTO orders VALUES (7, 1, 9.5)")
+            connection.execute("DELETE FROM users")
+            connection.execute("INSERT INTO orders VALUES (8, 1, 9.5)")
+            async with cdc.subscribe("*") as changes:
+                found = await take(changes, 4)
+        ann, order, gone, _ = found
+        assert isinstance(ann, Insert)
+        assert (ann.new_row, ann.key) == ({"name": "Ann", "mail": "***"}, {"id": 1})
+        assert (order.key, gone.key) == ({"id": 7}, {"id": 1})
+        assert isinstance(gone, Delete)
+        assert gone.old_row == {"name": "x", "mail": "***"}
+
+    run(tmp_path, work)
