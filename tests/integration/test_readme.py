@@ -74,6 +74,13 @@ def test_the_example_in_one_process(tmp_path: Path) -> None:
         assert output == f"order-123 {{'amount': 99.99}} at offset {offset}\n"
 
 
+def test_the_example_of_captured_changes(tmp_path: Path) -> None:
+    (tmp_path / "example.py").write_text(blocks("python")[2], encoding="utf-8")
+    ann, anne = "{'id': 1, 'name': 'Ann'}", "{'id': 1, 'name': 'Anne'}"
+    output = run([sys.executable, "example.py"], tmp_path)
+    assert output == f"new {ann}\n{ann} -> {anne}\ngone {anne}\n"
+
+
 def test_the_example_with_a_cluster(directory: Path) -> None:
     example = blocks("python")[1]
     base_port = free_base_port()
