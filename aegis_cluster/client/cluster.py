@@ -55,14 +55,17 @@ RENEW_S: Final = 30.0
 class Pause:
     """Growing pauses between tries, never beyond the deadline."""
 
-    def __init__(self, deadline: float) -> None:
+    def __init__(
+        self, deadline: float, *, first_s: float = FIRST_PAUSE_S, longest_s: float = PAUSE_S_MAX
+    ) -> None:
         self._deadline = deadline
-        self._next_s = FIRST_PAUSE_S
+        self._next_s = first_s
+        self._longest_s = longest_s
 
     async def wait(self) -> None:
         left = self._deadline - asyncio.get_running_loop().time()
         await asyncio.sleep(max(0.0, min(self._next_s, left)))
-        self._next_s = min(self._next_s * 1.5, PAUSE_S_MAX)
+        self._next_s = min(self._next_s * 1.5, self._longest_s)
 
 
 class ClusterClient:

@@ -46,6 +46,9 @@ T = TypeVar("T")
 CONNECT_S: Final = 0.5
 TRY_S: Final = 3.0
 """How long one leader may take before the next try."""
+HELD_S: Final = 0.003
+HELD_S_MAX: Final = 0.05
+"""Between tries at a stream that a transaction holds, which mostly takes a few milliseconds."""
 REQUEST_BYTES: Final = 8 * MIB
 """Batches of one request; a single larger one goes alone."""
 READ_BYTES: Final = 1 * MIB
@@ -198,6 +201,7 @@ class EventLink:
         writes: bool,
     ) -> T:
         cluster, pause = self._cluster, Pause(deadline)
+        held = Pause(deadline, first_s=HELD_S, longest_s=HELD_S_MAX)
         failure: AegisError = Unavailable("Its leader is not known.")
         unanswered = False
         while True:
@@ -214,7 +218,7 @@ class EventLink:
             except StreamHeld as error:
                 if cluster.now() >= deadline:
                     raise
-                await pause.wait()
+                await held.wait()
                 failure = error
                 continue
             except AegisError as error:
