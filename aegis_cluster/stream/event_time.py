@@ -37,7 +37,7 @@ def time_reader(timestamp: object) -> Callable[[Any], int] | None:
     if timestamp is None or timestamp is PROCESSING_TIME:
         return None
     if isinstance(timestamp, str):
-        return lambda value: milliseconds(_field(value, timestamp), f"field {timestamp!r}")
+        return _field_reader(timestamp)
     if callable(timestamp):
         function: Callable[[Any], Any] = timestamp
         return lambda value: milliseconds(function(value), "what timestamp() returned")
@@ -45,6 +45,20 @@ def time_reader(timestamp: object) -> Callable[[Any], int] | None:
         f"timestamp = {timestamp!r}; give the name of a field, or a function of the value.",
         key="timestamp",
     )
+
+
+def _field_reader(name: str) -> Callable[[Any], int]:
+    what = f"field {name!r}"
+
+    def read(value: Any) -> int:
+        moment = _field(value, name)
+        if type(moment) is float or type(moment) is int:  # seconds, as most have them
+            found = moment * 1000
+            if TIME_MS_MIN <= found <= TIME_MS_MAX:
+                return round(found)
+        return milliseconds(moment, what)
+
+    return read
 
 
 def _field(value: Any, name: str) -> Any:

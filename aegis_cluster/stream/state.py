@@ -206,6 +206,9 @@ class Agenda:
         self._state = state
         self._prefix = prefix_of(node, tag)
         self._dues: dict[int, Due] = {}
+        self.next_due = NEVER
+        """The earliest time at which something is due; `NEVER`: nothing is. A plain field: it is
+        looked at for each record."""
         self._order: list[int] = []
         self._changed: set[int] = set()
         self._load()
@@ -218,11 +221,8 @@ class Agenda:
             self._dues[due] = Due(is_whole=False)
             low = prefix + time_bytes(due + 1)
         self._order = sorted(self._dues)
-
-    @property
-    def next_due(self) -> int:
-        """The earliest time at which something is due; `NEVER`: nothing is."""
-        return self._order[0] if self._order else NEVER
+        if self._order:
+            self.next_due = self._order[0]
 
     @property
     def dues(self) -> list[int]:
@@ -235,6 +235,7 @@ class Agenda:
         if found is None:
             found = self._dues[due] = Due()
             heappush(self._order, due)
+            self.next_due = self._order[0]
         self._changed.add(due)
         return found
 
@@ -279,6 +280,7 @@ class Agenda:
             stored = one.clean if one.is_whole else found
             for name in stored:
                 self._state.delete(self._key(due, name))
+        self.next_due = self._order[0] if self._order else NEVER
         return taken
 
     def _all(self, due: int, one: Due) -> dict[bytes, Any]:

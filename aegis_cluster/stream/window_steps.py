@@ -107,10 +107,11 @@ class WindowingStep(Step):
         """Take records of input `index`."""
         rows = zip(batch.keys, batch.values, batch.times, batch.marks, batch.origins, strict=True)
         for key, value, time, mark, origin in rows:
-            if mark >= self._next_due():
-                await self._advance(mark, origin)
-            elif mark > self._mark:
-                self._mark = mark
+            if mark > self._mark:
+                if mark >= self._next_due():
+                    await self._advance(mark, origin)
+                else:
+                    self._mark = mark
             if self._touched is not None and mark >= self._early_at:
                 self._tell_early(mark, origin)
             try:
@@ -235,7 +236,8 @@ class AlignedStep(WindowingStep):
         """Of sliding windows: when no later one can hold a key's values of a time any more."""
 
     def _next_due(self) -> int:
-        return min(self._open.next_due, self._passing.next_due)
+        due = self._open.next_due
+        return min(due, self._passing.next_due) if self._slides else due
 
     def _ends(self, time: int) -> range:
         """Ends of the windows that a time is in, the last one first."""
@@ -246,6 +248,12 @@ class AlignedStep(WindowingStep):
 
     def _add(self, key: Any, value: Any, time: int, origin: int) -> bool:
         first_open = self._mark - self._grace + 1
+        if self._incremental is not None and self._every == self._size:  # one window; the usual
+            end = time - time % self._size + self._size
+            if end < first_open:
+                return False
+            self._count_in(end + self._grace, key, key_bytes(key), value)
+            return True
         name: bytes | None = None
         for end in self._ends(time):
             if end < first_open:
