@@ -232,6 +232,7 @@ class _Database:
         self._group_end: int | None = None
         """The end of the transactions that were handed out in part."""
         self._rows_of_snapshot, self._rows_done = 0, 0
+        self._rows_estimate: int | None = None
         self._chunk: _Chunk | None = None
         """The last chunk that was handed out."""
         self._lacking: frozenset[int] = frozenset()
@@ -559,6 +560,7 @@ class _Database:
             changes[-1] = replace(changes[-1], is_last=True)
         if self._rows_of_snapshot != snapshot:
             self._rows_of_snapshot, self._rows_done = snapshot, 0
+            self._rows_estimate = self._estimate(table)
         self._rows_done += len(rows)
         token = _Token(self._seen, snapshot_done=done)
         mark = chunk.mark()
@@ -631,8 +633,17 @@ class _Database:
         if not pending:
             return None
         number, table = pending[0]
-        done = self._rows_done if self._rows_of_snapshot == number else 0
-        return SnapshotProgress(table.name, done, None, len(pending) - 1)
+        begun = self._rows_of_snapshot == number
+        done, estimate = (self._rows_done, self._rows_estimate) if begun else (0, None)
+        return SnapshotProgress(table.name, done, estimate, len(pending) - 1)
+
+    def _estimate(self, table: Table) -> int | None:
+        """The highest rowid is found at once; to count would take a look at every row."""
+        if table.rowid is None:
+            return None
+        sql = f"SELECT max({table.rowid}) FROM {quoted(table.name)}"
+        found = self._connection.execute(sql).fetchone()[0]
+        return None if found is None else max(0, int(found))
 
     # ---- what is safe
 
