@@ -344,3 +344,10 @@ def test_a_description() -> None:
     drawn = app.describe("mermaid")
     assert drawn.startswith("flowchart LR\n")
     assert "n3 -->|late| n4" in drawn
+
+
+def test_a_wrong_engine_or_name_is_refused_where_it_was_written() -> None:
+    with pytest.raises(Misuse, match="give a StreamingEngine, or None"):
+        StreamProcessor("tcp://127.0.0.1:7101", "app")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="application_id = 5"):
+        StreamProcessor(None, 5)  # type: ignore[arg-type]

@@ -332,3 +332,28 @@ def test_pause_and_resume(run: Run, name: str, directory: Path) -> None:
         await running.stop()
 
     run(work)
+
+
+def test_a_result_that_is_too_large_for_its_sink_is_left_out_or_told(
+    run: Run, name: str, directory: Path
+) -> None:
+    async def work(engine: StreamingEngine) -> None:
+        await engine.create_topic(f"{name}-in")
+        await engine.create_topic(f"{name}-out", TopicConfig(max_message_size="1KB"))
+        await engine.publish_many(f"{name}-in", [5, 5_000, 7])
+
+        def app(on_error: str) -> StreamProcessor:
+            state_dir = directory / name / on_error
+            made = StreamProcessor(
+                engine, f"{name}-{on_error}", on_error=on_error, state_dir=state_dir
+            )
+            return made.source(f"{name}-in").map(lambda n: "x" * n).sink(f"{name}-out")
+
+        async with await app("skip").start() as running:
+            found = await read(engine, f"{name}-out", 2)
+            assert [len(message.payload) for message in found] == [5, 7]
+            assert running.stats.failed == 1
+        with pytest.raises(ProcessingFailed, match=r"offset 1 .* bytes is over the limit"):
+            await (await app("stop").start()).wait()
+
+    run(work)
