@@ -281,6 +281,13 @@ def test_positions_wait_for_the_marker(committed: bool) -> None:
     assert table.positions("g")[PLACE].offset == (9 if committed else 2)
 
 
+def test_an_older_transaction_moves_nothing_and_harms_nobody() -> None:
+    """A client that breaks the protocol must not end the replicas of the log."""
+    table = table_with(pend(9), pend(4, epoch=2, number=9))
+    table.end_transaction(ProducerId(7), 3, 2, committed=True)
+    assert table.positions("g")[PLACE].offset == 9
+
+
 def test_a_group_that_goes_takes_what_is_pending_along() -> None:
     table = table_with(pend(9), pend(5, group="h"))
     table.apply(DropGroup("g"), 1)
