@@ -115,6 +115,10 @@ def test_kills_lose_nothing_and_bring_nothing_back(tmp_path: Path) -> None:
         assert "work" in nodes.run("subscription", "list", "--topic", "numbers")
         assert nodes.run("subscription", "replay", "numbers", "work").strip() == "replayed 0"
         assert json.loads(nodes.run("subscription", "parked", "numbers", "work", "--json")) == []
+        moved = nodes.run("subscription", "reset", "numbers", "work", "--to", "earliest", "--json")
+        assert [one["offset"] for one in json.loads(moved)] == [0, 0]
+        shown = json.loads(nodes.run("subscription", "describe", "numbers", "work", "--json"))
+        assert sum(one["lag"] for one in shown["partitions"]) == COUNT
         nodes.run("subscription", "delete", "numbers", "work")
         nodes.run("subscription", "describe", "numbers", "work", code=1)
 
