@@ -115,6 +115,11 @@ def test_kills_lose_nothing_and_bring_nothing_back(tmp_path: Path) -> None:
         assert "work" in nodes.run("subscription", "list", "--topic", "numbers")
         assert nodes.run("subscription", "replay", "numbers", "work").strip() == "replayed 0"
         assert json.loads(nodes.run("subscription", "parked", "numbers", "work", "--json")) == []
+        nodes.run("subscription", "reset", "numbers", "work", "--to", "earliest", code=1)
+        for process in processes:
+            process.kill()
+            process.wait()
+        await asyncio.to_thread(wait_until, lambda: not consumers(nodes), "nobody is in it", 20)
         moved = nodes.run("subscription", "reset", "numbers", "work", "--to", "earliest", "--json")
         assert [one["offset"] for one in json.loads(moved)] == [0, 0]
         shown = json.loads(nodes.run("subscription", "describe", "numbers", "work", "--json"))
@@ -130,6 +135,11 @@ def test_kills_lose_nothing_and_bring_nothing_back(tmp_path: Path) -> None:
             process.kill()
             process.wait()
     judge(lines(files))
+
+
+def consumers(nodes: RunningCluster) -> int:
+    shown = json.loads(nodes.run("subscription", "describe", "numbers", "work", "--json"))
+    return len(shown["consumers"])
 
 
 def judge(history: list[Line]) -> None:
