@@ -110,7 +110,7 @@ class Membership:
         self._failure: AegisError | None = None
         self._handled: dict[TopicPartition, Handled] = {}
         self._committed: dict[TopicPartition, int] = {}
-        self._sought: set[TopicPartition] = set()
+        self._sought: dict[TopicPartition, int] = {}
         """Where the program has sought to, and nothing has shown yet that it is there."""
         self._commit_number = 0
         self._committing = asyncio.Lock()
@@ -188,7 +188,7 @@ class Membership:
         """The program has sought elsewhere: from there a successor would go on too."""
         if place in self._handled:
             self._handled[place].restart(offset)
-            self._sought.add(place)
+            self._sought[place] = offset
             self._moved()
 
     async def commit(
@@ -219,14 +219,14 @@ class Membership:
         self, positions: Mapping[TopicPartition, int], deadline: float
     ) -> dict[TopicPartition, tuple[int, int]]:
         """Of positions that were sought: those behind all that is there, with where that ends."""
-        sought = self._sought & positions.keys()
+        sought = {p for p, offset in positions.items() if self._sought.get(p) == offset}
         found = {}
         for topic in sorted({place.topic for place in sought}):
             ends = await list_offsets(self._cluster, topic, deadline)
             for place in (place for place in sought if place.topic == topic):
                 end = ends[place.partition].high_watermark
                 if positions[place] <= end:
-                    self._sought.discard(place)
+                    del self._sought[place]
                 else:
                     found[place] = (positions[place], end)
         return found

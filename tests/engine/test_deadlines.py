@@ -173,6 +173,7 @@ ARGUMENTS: dict[str, list[str]] = {
     "subscription describe": ["t", "s"],
     "subscription parked": ["t", "s"],
     "subscription replay": ["t", "s"],
+    "subscription reset": ["t", "s", "--to", "earliest"],
     "stream run": ["processor:processor"],
     "cdc run": ["feed.toml"],
     "txn abort": ["x"],
