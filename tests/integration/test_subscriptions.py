@@ -119,7 +119,7 @@ def test_kills_lose_nothing_and_bring_nothing_back(tmp_path: Path) -> None:
         for process in processes:
             process.kill()
             process.wait()
-        await asyncio.to_thread(wait_until, lambda: not consumers(nodes), "nobody is in it", 20)
+        await asyncio.to_thread(wait_until, lambda: not consumers(nodes), "nobody is in it", 40)
         moved = nodes.run("subscription", "reset", "numbers", "work", "--to", "earliest", "--json")
         assert [one["offset"] for one in json.loads(moved)] == [0, 0]
         shown = json.loads(nodes.run("subscription", "describe", "numbers", "work", "--json"))

@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     from aegis_cluster.broker.subscriptions.subscription_table import Subscription
     from aegis_cluster.wire.batch import Row
 
-SILENCE_MS: Final = 30_000
+SILENCE_MS: Final = 10_000
 """A consumer that is not heard for so long is forgotten; its locks end by themselves."""
 GONE_GRACE_MS: Final = 300
 """A consumer whose connection closed has so long to come back over another one."""
@@ -710,7 +710,7 @@ def _in_use(live: Live) -> SubscriptionInUse:
     key, count = live.state.key, len(live.consumers)
     return SubscriptionInUse(
         f"Subscription {key} has {count} consumers, which hold messages or wait for some. Stop them"
-        " first; one that was killed is forgotten within a second.",
+        " first; one that was killed is forgotten within a second, or ten at last.",
         topic=key.topic,
         subscription=key.name,
         consumers=count,
