@@ -176,7 +176,6 @@ ARGUMENTS: dict[str, list[str]] = {
     "subscription reset": ["t", "s", "--to", "earliest"],
     "cdc run": ["feed.toml"],
     "cdc snapshot": ["users"],
-    "cdc run": ["feed.toml"],
     "txn abort": ["x"],
     "txn describe": ["x"],
     "consume": ["t", "--count", "1", "--from", "earliest"],
