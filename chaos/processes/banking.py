@@ -162,7 +162,7 @@ async def _settled(transaction: Transaction) -> str:
 
 
 class _Names:
-    """Of transactions."""
+    """Of transactions; no two of a run are the same."""
 
     def __init__(self, client: Client, what: str) -> None:
         self._prefix = f"{client.name}.{what}"
@@ -184,7 +184,8 @@ def _config(name: str) -> ProducerConfig:
 async def handle_orders(client: Client, party: str) -> None:
     """A worker, as a member that comes and goes; after healing, until all orders are handled."""
     engine = await client.engine()
-    name, names = f"worker-{party}", _Names(client, "w")
+    name = f"worker-{party}"
+    names = _Names(client, f"{name}.")
     config = SubscribeConfig(
         group_id=BANK,
         start=Offset.EARLIEST,

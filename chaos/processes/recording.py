@@ -189,6 +189,8 @@ class _Reader:
                     appends=[_append_from(row) for row in note["rows"]],
                     outcome=Outcome.UNKNOWN,
                 )
+                if note["id"] in self._transactions:
+                    raise ValueError(f"two transactions are called {note['id']}")
                 self._transactions[note["id"]] = made
                 history.transactions.append(made)
             case {"kind": "tx_stored"}:

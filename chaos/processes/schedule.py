@@ -28,7 +28,7 @@ WORKLOADS: Final = ("unique-ids", "queue")
 TRANSACTIONS: Final = "transactions"
 """A workload that is drawn apart, so that the schedules of the others stay what they were."""
 TRANSACTIONS_SHARE: Final = 1 / 3
-REPEATED_SHARE: Final = 0.1
+REPEATED_SHARE: Final = 0.3
 QUIET_CHANCE: Final = 0.25
 STEP_S: Final = (2.0, 6.0)
 DISK_CHANCE: Final = 0.15
