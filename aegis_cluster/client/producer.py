@@ -53,8 +53,9 @@ if TYPE_CHECKING:
 
 REQUEST_BYTES: Final = 4 * MIB
 """Batches for one shard travel together up to so much."""
-REQUESTS_IN_FLIGHT: Final = 4
-"""Per shard."""
+REQUESTS_IN_FLIGHT: Final = 2
+"""Per shard: one is worked on while the next is on its way. What is full meanwhile leaves together
+in the one after, so a busy shard has fewer turns, writes and answers for the same bytes."""
 RETRY_S: Final = 0.02
 RETRY_S_MAX: Final = 0.25
 EXPIRY_STEP_S: Final = 0.05
