@@ -79,10 +79,17 @@ class Postgres:
             self._writing.terminate()
             self._writing.wait()
             self._writing = None
+            # The server may still be at what a client had asked for last, a commit for example.
+            deadline = time.monotonic() + 30
+            while time.monotonic() < deadline and self._ask(
+                "SELECT 1 FROM pg_stat_activity WHERE application_name = 'pgbench'"
+            ):
+                time.sleep(0.05)
 
     def tables(self) -> dict[str, Rows]:
         found: dict[str, Rows] = {}
         with closing(self._server.connect()) as connection, connection.cursor() as cursor:
+            cursor.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")  # all at one moment
             for table in TABLES:
                 cursor.execute(f"SELECT * FROM {table}")
                 names = [column.name for column in cursor.description]
