@@ -58,7 +58,7 @@ MISTAKES: Final[list[tuple[Mistake, Faults, int]]] = [
     (planted.lost_appends_are_never_sent_again, None, 2),
     (planted.old_frames_are_restamped_by_a_new_leader, None, 0),
     (planted.producer_table_is_left_out_of_snapshots, None, 5),
-    (planted.repeat_is_acknowledged_before_its_commit, OLD_LEADER, 7),
+    (planted.repeat_is_acknowledged_before_its_commit, OLD_LEADER, 9),
     (planted.repeats_are_not_recognised, OLD_LEADER, 1),
     (planted.unknown_is_reported_as_refused, OLD_LEADER, 10),
     (planted.acknowledged_before_the_commit, OLD_LEADER, 0),
@@ -67,7 +67,7 @@ MISTAKES: Final[list[tuple[Mistake, Faults, int]]] = [
     (planted.older_terms_are_committed_by_counting, OLD_LEADER, 1),
     (planted.pre_votes_raise_terms, OLD_LEADER, 0),
     (planted.members_change_before_the_noop, MOVES, 2),
-    (planted.living_voters_are_removed_beside_dead_ones, MOVES, 17),
+    (planted.living_voters_are_removed_beside_dead_ones, MOVES, 52),
     (planted.a_whole_append_is_acknowledged_when_a_part_came, OLD_LEADER, 1),
     (planted.a_wiped_node_votes_under_its_old_name, WIPED, 0),
     (planted.a_torn_tail_is_accepted, TORN, 16),
@@ -77,8 +77,8 @@ MISTAKES: Final[list[tuple[Mistake, Faults, int]]] = [
     (planted.records_go_before_their_time, RETENTION, 7),
     (planted.a_new_leader_ignores_its_predecessors_clock, OLD_LEADER, 6),
     (planted.old_epochs_are_let_in, LEASE, 0),
-    (planted.client_gives_a_second_sequence, OLD_LEADER, 1),
-    (planted.client_calls_unanswered_refused, OLD_LEADER, 1),
+    (planted.client_gives_a_second_sequence, OLD_LEADER, 3),
+    (planted.client_calls_unanswered_refused, OLD_LEADER, 3),
 ]
 
 
