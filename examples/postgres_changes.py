@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
+from tempfile import TemporaryDirectory
 
 from aegis_cluster import StreamingEngine
 from aegis_cluster.cdc import (
@@ -63,7 +64,8 @@ def main() -> None:
         return
     from aegis_cluster.testing.postgres_server import postgres
 
-    with postgres() as server:
+    # The server begins anew each time, and so does what follows it.
+    with postgres() as server, TemporaryDirectory() as directory, contextlib.chdir(directory):
         cursor = server.connect().cursor()
         cursor.execute("CREATE TABLE users (id serial PRIMARY KEY, name text, balance numeric)")
         cursor.execute("INSERT INTO users (name, balance) VALUES ('Ann', 10), ('Bob', 20)")

@@ -495,8 +495,8 @@ class Partition:
             self._store.set_hard_state(self.group, state)
         if effects.install is not None:
             self._install(effects.install)
-        if effects.truncate_from is not None:
-            self._truncate(effects.truncate_from)
+        if effects.truncate_from is not None and not self._truncate(effects.truncate_from):
+            effects = effects._replace(truncate_from=None, append=(), send=(), reply=())
         if effects.append:
             self._append(effects.append)
         if effects.durable is None:
@@ -653,14 +653,23 @@ class Partition:
         self._chain_is_unproved = False
         self._next_offset = self.log.end_offset
 
-    def _truncate(self, from_index: LogIndex) -> None:
+    def _truncate(self, from_index: LogIndex) -> bool:
+        """Whether the log was cut; if it can't be read there, the replica is mute from now on, so
+        that nobody counts on the frames that were to follow.
+        """
         invariant(from_index > self.applied, "an applied frame was cut", at=from_index)
-        self._store.truncate(self.group, from_index)
+        try:
+            self._store.truncate(self.group, from_index)
+        except Corruption as error:
+            self.damage_met(error)
+            self.replica.mark_damaged()
+            return False
         while self._unapplied and self._unapplied[-1].header.index >= from_index:
             self._unapplied.pop()
         self._chain = self.log.last_chain
         self._chain_is_unproved = True
         self._next_offset = self.log.end_offset
+        return True
 
     def _append(self, entries: tuple[Entry, ...]) -> None:
         framed = [self._frame_of(entry) for entry in entries]

@@ -54,6 +54,7 @@ from aegis_cluster.wire.protocol import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from aegis_cluster.broker.partition import Partition
     from aegis_cluster.broker.shard import Shard
     from aegis_cluster.broker.transport import Transport
     from aegis_cluster.cluster.metadata import Command
@@ -169,11 +170,29 @@ class PeerApi:
             partition = self._shard.manager.partitions.get(group)
             if partition is None and group == METADATA_GROUP:
                 partition = self._shard.join_metadata(sender)
-            if partition is not None:
+            if partition is not None and not self._knows(sender, partition):
+                self._shard.complaints.say(
+                    "Ignored a Raft message for %s: its sender, node %s, is no member and not"
+                    " registered.",
+                    partition.name,
+                    sender.node,
+                )
+            elif partition is not None:
                 partition.receive(
                     sender, message_from_fields(take_list(item, 2, "message")), frames
                 )
                 self._shard.manager.due(partition)
+
+    def _knows(self, sender: Member, partition: Partition) -> bool:
+        """Whether the sender may be a member. Who was made one of `__cluster/0` meanwhile is
+        learned from it alone, so there everybody may.
+        """
+        registered = self._shard.table.nodes.get(sender.node)
+        return (
+            (registered is not None and registered.incarnation == sender.incarnation)
+            or partition.group == METADATA_GROUP
+            or sender in partition.replica.membership.members
+        )
 
     # ---- the controller's calls
 

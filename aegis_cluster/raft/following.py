@@ -34,18 +34,25 @@ class FollowerChapter(Core):
 
     def _hear_leader(self, sender: Member) -> None:
         """A message of the present term came from its leader."""
-        if self.role is not Role.FOLLOWER or self.leader is None:
-            invariant(
-                self.role is not Role.LEADER, "one leader per term", term=self.term, other=sender
-            )
-            self._become_follower(self.term, sender)
         if self.leader != sender:
-            invariant(False, "one leader per term", term=self.term, leaders=(self.leader, sender))
+            if self.leader is not None:
+                self._require_impostor(sender, self.leader)
+            self._become_follower(self.term, sender)
         self._elapsed = 0
         if self._links_lost and sender in self._links_lost:
             # It speaks, so the link is back: be loyal again, and wait as long as usual.
             self._links_lost.discard(sender)
             self._draw_timeout()
+
+    def _require_impostor(self, sender: Member, leader: Member) -> None:
+        """Two say that they lead in one term: the one that is no member here lies, for only members
+        are elected. Raises `PeerViolation` when that is the sender.
+        """
+        members = self.membership.members
+        if sender not in members:
+            raise PeerViolation("a stranger says that it leads", stranger=sender, leader=leader)
+        both = leader in members
+        invariant(not both, "one leader per term", term=self.term, leaders=(leader, sender))
 
     # -- append -----------------------------------------------------------------------------------
 

@@ -29,14 +29,16 @@ KEPT: Final = ROOT / "soak"
 SECONDS: Final = 40.0
 SIMULATED_SHARE: Final = 0.25
 """Of the time of a mixed soak."""
+LATE: Final = frozenset({"progress", "unseen", "group_unseen", "transactions_progress"})
+"""Checks that ask whether something came about at all."""
 
 
 def outcome(judgements: Sequence[Judgement]) -> Outcome:
     """The exit code of a run."""
     invalid = {one.check for one in judgements if one.verdict is Verdict.INVALID}
-    if invalid - {"progress", "unseen", "group_unseen", "transactions_progress", "crash"}:
+    if invalid - LATE - {"crash"}:
         return Outcome.SAFETY
-    if invalid & {"progress", "unseen", "group_unseen", "transactions_progress"}:
+    if invalid & LATE:
         return Outcome.LIVENESS
     return Outcome.OK if overall(judgements) is Verdict.VALID else Outcome.CRASH
 

@@ -185,6 +185,37 @@ def test_a_leader_that_cannot_read_what_its_successors_lack_gives_up() -> None:
     assert Client(cluster, old).read(group)[: len(values)] == values
 
 
+def test_a_follower_that_cannot_read_where_to_cut_its_log_is_rebuilt() -> None:
+    """It must not acknowledge what was to follow the cut: found by the simulator, seed 21228."""
+    cluster = Cluster()
+    group, values = filled(cluster)
+    old = cluster.elect(group)
+    followers = cluster.followers(group)
+    for host in followers:
+        cluster.kill(host)
+    client = Client(cluster, old)
+    for number in range(3):  # durable here, and nowhere else: never acknowledged
+        client.produce(group, batch(b"lost %d" % number + bytes(1_000)))
+    cluster.tick(4)
+    cluster.settle()
+    cluster.kill(old)
+    for host in followers:
+        host.start()
+    values.append(b"kept")
+    assert Client(cluster, cluster.elect(group)).stored(group, batch(b"kept")) == len(values) - 1
+
+    def unreadable(_group: int, from_index: LogIndex) -> None:
+        raise CorruptLog(f"damaged before index {from_index}")
+
+    old.start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(old.store, "truncate", unreadable)
+        cluster.until(lambda: old.partition(group).replica.damaged, "the damage is met")
+    cluster.until(lambda: holds_all(old, cluster, group), "it is rebuilt")
+    lead_with(cluster, old, group)
+    assert Client(cluster, old).read(group) == values
+
+
 def test_the_only_replica_stops_and_says_so() -> None:
     cluster = Cluster(1)
     group, _ = filled(cluster, replicas=1)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from aegis_cluster.broker import peer_api
 from aegis_cluster.broker.transport import Listener
-from aegis_cluster.ids import LogIndex, NodeId, Term
+from aegis_cluster.ids import LogIndex, Member, NodeId, Term
 from aegis_cluster.limits import REQUEST_PARTS_MAX
 from aegis_cluster.raft.codec import message_to_fields
 from aegis_cluster.raft.messages import AppendReply, AppendRequest, Heartbeat
@@ -276,3 +276,45 @@ def test_a_wiped_node_does_not_vote_under_its_old_name() -> None:
     peer.send(Api.RAFT, [[[placed.group, -1, message_to_fields(reply)]]])
     cluster.settle()
     assert isinstance(client.outcome(number), tuple), "so it was the incarnation that counted"
+
+
+@pytest.mark.parametrize("group", ["metadata", "topic"])
+def test_who_says_that_it_leads_beside_the_leader_is_not_followed(group: str) -> None:
+    """Found by strangers' fire on real nodes: a shard ended because of two leaders in one term."""
+    cluster = Cluster()
+    cluster.registered()
+    number = 0 if group == "metadata" else cluster.topic().partitions[0].group
+    leader = cluster.elect(number)
+    term = leader.partition(number).replica.term
+    for host in cluster.hosts.values():
+        peer = Peer(cluster, host.key.node)
+        peer.greet(node=3, incarnation="stranger")
+        for message in (
+            Heartbeat(term, LogIndex(1_000), 0, quiet=False),
+            AppendRequest(term, LogIndex(1), Term(1), LogIndex(1), LogIndex(1), LogIndex(0)),
+        ):
+            before = host.alive.complaints.count
+            peer.send(Api.RAFT, [[[number, -1, message_to_fields(message)]]])
+            assert host.alive.complaints.count == before + 1
+            peer.greet(node=3, incarnation="stranger")
+        replica = host.partition(number).replica
+        assert replica.leader == leader.alive.context.me
+        assert not replica.damaged
+    cluster.tick(10)
+    assert cluster.elect(number) is leader
+    assert leader.partition(number).replica.term == term
+
+
+def test_a_member_is_followed_where_a_stranger_was() -> None:
+    cluster = Cluster()
+    follower = cluster.host(2)
+    peer = Peer(cluster, 2)
+    peer.greet(node=3, incarnation="stranger")
+    term = Term(follower.partition(0).replica.term + 1)
+    beat = Heartbeat(term, LogIndex(0), 0, quiet=False)
+    peer.send(Api.RAFT, [[[0, -1, message_to_fields(beat)]]])
+    replica = follower.partition(0).replica
+    assert replica.leader == Member(NodeId(3), "stranger")
+    honest = cluster.member(NodeId(1))
+    replica.receive(honest, beat)
+    assert replica.leader == honest

@@ -164,6 +164,7 @@ ARGUMENTS: dict[str, list[str]] = {
     "group reset": ["g", "--to", "earliest"],
     "event append": ["s", "--type", "Happened"],
     "event load": ["s"],
+    "event project": ["views:view", "--file", "views.sqlite"],
     "explain group": ["g"],
     "explain partition": ["t/0"],
     "explain subscription": ["t/s"],
@@ -176,6 +177,7 @@ ARGUMENTS: dict[str, list[str]] = {
     "subscription reset": ["t", "s", "--to", "earliest"],
     "cdc run": ["feed.toml"],
     "cdc snapshot": ["users"],
+    "stream run": ["processor:processor"],
     "txn abort": ["x"],
     "txn describe": ["x"],
     "consume": ["t", "--count", "1", "--from", "earliest"],
@@ -191,6 +193,18 @@ from aegis_cluster.stream import StreamProcessor
 
 processor = StreamProcessor(None, "app").source("t").sink("u")
 """
+VIEW = """
+from aegis_cluster import Projection
+
+class View(Projection):
+    name, streams = "view", "*"
+
+    def create(self, db): ...
+    def drop(self, db): ...
+    def apply(self, event, db): ...
+
+view = View()
+"""
 
 
 @pytest.mark.parametrize("name", sorted(_asking_commands()))
@@ -203,6 +217,7 @@ def test_commands_end_in_time_with_a_sentence(
     (tmp_path / "input.txt").write_text("a line\n")
     (tmp_path / "feed.toml").write_text('[cdc]\nsource = "sqlite:shop.db"\n')
     (tmp_path / "processor.py").write_text(PROCESSOR)
+    (tmp_path / "views.py").write_text(VIEW)
     sqlite3.connect(tmp_path / "shop.db").executescript("CREATE TABLE t (id INTEGER PRIMARY KEY)")
     for death in (DEATHS[0], DEATHS[1], greets_and_babbles):
         with death() as address:

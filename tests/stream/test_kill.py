@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 pytestmark = [pytest.mark.slow, pytest.mark.processes, pytest.mark.timeout(170)]
-COUNT = 8_000
+PART = 5_000
+"""So many records are there anew for each worker that is killed, so that it has work."""
 KILLS = 2
+COUNT = PART * KILLS
 SEED = random.Random().randrange(2**32)
 
 
@@ -37,15 +39,19 @@ def _work_and_die(directory: Path, rest_s: float) -> None:
             process.kill()
 
 
-async def _filled(engine: StreamingEngine, rng: random.Random) -> None:
-    for topic in ("in", "out", "copies"):
-        await engine.create_topic(topic, TopicConfig(partitions=2))
-    numbers = list(range(COUNT))
-    for at in range(0, COUNT, 500):  # out of order, within 500 seconds
+async def _create_topics(directory: Path) -> None:
+    async with StreamingEngine.open(directory / "data") as engine:
+        for topic in ("in", "out", "copies"):
+            await engine.create_topic(topic, TopicConfig(partitions=2))
+
+
+async def _fill(directory: Path, numbers: list[int], rng: random.Random) -> None:
+    for at in range(0, len(numbers), 500):  # out of order, within 500 seconds
         part = numbers[at : at + 500]
         rng.shuffle(part)
         numbers[at : at + 500] = part
-    await engine.publish_many("in", [Message(f"k{n % 7}", {"n": n, "t": n}) for n in numbers])
+    async with StreamingEngine.open(directory / "data") as engine:
+        await engine.publish_many("in", [Message(f"k{n % 7}", {"n": n, "t": n}) for n in numbers])
 
 
 async def _all(engine: StreamingEngine, topic: str, count: int) -> list[Any]:
@@ -65,10 +71,6 @@ def test_kill_9_of_a_worker_again_and_again(tmp_path: Path) -> None:
     rng = random.Random(SEED)
     print(f"SEED {SEED}")  # noqa: T201 - it replays the test
 
-    async def fill() -> None:
-        async with StreamingEngine.open(tmp_path / "data") as engine:
-            await _filled(engine, rng)
-
     async def finish() -> None:
         async with StreamingEngine.open(tmp_path / "data") as engine:
             running = await counting(engine, tmp_path).start()
@@ -85,7 +87,8 @@ def test_kill_9_of_a_worker_again_and_again(tmp_path: Path) -> None:
             }
             await running.stop()
 
-    asyncio.run(fill())
-    for _ in range(KILLS):
+    asyncio.run(_create_topics(tmp_path))
+    for kill in range(KILLS):
+        asyncio.run(_fill(tmp_path, list(range(kill * PART, (kill + 1) * PART)), rng))
         _work_and_die(tmp_path, rng.uniform(0.1, 0.8))
     asyncio.run(finish())

@@ -32,7 +32,9 @@ def test_exit_codes_tell_what_was_broken() -> None:
     assert soak.outcome(judged(progress=bad, lost_write=bad)) is Outcome.SAFETY
     assert soak.outcome(judged(crash=bad)) is Outcome.CRASH
     assert soak.outcome(judged(lost_write=unknown)) is Outcome.CRASH
-    promises = set(NAMES) - {"progress", "unseen", "group_unseen", "crash"}
+    assert soak.outcome(judged(transactions_progress=bad)) is Outcome.LIVENESS
+    late = {"progress", "unseen", "group_unseen", "transactions_progress"}
+    promises = set(NAMES) - late - {"crash"}
     assert all(soak.outcome(judged(**{name: bad})) is Outcome.SAFETY for name in promises)
 
 
