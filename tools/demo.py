@@ -305,7 +305,7 @@ async def show(cluster: LocalCluster, bootstrap: str, file: Path, wanted: Ledger
 def stop_on_signals() -> None:
     """SIGTERM and a closed terminal end the demo as Ctrl-C does, with everything cleaned up."""
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: signal.raise_signal(signal.SIGINT))
+        signal.signal(number, signal.default_int_handler)
 
 
 def ignore_signals() -> None:

@@ -108,11 +108,13 @@ async def running_stage(
         text = node.file.read_text(encoding="utf-8")
         changed = text.replace('durability = "fsync"', f'durability = "{durability}"')
         node.file.write_text(changed, encoding="utf-8")
+    starting = asyncio.create_task(asyncio.to_thread(cluster.up, wanted))
     try:
-        nodes = await asyncio.to_thread(cluster.up, wanted)
+        nodes = await asyncio.shield(starting)
         async with StreamingEngine.connect(bootstrap_of(nodes)) as engine:
             yield Stage(engine, cluster, nodes, durability, partitions)
     finally:
+        await asyncio.wait([starting])  # who stops us meanwhile does not stop the thread
         with contextlib.suppress(ConfigError):
             await asyncio.to_thread(cluster.down)
 

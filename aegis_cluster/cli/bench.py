@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import signal
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from aegis_cluster.bench.report import plot, table
-from aegis_cluster.bench.run import DURABILITIES, SCENARIOS, Plan, run
+from aegis_cluster.bench.run import DURABILITIES, SCENARIOS, Plan, Report, run
 from aegis_cluster.cli.connection import cluster_status, json_option, run_async
 from aegis_cluster.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
 
 QUICK_SECONDS = 2.0
 
@@ -95,7 +102,10 @@ def bench(
             probe=cluster_status,
             tell=lambda text: click.echo(text, err=True),
         )
-        report = run_async(work)
+        try:
+            report = run_async(_until_sigterm(work))
+        except asyncio.CancelledError:
+            raise KeyboardInterrupt from None
     output.mkdir(parents=True, exist_ok=True)
     lines = table(report)
     found = report.to_json()
@@ -107,3 +117,10 @@ def bench(
     except ConfigError as error:
         click.echo(str(error), err=True)
     click.echo(f"Written to {output}/: bench.json, bench.md, bench.png", err=True)
+
+
+async def _until_sigterm(work: Coroutine[None, None, Report]) -> Report:
+    """SIGTERM ends it as Ctrl-C does, with the nodes stopped."""
+    task = asyncio.ensure_future(work)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    return await task

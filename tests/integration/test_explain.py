@@ -38,11 +38,18 @@ async def until_said(nodes: RunningCluster, code: str, *what: str) -> dict[str, 
     return wanted | found
 
 
+async def until_all(nodes: RunningCluster, wanted: list[str], *what: str) -> None:
+    """A replica of a new partition is behind for a moment."""
+    async with asyncio.timeout(40):
+        while codes(await explained(nodes, *what)) != wanted:
+            pass
+
+
 def test_a_stuck_consumer_and_nodes_that_are_away(tmp_path: Path) -> None:
     async def test(nodes: RunningCluster) -> None:
         async with nodes.engine() as engine:
             await engine.create_topic("orders", TopicConfig(partitions=2))
-            assert codes(await explained(nodes, "partition", "orders")) == ["serves", "serves"]
+            await until_all(nodes, ["serves", "serves"], "partition", "orders")
             config = SubscribeConfig(group_id="billing", start=Offset.EARLIEST)
             async with engine.subscribe("orders", config) as subscriber:
                 await engine.publish_many("orders", range(200), keys=map(str, range(200)))
