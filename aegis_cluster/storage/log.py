@@ -226,6 +226,8 @@ class PartitionLog:
         self._pending_resets = 0
         """Staged new starts; what was staged before the last of them is not written any more."""
         self._segments: tuple[Segment, ...] = ()
+        self._doomed: list[Segment] = []
+        """Dropped, and perhaps not yet unlinked by the checkpoint that says so."""
         self._runs: list[tuple[LogIndex, Term]] = []
         self._log_starts: list[tuple[LogIndex, RecordOffset]] = []
         """LOG_START frames: the last committed one, then those that may become so."""
@@ -688,8 +690,9 @@ class PartitionLog:
         self.dirty.add(segment.file)
 
     def _write_reset(self, op: ResetOp) -> None:
-        for segment in op.old:
+        for segment in (*self._doomed, *op.old):
             self._remove(segment)
+        self._doomed.clear()
         if not self._pending_resets:
             self._start_segment(op.begin)
             self._written = op.begin
@@ -707,6 +710,7 @@ class PartitionLog:
         keep = max(0, bisect_right(self._segments, limit, key=_base_index) - 1)
         for segment in self._segments[:keep]:
             self.dirty.doomed.append(segment)
+            self._doomed.append(segment)
         if keep:
             self._segments = self._segments[keep:]
             self._begin = self._segments[0].header.before
@@ -800,9 +804,12 @@ class PartitionLog:
         taken, self.dirty = self.dirty, DirtyFiles()
         return taken
 
-    def release_sealed(self, sealed: Sequence[Segment]) -> None:
-        """A checkpoint covers these: their handles may be given up from now on."""
-        for segment in sealed:
+    def checkpointed(self, taken: DirtyFiles) -> None:
+        """A checkpoint covers what was taken: handles of sealed segments may be given up from now
+        on, and what was doomed is unlinked.
+        """
+        self._doomed = [segment for segment in self._doomed if not segment.removed]
+        for segment in taken.sealed:
             if segment.sealed:
                 segment.settled = True
                 self._handles.unpin(segment)

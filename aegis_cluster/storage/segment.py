@@ -20,6 +20,7 @@ starts. Layout, little endian, 64 bytes:
 from __future__ import annotations
 
 import struct
+from threading import Lock
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from aegis_cluster.errors import CorruptLog, invariant
@@ -43,6 +44,8 @@ LOG_SUFFIX: Final = ".log"
 INDEX_SUFFIX: Final = ".index"
 ASIDE_SUFFIX: Final = ".compact"
 """Of a file that compaction is still writing."""
+_REMOVING: Final = Lock()
+"""Held while names are given up: by a checkpoint's thread, or by the loop for a replaced log."""
 
 
 class SegmentHeader(NamedTuple):
@@ -124,6 +127,7 @@ class Segment:
         "entry_due",
         "header",
         "max_time",
+        "removed",
         "sealed",
         "settled",
         "suffix",
@@ -151,6 +155,8 @@ class Segment:
         """Nothing is appended any more; the index ends with a footer."""
         self.settled = False
         """A checkpoint has covered all of it: the journal never writes into it again."""
+        self.removed = False
+        """Its names are given up."""
         self.entry_due = 0
         """File position from which on the next frame gets an index entry."""
         self._handles = handles
@@ -222,6 +228,7 @@ class Segment:
 
     def create(self) -> None:
         """Write the header into a new file; nothing is synced."""
+        self.removed = False
         self._file = self.disk.open(self.path, create=True)
         self._file.truncate(0)
         self._file.pwrite(encode_segment_header(self.header), 0)
@@ -284,8 +291,14 @@ class Segment:
         self._index = None
 
     def remove(self) -> None:
-        """Unlink both files; readers that hold the handle go on reading."""
-        for path in (self.path, self.index_path):
-            if self.disk.exists(path):
-                self.disk.remove(path)
+        """Unlink both files, once; readers that hold the handle go on reading.
+
+        A log that was replaced may have a new segment of this name: it is not this one's to unlink.
+        """
+        with _REMOVING:
+            if not self.removed:
+                self.removed = True
+                for path in (self.path, self.index_path):
+                    if self.disk.exists(path):
+                        self.disk.remove(path)
         self._file = None

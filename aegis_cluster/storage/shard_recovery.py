@@ -356,7 +356,7 @@ def sync_log(disk: Disk, log: PartitionLog) -> None:
     for file in (*taken.files.values(), *taken.indexes):
         file.fdatasync()
     disk.sync_dir(log.directory)
-    log.release_sealed(taken.sealed)
+    log.checkpointed(taken)
 
 
 def open_journal(

@@ -933,7 +933,7 @@ class ShardStore:
                 found.cut_round = 0
         for group, taken in ticket.taken.items():
             if group in self._groups:
-                self._groups[group].log.release_sealed(taken.sealed)
+                self._groups[group].log.checkpointed(taken)
 
     def _measure_space(self) -> int:
         return self._disk.free_bytes(f"{self._node_dir}/{PARTITIONS_DIR}")

@@ -556,6 +556,35 @@ def test_retention_drops_whole_segments_after_a_checkpoint() -> None:
     assert log.term_at(LogIndex(first - 1)) == 1
 
 
+@pytest.mark.parametrize("captured", [False, True])
+def test_a_checkpoint_unlinks_no_file_that_a_new_log_has_under_a_dropped_name(
+    captured: bool,
+) -> None:
+    """Retention drops segments, and the replica is rebuilt from a leader that still has them: found
+    by the simulator, seed 31737."""
+    disk, store, log = a_store()
+    add(store, 40, size=900)
+    commit_round(store)
+    run_checkpoint(store)
+    second = log.segments[1].header.before
+    assert store.drop_before(GROUP, LogIndex(25)) > second.index + 1
+    checkpoint = store.begin_checkpoint() if captured else None
+    ticket = store.begin_install(GROUP, second, "fold")
+    assert store.write_snapshot(ticket, slices_of(GROUP, [b"a slice"]))
+    store.install(ticket, rebuild=True)
+    frames = add(store, 20, size=900)
+    commit_round(store)
+    if checkpoint is not None:
+        store.sync_checkpoint(checkpoint)
+        store.end_checkpoint(checkpoint)
+    run_checkpoint(store)
+    assert read_all(log) == frames
+    disk.crash(random.Random(0))
+    _, found = open_store(disk)
+    assert found[GROUP].damage is None
+    assert read_all(found[GROUP].log) == frames
+
+
 # Threads
 
 
