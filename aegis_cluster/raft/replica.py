@@ -104,10 +104,9 @@ class Replica(ElectionChapter):
     def _answer_past(self, sender: Member, message: Message) -> None:
         """Tell leaders and candidates of the past that it is past; replies from there are void.
 
-        A leader must hear it, or a replica whose term is ahead could never rejoin it.
+        A leader must hear it, or a replica whose term is ahead could never rejoin it; a damaged one
+        neither, which promises nothing by that.
         """
-        if self.damaged:
-            return
         if isinstance(message, VoteRequest):
             self._say(sender, VoteReply(self.term, granted=False))
         elif isinstance(message, AppendRequest | Heartbeat | InstallSnapshot):

@@ -80,11 +80,16 @@ class Operations:
         )
 
     def survives_loss_of(self, node: SimulatedNode) -> bool:
-        """All is well, and no group consists of so few that a majority would be gone."""
-        leaders = [self.leader(group) for group in self.groups]
-        voters = [leader.replica.membership.voters for leader in leaders if leader is not None]
+        """All is well, and no group consists of so few that a majority would be gone.
+
+        A voter counts once it is committed that it is one: before, its leader alone may know it.
+        """
+        replicas = [leader.replica for group in self.groups if (leader := self.leader(group))]
         return self.is_whole() and all(
-            len(group) >= WIPE_VOTERS_MIN for group in voters if node.member in group
+            one.membership_at(one.commit_index) == one.membership
+            and len(one.membership.voters) >= WIPE_VOTERS_MIN
+            for one in replicas
+            if node.member in one.membership.voters
         )
 
     def _is_whole(self, group: GroupId, controller: Shard) -> bool:

@@ -365,6 +365,24 @@ def test_a_damaged_replica_promises_nothing() -> None:
     assert cluster[3].commit_index == cluster[1].commit_index
 
 
+def test_a_leader_hears_of_the_later_term_of_a_damaged_replica() -> None:
+    """Or it would never be rebuilt: it follows no leader of the past. Found by the simulator, seed
+    40055."""
+    cluster = Cluster(1, 2, 3)
+    leader = cluster.elect(1)
+    cluster.cut(3)
+    cluster[3].receive(member(1), TimeoutNow(leader.term))
+    cluster.settle()
+    later = cluster[3].term
+    assert leader.term < later
+    cluster[3].mark_damaged()
+    cluster.heal()
+    cluster.tick(40)
+    (leads,) = cluster.leaders()
+    assert cluster[leads].term > later
+    assert cluster[3].leader == member(leads)
+
+
 # -- requests at the wrong place ------------------------------------------------------------------
 
 
