@@ -95,6 +95,8 @@ class ReadTicket:
     position: int
     """Of the frame at `start`."""
     start: LogIndex
+    chain: bytes
+    """Before that frame; a frame's own checksum does not cover its link of the chain."""
     first: LogIndex
     last: LogIndex
     end: int
@@ -103,22 +105,22 @@ class ReadTicket:
 
     def read(self) -> ReadResult:
         """At least one frame; CorruptLog, with the place, where the bytes fail their check."""
-        position = self._find_first()
+        position, chain = self._find_first()
         size = min(max(self.bytes_max, FRAME_HEADER_BYTES), self.end - position)
         data = self.file.pread(size, position)
         try:
             whole = decode_header(data).size
             if whole > len(data):
                 data = self.file.pread(whole, position)
-            length, last = self._check(data)
+            length, last, chain = self._check(data, chain)
         except CorruptRecord as error:
             raise self._damaged(position, error) from error
-        self.log.note_read(self.segment, LogIndex(last + 1), position + length)
+        self.log.note_read(self.segment, LogIndex(last + 1), position + length, chain)
         return ReadResult(data if length == len(data) else data[:length], self.first, last)
 
-    def _find_first(self) -> int:
-        """Position of the first wanted frame, walked to from `start`."""
-        position, index, step = self.position, self.start, 64 * 1024
+    def _find_first(self) -> tuple[int, bytes]:
+        """Position of the first wanted frame, walked to from `start`, and the chain before it."""
+        position, index, chain, step = self.position, self.start, self.chain, 64 * 1024
         data, data_start = b"", position
         while index < self.first:
             if position + FRAME_HEADER_BYTES > data_start + len(data):
@@ -129,13 +131,12 @@ class ReadTicket:
             except CorruptRecord as error:
                 raise self._damaged(position, error) from error
             position += header.size
-            index = LogIndex(index + 1)
-        return position
+            index, chain = LogIndex(index + 1), header.chain
+        return position, chain
 
-    def _check(self, data: bytes) -> tuple[int, LogIndex]:
-        """Bytes and last index of the whole frames in `data` that are wanted."""
+    def _check(self, data: bytes, chain: bytes) -> tuple[int, LogIndex, bytes]:
+        """Bytes and last index of the whole frames in `data` that are wanted; the chain after."""
         position, index = 0, self.first
-        chain: bytes | None = None
         while index <= self.last and position + FRAME_HEADER_BYTES <= len(data):
             size = decode_header(data, position).size
             if position + size > len(data) or (position and position + size > self.bytes_max):
@@ -147,7 +148,7 @@ class ReadTicket:
             index = LogIndex(index + 1)
         if position == 0:
             raise CorruptRecord("the log ends inside a frame", have=len(data))
-        return position, LogIndex(index - 1)
+        return position, LogIndex(index - 1), chain
 
     def _damaged(self, position: int, error: CorruptRecord) -> CorruptLog:
         return CorruptLog(
@@ -233,7 +234,7 @@ class PartitionLog:
         """LOG_START frames: the last committed one, then those that may become so."""
         self._memberships: list[tuple[LogIndex, bytes]] = []
         """MEMBERSHIP frames: index and payload, and the newest one below the log's start."""
-        self._read_hint: tuple[Segment, LogIndex, int] | None = None
+        self._read_hint: tuple[Segment, LogIndex, int, bytes] | None = None
 
     # What the log holds
 
@@ -382,9 +383,9 @@ class PartitionLog:
             if first < self.first_index or first > last:
                 self._refuse_range(first, last)
         segment = self._segment_of(first)
-        start, position = self._nearest(segment, first)
+        start, position, chain = self._nearest(segment, first)
         return ReadTicket(
-            self, segment, segment.file, position, start, first, last, segment.end, bytes_max
+            self, segment, segment.file, position, start, chain, first, last, segment.end, bytes_max
         )
 
     def _refuse_range(self, first: LogIndex, last: LogIndex) -> None:
@@ -397,17 +398,21 @@ class PartitionLog:
             have_last=self.last_index,
         )
 
-    def _nearest(self, segment: Segment, index: LogIndex) -> tuple[LogIndex, int]:
-        """A frame at or before `index` whose position is known."""
+    def _nearest(self, segment: Segment, index: LogIndex) -> tuple[LogIndex, int, bytes]:
+        """A frame at or before `index`, its position, and the chain before it."""
         hint = self._read_hint
         if hint is not None and hint[0] is segment and hint[1] == index:
-            return hint[1], hint[2]
+            return hint[1:]
         entry = segment.index.by_index(index)
-        return (entry.index, entry.position) if entry else (segment.base_index, HEADER_BYTES)
+        if entry is None:
+            return segment.base_index, HEADER_BYTES, segment.header.before.chain
+        return entry.index, entry.position, entry.chain
 
-    def note_read(self, segment: Segment, next_index: LogIndex, position: int) -> None:
+    def note_read(
+        self, segment: Segment, next_index: LogIndex, position: int, chain: bytes
+    ) -> None:
         """Remember where a reader that goes on will go on. One assignment, so any thread may."""
-        self._read_hint = (segment, next_index, position)
+        self._read_hint = (segment, next_index, position, chain)
 
     def _segment_of(self, index: LogIndex) -> Segment:
         segments = self._segments

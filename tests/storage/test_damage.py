@@ -9,6 +9,7 @@ import pytest
 
 from aegis_cluster.errors import CorruptLog, InvariantBroken
 from aegis_cluster.ids import GroupId, LogIndex, RecordOffset, Term
+from aegis_cluster.storage.segment import HEADER_BYTES
 from aegis_cluster.storage.types import Damage, HardState, LogPoint
 from tests.storage.support import (
     NODE,
@@ -239,6 +240,22 @@ def test_rot_in_a_sealed_segment_is_found_by_who_reads_it() -> None:
         read_all(log)
     assert caught.value.details["file"] == FIRST
     assert caught.value.details["group"] == GROUP
+
+
+@pytest.mark.parametrize("index", [1, 2, 4])
+def test_a_rotten_link_of_the_chain_is_found_by_who_reads_that_frame_alone(index: int) -> None:
+    """A frame's own checksum does not cover it: found by the simulator, seed 54169."""
+    disk = synced_by_checkpoint(30, size=900)
+    _, found = open_store(disk)
+    log = found[GROUP].log
+    place = HEADER_BYTES
+    for before in range(1, index):
+        place += len(log.read(LogIndex(before), LogIndex(before), 1).data)
+    disk.restart()
+    disk.flip_bit(FIRST, place + 42)
+    _, found = open_store(disk)
+    with pytest.raises(CorruptLog):
+        found[GROUP].log.read(LogIndex(index), LogIndex(index), 1)
 
 
 def test_a_durable_journal_round_that_rots_is_damage() -> None:
