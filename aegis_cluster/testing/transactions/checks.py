@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from aegis_cluster.ids import TopicPartition
     from aegis_cluster.testing.transactions.history import (
         Append,
+        Position,
         Takeover,
         Transaction,
         TransactionHistory,
@@ -153,14 +154,20 @@ def processed_once(history: TransactionHistory) -> Iterator[str]:
 
 def position_goes_back(history: TransactionHistory) -> Iterator[str]:
     """A group's position is never below one that was known before the question."""
-    by_place: defaultdict[TopicPartition, list[tuple[int, int, int]]] = defaultdict(list)
+    by_place: defaultdict[TopicPartition, list[Position]] = defaultdict(list)
     for one in history.positions:
-        by_place[one.place].append((one.asked_us, one.at_us, one.offset))
-    for place, rows in by_place.items():
-        for asked_us, _, offset in rows:
-            before = max((o for _, at, o in rows if at < asked_us), default=0)
-            if offset < before:
-                yield f"{place} was said to be at {offset}, and was at {before} before"
+        by_place[one.place].append(one)
+    for place, positions in by_place.items():
+        for one in positions:
+            before = max((known.offset for known in positions if _binds(known, one)), default=0)
+            if one.offset < before:
+                yield f"{place} was said to be at {one.offset}, and was at {before} before"
+
+
+def _binds(known: Position, later: Position) -> bool:
+    """`later` was asked for when `known` was known, and may not be below it."""
+    is_commit = known.asked_us < 0
+    return known.at_us < later.asked_us and (later.stable or not is_commit)
 
 
 def fenced(history: TransactionHistory) -> Iterator[str]:

@@ -76,12 +76,17 @@ class Round(NamedTuple):
 
 class Position(NamedTuple):
     """A group's committed position: what was said when it was asked for, or when it was moved by
-    a transaction whose commit was acknowledged at `at_us` (`asked_us` is -1 then)."""
+    a transaction whose commit was acknowledged at `at_us` (`asked_us` is -1 then).
+
+    stable: asked for with transactions waited for that may still move it (KIP-447). Another answer
+    may lack one that is committed, and acknowledged, while its marker is on its way.
+    """
 
     place: TopicPartition
     offset: int
     asked_us: int
     at_us: int
+    stable: bool = True
 
 
 class Takeover(NamedTuple):

@@ -125,7 +125,8 @@ class _Watcher(Client):
                 for topic, number, offset, _ in result.fields[0]:
                     place = TopicPartition(topic, number)
                     self.positions[place] = max(0, offset)
-                    one = Position(place, max(0, offset), asked_us, self.now_us)
+                    now_us = self.now_us
+                    one = Position(place, max(0, offset), asked_us, now_us, stable=False)
                     self._record.positions.append(one)
             yield from self.sleep(200 * MS)
 

@@ -142,6 +142,16 @@ def test_a_position_goes_back() -> None:
     assert found == {"position_goes_back"}
 
 
+def test_only_a_stable_position_has_what_was_just_committed() -> None:
+    unstable = Position(ORDERS, 1, 50, 51, stable=False)
+    assert names(lambda history: history.positions.append(unstable)) == set()
+
+    def told(history: TransactionHistory) -> None:
+        history.positions += [Position(ORDERS, 2, 44, 45, stable=False), unstable]
+
+    assert names(told) == {"position_goes_back"}
+
+
 def test_what_was_asked_before_may_be_older() -> None:
     assert names(lambda history: history.positions.append(Position(ORDERS, 1, 38, 51))) == set()
 
