@@ -3,8 +3,9 @@
     wait → finished disk work → peers → links → control → data → step → write → send
 
 Draining first makes batches by itself: the busier the shard, the fewer system calls and syncs a
-record costs. Peers come first, so that a flood of data never delays a heartbeat. While a round of
-writes is being synced in a helper thread, the next one gathers; only one is under way at a time.
+record costs. Peers come first, so that a flood of data never delays a heartbeat. A round of writes
+is synced here while syncs are quick (`sync_pace`), else in a helper thread, where the next one
+gathers meanwhile; only one is under way at a time.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from aegis_cluster.broker.compaction import compact_here
 from aegis_cluster.broker.shard import Shard
+from aegis_cluster.broker.sync_pace import SyncPace
 from aegis_cluster.broker.transport import Listener
 from aegis_cluster.limits import (
     ROUNDS_BEHIND_MAX,
@@ -80,6 +82,7 @@ class ShardLoop:
         self._workers = workers
         self._supervisor = supervisor
         self._syncing = False
+        self._pace = SyncPace()
         self._unsynced: Round | None = None
         """The newest round that counts already, but is not on disk (`durability = "memory"`)."""
         self._syncing_behind = False
@@ -212,6 +215,9 @@ class ShardLoop:
                 self.shard.end_round(number, None)
             elif self.shard.end_in_memory(number, written):
                 self._unsynced = written
+            elif self._pace.is_quick and not self._syncing_behind:  # one sync at a time
+                self._unsynced = None  # covered by this one
+                self._synced(number, written, self._timed_sync(written))
             else:
                 self._sync(number, written)
                 return
@@ -220,14 +226,23 @@ class ShardLoop:
     def _sync(self, number: int, written: Round) -> None:
         self._syncing = True
         self._unsynced = None  # covered by this one
-        store, begun_ms = self._store, monotonic_ms()
 
-        def synced(_: object) -> None:
+        def done(took_ms: float) -> None:
             self._syncing = False
-            self.shard.peer_disks.note_sync(monotonic_ms() - begun_ms)
-            self.shard.end_round(number, written)
+            self._synced(number, written, took_ms)
 
-        self._workers.submit(SYNC, lambda: store.sync(written), synced)
+        self._workers.submit(SYNC, lambda: self._timed_sync(written), done)
+
+    def _timed_sync(self, written: Round) -> float:
+        """Milliseconds that it took; in whatever thread."""
+        begun = time.perf_counter()
+        self._store.sync(written)
+        return (time.perf_counter() - begun) * 1_000
+
+    def _synced(self, number: int, written: Round, took_ms: float) -> None:
+        self._pace.note(took_ms)
+        self.shard.peer_disks.note_sync(round(took_ms))
+        self.shard.end_round(number, written)
 
     def _sync_behind(self) -> None:
         """Bring to disk what counts already, now and then, and without waiting for it."""

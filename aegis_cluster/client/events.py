@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from aegis_cluster.client.cluster import ClusterClient, Pause
@@ -36,6 +37,7 @@ from aegis_cluster.wire.protocol import Api, is_none, take_bool, take_int, take_
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
 
+    from aegis_cluster.client.link import Link
     from aegis_cluster.client.metadata import ShardAddress
     from aegis_cluster.wire.descriptions import TopicInfo
     from aegis_cluster.wire.protocol import Reply
@@ -185,11 +187,6 @@ class EventLink:
         except OffsetOutOfRange:
             return [], offset
 
-    def close(self) -> None:
-        """Nobody waits any more."""
-        for task in list(self._tasks):
-            task.cancel()
-
     # ---- finding the leader
 
     async def _until_answered(
@@ -260,42 +257,68 @@ class EventLink:
         queue.append(item)
         if len(queue) == 1:
             loop.call_soon(self._flush, address)
+        late = loop.call_at(deadline, _give_up, item.future, address)  # far cheaper than a Timeout
         try:
-            async with asyncio.timeout_at(deadline):
-                return await item.future
-        except TimeoutError:
-            raise OutcomeUnknown(f"No answer came from {address.endpoint} in time.") from None
+            return await item.future
+        finally:
+            late.cancel()
 
     def _flush(self, address: ShardAddress) -> None:
         """Send what was queued in this turn of the loop."""
         for items in _requests(self._queues.pop(address, [])):
-            task = asyncio.get_running_loop().create_task(self._send(address, items))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            try:
+                link = self._cluster.link(address.endpoint)
+                if link.is_ready:
+                    _send(link, items)
+                else:
+                    self._send_once_ready(link, items)
+            except AegisError as error:
+                _settle(items, error)
 
-    async def _send(self, address: ShardAddress, items: list[_Item]) -> None:
-        try:
-            link = self._cluster.link(address.endpoint)
-            deadline = max(item.deadline for item in items)
-            await link.ready(min(deadline, self._cluster.now() + CONNECT_S))
-            reply = await link.request(
-                Api.EVENT_APPEND,
-                [[item.fields for item in items]],
-                [item.batch for item in items],
-                deadline=deadline,
-            )
-            results = take_list(reply.fields, 0, "results")
-            for slot, item in enumerate(items):
-                result = take_list(results, slot, "result")
-                if not item.future.done():
-                    item.future.set_result(result)
-        except AegisError as error:
-            for item in items:
-                if not item.future.done():
-                    item.future.set_exception(error)
-        finally:
-            for item in items:
-                item.future.cancel()  # only those that have no outcome
+    def _send_once_ready(self, link: Link, items: list[_Item]) -> None:
+        async def wait() -> None:
+            until = min(max(item.deadline for item in items), self._cluster.now() + CONNECT_S)
+            try:
+                await link.ready(until)
+                _send(link, items)
+            except AegisError as error:
+                _settle(items, error)
+
+        task = asyncio.get_running_loop().create_task(wait())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _give_up(future: asyncio.Future[list[Any]], address: ShardAddress) -> None:
+    if not future.done():
+        future.set_exception(OutcomeUnknown(f"No answer came from {address.endpoint} in time."))
+
+
+def _send(link: Link, items: list[_Item]) -> None:
+    """Raises `Unavailable`: nothing was sent."""
+    link.send(
+        Api.EVENT_APPEND,
+        [[item.fields for item in items]],
+        [item.batch for item in items],
+        deadline=max(item.deadline for item in items),
+        done=partial(_settle, items),
+    )
+
+
+def _settle(items: list[_Item], outcome: Reply | AegisError) -> None:
+    """Give each append its own result, or all of them what became of the request."""
+    try:
+        if isinstance(outcome, AegisError):
+            raise outcome
+        results = take_list(outcome.fields, 0, "results")
+        for slot, item in enumerate(items):
+            result = take_list(results, slot, "result")
+            if not item.future.done():
+                item.future.set_result(result)
+    except AegisError as error:
+        for item in items:
+            if not item.future.done():
+                item.future.set_exception(error)
 
 
 def _requests(items: list[_Item]) -> Iterator[list[_Item]]:

@@ -65,6 +65,7 @@ RECORD_OVERHEAD_BYTES: Final = 4_096
 FRAMING_BYTES: Final = 100
 """Of one event in a batch, names of headers included."""
 VERSION_MAX: Final = 2**63 - 1
+EXPECTED_WORDS: Final = frozenset(map(int, ExpectedVersion))
 SNAPSHOT_TYPE: Final = "Snapshot"
 DECISION_TYPE: Final = "Decided"
 CONDITION_TYPE: Final = "Expected"
@@ -562,9 +563,8 @@ def _version(value: object) -> int:
         version = operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         version = -10
-    words = set(ExpectedVersion)
     is_number = 0 <= version <= VERSION_MAX
-    if isinstance(value, bool) or not (is_number or version in words):
+    if isinstance(value, bool) or not (is_number or version in EXPECTED_WORDS):
         raise Misuse(
             f"expected_version = {value!r}: use the version of the stream's last event (0 or more),"
             " or ExpectedVersion.NO_STREAM, EXISTS or ANY."
