@@ -104,7 +104,7 @@ class ReplicaWatch:
         """(member, group) -> the start in which it was seen, the last index applied and durable."""
         self._states: dict[tuple[int, int, GroupId], tuple[object, ...]] = {}
         """What was looked at last, by node, start and group."""
-        self._applied: dict[tuple[int, int, GroupId], int] = {}
+        self._applied: dict[tuple[int, int, GroupId], tuple[Partition, int | None]] = {}
         self._commits: dict[tuple[Member, GroupId, int], int] = {}
         """(member, group, term it leads) -> commit index when it was last seen."""
 
@@ -136,14 +136,16 @@ class ReplicaWatch:
                 self._check_leader(node, group, partition)
                 self._check_rules_of_leading(node, group, partition)
             key = (node.number, process.boot, group)
-            before = self._applied.get(key)
+            # A replica that was rebuilt is opened anew, and applies its log from the beginning.
+            opened, before = self._applied.get(key, (partition, None))
+            before = before if opened is partition else None
             if before != partition.applied:
                 self._check_applied(node, group, partition, before)
                 self._check_log_start(node, group, partition)
                 for what in self._groups[group].broken:
                     self._violated(group, what)
                 self._groups[group].broken.clear()
-                self._applied[key] = partition.applied
+                self._applied[key] = (partition, partition.applied)
 
     def _is_as_before(
         self, node: SimulatedNode, boot: int, group: GroupId, partition: Partition
