@@ -621,6 +621,80 @@ class EventSubscription(_Blocking[event.EventSubscription]):
         self.close()
 
 
+class LeasedEvent(event.LeasedEvent):
+    """See `aegis_cluster.event.LeasedEvent`."""
+
+    __slots__ = ("_inner", "_portal")
+    _inner: event.LeasedEvent
+    _portal: _Portal
+
+    @classmethod
+    def on(cls, portal: _Portal, inner: event.LeasedEvent) -> Self:
+        """The twin of an event that a consumer was handed."""
+        leased = cls.of(inner, inner._message)
+        leased._inner, leased._portal = inner, portal
+        return leased
+
+    def ack(self, *, timeout: float | None = None) -> None:  # type: ignore[override]
+        """As `aegis_cluster.event.LeasedEvent.ack`."""
+        self._portal.run(self._inner.ack(timeout=timeout))
+
+    def nack(  # type: ignore[override]
+        self, delay: float | None = None, *, timeout: float | None = None
+    ) -> None:
+        """As `aegis_cluster.event.LeasedEvent.nack`."""
+        self._portal.run(self._inner.nack(delay, timeout=timeout))
+
+    def park(  # type: ignore[override]
+        self, reason: str = "", *, timeout: float | None = None
+    ) -> None:
+        """As `aegis_cluster.event.LeasedEvent.park`."""
+        self._portal.run(self._inner.park(reason, timeout=timeout))
+
+    def extend(self, *, timeout: float | None = None) -> None:  # type: ignore[override]
+        """As `aegis_cluster.event.LeasedEvent.extend`."""
+        self._portal.run(self._inner.extend(timeout=timeout))
+
+
+class EventConsumer(_Blocking[event.EventConsumer]):
+    """See `aegis_cluster.event.EventConsumer`; a step of the iterator blocks until there is an
+    event."""
+
+    ack = _blocking(event.EventConsumer.ack)
+    close = _blocking(event.EventConsumer.close)
+
+    @property
+    def subscription(self) -> PersistentSubscription:
+        """As `aegis_cluster.event.EventConsumer.subscription`."""
+        return PersistentSubscription(self._portal, self._inner.subscription)
+
+    def poll(self, max_events: int = 500, timeout: float | None = 1.0) -> list[LeasedEvent]:
+        """As `aegis_cluster.event.EventConsumer.poll`."""
+        found = self._portal.run(self._inner.poll(max_events, timeout))
+        return [LeasedEvent.on(self._portal, one) for one in found]
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> LeasedEvent:
+        found: event.LeasedEvent | None = self._portal.run(_next(self._inner))
+        if found is None:
+            raise StopIteration
+        return LeasedEvent.on(self._portal, found)
+
+    def __enter__(self) -> Self:
+        self._portal.run(self._inner.__aenter__())
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._portal.run(self._inner.__aexit__(kind, error, trace))
+
+
 class EventStore(_Blocking[event.EventStore]):
     """See `aegis_cluster.event.EventStore`; stands on an engine of this module that is open."""
 
@@ -635,10 +709,50 @@ class EventStore(_Blocking[event.EventStore]):
     snapshot = _blocking(event.EventStore.snapshot)
     partition_of = _blocking(event.EventStore.partition_of)
     subscribe = _made(EventSubscription, event.EventStore.subscribe)
+    persistent_subscription = _made(EventConsumer, event.EventStore.persistent_subscription)
 
     def __init__(self, engine: StreamingEngine, topic: str = event.TOPIC, **options: Any) -> None:
         """As `aegis_cluster.event.EventStore`."""
         super().__init__(engine._portal, event.EventStore(engine._inner, topic, **options))
+
+
+class ProjectionRunner(_Blocking[event.ProjectionRunner]):
+    """See `aegis_cluster.event.ProjectionRunner`; `run` blocks until the engine is closed."""
+
+    catch_up = _blocking(event.ProjectionRunner.catch_up)
+    run = _blocking(event.ProjectionRunner.run)
+    rebuild = _blocking(event.ProjectionRunner.rebuild)
+    query = _plain(event.ProjectionRunner.query)
+    state = _plain(event.ProjectionRunner.state)
+    states = _plain(event.ProjectionRunner.states)
+
+    def __init__(
+        self, store: EventStore, projection: event.Projection, target: str | Path | event.Target
+    ) -> None:
+        """As `aegis_cluster.event.ProjectionRunner`."""
+        super().__init__(store._portal, event.ProjectionRunner(store._inner, projection, target))
+
+    @property
+    def position(self) -> event.Position:
+        """As `aegis_cluster.event.ProjectionRunner.position`."""
+        return self._inner.position
+
+    @property
+    def applied(self) -> int:
+        """As `aegis_cluster.event.ProjectionRunner.applied`."""
+        return self._inner.applied
+
+    def __enter__(self) -> Self:
+        self._portal.run(self._inner.__aenter__())
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._portal.run(self._inner.__aexit__(kind, error, trace))
 
 
 async def _entered(inner: Any) -> Any:

@@ -11,6 +11,7 @@ asked for is settled by whoever meets it, and never shown.
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Final, Self
 
 from aegis_cluster.errors import CorruptRecord
@@ -112,7 +113,14 @@ class EventConsumer:
     async def poll(self, max_events: int = 500, timeout: float | None = 1.0) -> list[LeasedEvent]:
         """The next events, as many as there are now but no more than `max_events`; waits for the
         first one. An empty list: none that was asked for came within `timeout` seconds."""
-        return await self._wanted(await self.subscription.poll(max_events, timeout))
+        loop = asyncio.get_running_loop()
+        end = None if timeout is None else loop.time() + timeout
+        while True:
+            left = None if end is None else max(0.0, end - loop.time())
+            messages = await self.subscription.poll(max_events, left)
+            events = await self._wanted(messages)
+            if events or not messages:
+                return events
 
     async def ack(self, events: Sequence[LeasedEvent], *, timeout: float | None = None) -> None:
         """All of these are handled; one call for thousands. Raises `LockLost`."""
