@@ -1,9 +1,10 @@
 """Whether the loop waits for its syncs itself, or leaves them to a helper thread.
 
 The idea: handing a sync to a thread and hearing of its end costs two changes of thread, which is as
-much as a quick disk takes for the sync. So a loop waits while syncs are quick, and after a slow one
-leaves them to the thread, where heartbeats do not wait for a disk, until so many in a row were
-quick again (decision 0067).
+much as a quick disk takes for the sync. So a loop waits while syncs are quick. After a slow one it leaves
+them to the thread, where heartbeats do not wait for a disk, until many in a row were quick again: as
+many as it took milliseconds, so that a disk that stalls now and then holds up the loop once
+(decision 0067).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Final
 QUICK_MS: Final = 10.0
 """A tenth of the time between heartbeats."""
 QUICK_IN_A_ROW: Final = 16
+"""At least."""
 
 
 class SyncPace:
@@ -29,6 +31,6 @@ class SyncPace:
     def note(self, took_ms: float) -> None:
         """A sync has ended, wherever it ran."""
         if took_ms > QUICK_MS:
-            self._lacking = QUICK_IN_A_ROW
+            self._lacking = max(self._lacking, QUICK_IN_A_ROW, int(took_ms))
         elif self._lacking:
             self._lacking -= 1
