@@ -1,10 +1,10 @@
 """Whether the loop waits for its syncs itself, or leaves them to a helper thread.
 
 The idea: handing a sync to a thread and hearing of its end costs two changes of thread, which is as
-much as a quick disk takes for the sync. So a loop waits while syncs are quick. After a slow one it leaves
-them to the thread, where heartbeats do not wait for a disk, until many in a row were quick again: as
-many as it took milliseconds, so that a disk that stalls now and then holds up the loop once
-(decision 0067).
+much as a quick disk takes for the sync. So a loop waits while syncs are quick. After a slow one it
+leaves them to the thread, where heartbeats do not wait for a disk, until many in a row were quick
+again: as many as it took milliseconds, so that a disk that stalls now and then holds up the loop
+once (decision 0067).
 """
 
 from __future__ import annotations
