@@ -97,6 +97,10 @@ class ReadAhead:
         """Some have been seen to close since `closed` was called."""
         return bool(self._closed)
 
+    def is_open(self, descriptor: int) -> bool:
+        """It is not known to have closed."""
+        return descriptor in self._connections
+
     def _follow(self) -> None:
         while self.monitor.poll(0):
             event = recv_monitor_message(self.monitor)
@@ -128,7 +132,7 @@ class ReadAhead:
 
     def heard(self, frames: Sequence[zmq.Frame]) -> int | None:
         """A whole message was taken, its sender first. Over which connection: its descriptor, or
-        None when that is gone already."""
+        None when ZeroMQ does not say."""
         try:
             descriptor = int(frames[0].get(zmq.SRCFD))
         except zmq.ZMQError:
@@ -182,7 +186,7 @@ class ReadAhead:
         return [said for connection in found if (said := self._shut(connection)) is not None]
 
     def _measure(self, connection: _Connection, now_s: float) -> bool:
-        """Whether there is anything to be measured."""
+        """Whether the connection is still there."""
         try:
             info = connection.handle.getsockopt(
                 sockets.IPPROTO_TCP, sockets.TCP_INFO, _TCP_INFO_BYTES
@@ -190,7 +194,7 @@ class ReadAhead:
         except OSError:
             return False
         if len(info) < _TCP_INFO_BYTES:
-            return False  # a kernel that does not count
+            return True  # a kernel that does not count
         (received,) = _BYTES_RECEIVED.unpack_from(info)
         possible = int((now_s - connection.looked_s) * _HEARTBEATS_BYTES_PER_S)
         connection.heartbeats += max(0, min(received - connection.received, possible))

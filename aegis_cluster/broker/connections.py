@@ -1,7 +1,11 @@
 """Which client came over which connection of a listener, to notice when one closes.
 
-A closed connection is known by its descriptor, and descriptors are used again; so whoever seems to
-be gone is asked for once more: a router says of a message whether it has anyone to take it.
+The idea: ZeroMQ says of a connection that it has closed, by descriptor, and names every connection
+anew, so a client whose descriptor has closed is gone for good. Descriptors are used again, and what
+a client has sent is read after its end as well; so before a descriptor gets another client all that
+was said of closings is heard first.
+
+Whether a router still has somebody to send to says little: it hears of an end later than we do.
 """
 
 from __future__ import annotations
@@ -21,6 +25,8 @@ if TYPE_CHECKING:
 
 NOBODY_ASKED: Final = 2**62
 """Correlation of a reply that every client ignores."""
+PAST_S: Final = 10.0
+"""Longer than what a client has sent waits to be read."""
 
 
 class Connections:
@@ -34,7 +40,9 @@ class Connections:
         self._readiness = readiness
         self._told = told
         self._origins: dict[int, bytes] = {}
-        self._replaced: list[bytes] = []
+        self._news: list[bytes] = []
+        self._past: dict[bytes, float] = {}
+        """Who has gone, until when more of theirs may still be read."""
         self._read_ahead = ReadAhead(socket, encrypted=encrypted, now_s=time.monotonic())
         self.monitor = self._read_ahead.monitor
         if told:
@@ -43,30 +51,51 @@ class Connections:
     def heard(self, frames: Sequence[zmq.Frame]) -> bool:
         """A whole message, its sender first. False: of a connection that was cut; to be dropped."""
         descriptor = self._read_ahead.heard(frames)
-        if descriptor is None:
-            return not self._read_ahead.is_cut(frames)
-        if self._told:
-            origin = frames[0].bytes
-            before = self._origins.get(descriptor)
-            if before != origin:
-                self._origins[descriptor] = origin
-                if before is not None:
-                    self._replaced.append(before)
+        if self._told and descriptor is not None:
+            self._came_over(descriptor, frames[0].bytes)
         return not self._read_ahead.is_cut(frames)
 
     @property
     def has_news(self) -> bool:
         """Somebody may be gone, though the monitor has no more to say."""
-        return self._read_ahead.has_closed
+        return bool(self._news) or self._read_ahead.has_closed
 
     def gone(self) -> list[bytes]:
-        """Clients whose connection has closed since the last call."""
-        closed, self._replaced = self._replaced, []
+        """Clients whose connection has closed since the last call, and those who had gone before
+        and of whom more was heard since."""
+        self._look()
+        now_s = time.monotonic()
+        while self._past and now_s >= next(iter(self._past.values())):
+            del self._past[next(iter(self._past))]
+        news, self._news = self._news, []
+        return news
+
+    def _came_over(self, descriptor: int, origin: bytes) -> None:
+        if self._origins.get(descriptor) == origin:
+            return
+        self._look()
+        before = self._origins.get(descriptor)
+        if (
+            origin in self._past
+            or not self._read_ahead.is_open(descriptor)
+            or (before is not None and self._is_there(before))
+        ):
+            self._leaves(origin)
+            return
+        if before is not None:
+            self._leaves(before)
+        self._origins[descriptor] = origin
+
+    def _look(self) -> None:
         for descriptor in self._read_ahead.closed():
             origin = self._origins.pop(descriptor, None)
             if origin is not None:
-                closed.append(origin)
-        return [origin for origin in closed if not self._is_there(origin)]
+                self._leaves(origin)
+
+    def _leaves(self, origin: bytes) -> None:
+        self._news.append(origin)
+        self._past.pop(origin, None)  # the order is that of time
+        self._past[origin] = time.monotonic() + PAST_S
 
     def _is_there(self, origin: bytes) -> bool:
         self._readiness.used(self._socket)
