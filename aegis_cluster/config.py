@@ -479,6 +479,10 @@ class NodeConfig:
     """Where it listens; None: at `host`."""
     shards: int = setting(integer(1, limits.SHARDS_PER_NODE_MAX), default=1)
     durability: str = setting(one_of("fsync", "memory"), default="fsync")
+    page_cache_bytes: int = setting(
+        size(0, 1 << 50), default=limits.PAGE_CACHE_BYTES_DEFAULT, key="page_cache"
+    )
+    """Of each log, behind its end: older pages are given back while it grows."""
     insecure: bool = setting(BOOLEAN, default=False)
     """Be reachable beyond this machine without keys."""
     security: NodeSecurity = field(default_factory=NodeSecurity, metadata={"table": NodeSecurity})

@@ -40,6 +40,7 @@ from aegis_cluster.node.node_security import listening_host, node_keys
 from aegis_cluster.node.orphans import die_with_parent
 from aegis_cluster.storage.disk import RealDisk
 from aegis_cluster.storage.store import ShardStore
+from aegis_cluster.storage.types import StoreLimits
 
 if TYPE_CHECKING:
     from aegis_cluster.node.identity import Identity
@@ -98,7 +99,8 @@ def run(
     )
     workers = Workers(SYNC, CHECKPOINT, READ, COMPACT)
     compactor = ChildCompactor()
-    store = ShardStore(disk, str(config.data), shard, clock_ms=monotonic_ms)
+    limits = StoreLimits(page_cache_bytes=config.page_cache_bytes)
+    store = ShardStore(disk, str(config.data), shard, clock_ms=monotonic_ms, limits=limits)
     loop = ShardLoop(
         context=context_of(config, identity, shard, boot_id),
         store=store,

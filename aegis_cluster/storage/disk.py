@@ -53,6 +53,10 @@ class File(Protocol):
     def allocate(self, size: int) -> None:
         """Make the file at least `size` bytes long, new bytes zero, with their space reserved."""
 
+    def forget(self, start: int, end: int) -> None:
+        """Bytes of this range need not stay in the page cache: a hint, which changes nothing else
+        and may do nothing."""
+
     def size(self) -> int:
         """Bytes in the file."""
 
@@ -160,6 +164,10 @@ class RealFile:
         for position in range(self.size(), size, len(block)):
             self.pwrite(block[: size - position], position)
 
+    def forget(self, start: int, end: int) -> None:
+        if _fadvise is not None:
+            _fadvise(self._descriptor, start, end - start, os.POSIX_FADV_DONTNEED)
+
     def size(self) -> int:
         return os.fstat(self._descriptor).st_size
 
@@ -170,6 +178,7 @@ class RealFile:
 
 
 _fdatasync: Final = getattr(os, "fdatasync", os.fsync)
+_fadvise: Final = getattr(os, "posix_fadvise", None)
 
 
 def _require_progress(written: int) -> None:

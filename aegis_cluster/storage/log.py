@@ -29,6 +29,7 @@ from aegis_cluster.errors import (
     invariant,
 )
 from aegis_cluster.ids import LogIndex, RecordOffset, Term
+from aegis_cluster.limits import PAGE_CACHE_STEP_BYTES
 from aegis_cluster.storage.checked_file import unpack_body
 from aegis_cluster.storage.scan import FrameScanner, Place, entry_place, segment_start
 from aegis_cluster.storage.segment import HEADER_BYTES, Segment, SegmentHeader
@@ -634,6 +635,19 @@ class PartitionLog:
             segment.file.pwritev(run, segment.end)
             segment.end = end
             self.dirty.add(segment.file)
+            behind = end - self._limits.page_cache_bytes
+            if behind - segment.forgotten >= PAGE_CACHE_STEP_BYTES:
+                self._forget(segment, behind)
+
+    def _forget(self, segment: Segment, behind: int) -> None:
+        """Leave only the end of what is written in the page cache. Who reads it soon is served from
+        the tail cache, and pages that were just in use are the fastest to write into."""
+        segment.file.forget(segment.forgotten, behind)
+        segment.forgotten = behind
+        for sealed in self._segments[-2:-1]:
+            if sealed.handle is not None and sealed.forgotten < sealed.end:
+                sealed.handle.forget(sealed.forgotten, sealed.end)
+                sealed.forgotten = sealed.end
 
     def _is_old(self, segment: Segment, frame: bytes) -> bool:
         """Whether so much time lies between a segment's first frame and this one.

@@ -125,6 +125,7 @@ class Segment:
         "disk",
         "end",
         "entry_due",
+        "forgotten",
         "header",
         "max_time",
         "removed",
@@ -157,6 +158,8 @@ class Segment:
         """A checkpoint has covered all of it: the journal never writes into it again."""
         self.removed = False
         """Its names are given up."""
+        self.forgotten = 0
+        """File position up to which the page cache was told to keep nothing."""
         self.entry_due = 0
         """File position from which on the next frame gets an index entry."""
         self._handles = handles

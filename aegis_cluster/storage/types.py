@@ -108,6 +108,8 @@ class StoreLimits:
     """Of each of the two journal files."""
     index_interval_bytes: int = limits.INDEX_INTERVAL_BYTES
     tail_cache_bytes: int = limits.TAIL_CACHE_BYTES
+    page_cache_bytes: int = limits.PAGE_CACHE_BYTES_DEFAULT
+    """Of each log, behind its end, that stay in the page cache while it grows."""
     checkpoint_interval_ms: int = limits.CHECKPOINT_INTERVAL_MS
     reserve_bytes: int = limits.RESERVE_BYTES
     """Below this much free space the store calls the disk full."""

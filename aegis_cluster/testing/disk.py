@@ -154,6 +154,9 @@ class SimulatedFile:
         if missing > 0:
             self.pwrite(bytes(missing), len(self._inode.content))
 
+    def forget(self, start: int, end: int) -> None:
+        """There is no cache here."""
+
     def size(self) -> int:
         self._operate("size")
         return len(self._inode.content)

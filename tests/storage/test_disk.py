@@ -47,6 +47,19 @@ def test_many_buffers_are_one_run(place: tuple[Disk, str]) -> None:
     assert file.pread(5_000, 0) == b"".join(parts)
 
 
+def test_forgetting_changes_nothing(place: tuple[Disk, str]) -> None:
+    """Neither what is on disk already nor what is not."""
+    disk, root = place
+    file = disk.open(f"{root}/f", create=True)
+    file.pwrite(b"a" * 10_000, 0)
+    file.fdatasync()
+    file.pwrite(b"b" * 10_000, 10_000)
+    file.forget(0, 20_000)
+    file.forget(4_096, 50_000)
+    assert file.pread(30_000, 0) == b"a" * 10_000 + b"b" * 10_000
+    assert file.size() == 20_000
+
+
 def test_truncate_and_allocate(place: tuple[Disk, str]) -> None:
     disk, root = place
     file = disk.open(f"{root}/f", create=True)

@@ -8,9 +8,11 @@ import pytest
 
 from aegis_cluster.errors import Misuse, OffsetOutOfRange
 from aegis_cluster.ids import GroupId, LogIndex, RecordOffset, Term
+from aegis_cluster.limits import MIB
 from aegis_cluster.storage.sparse_index import IndexEntry, SparseIndex
 from aegis_cluster.storage.tail_cache import FRAME_OVERHEAD_BYTES, Tail, TailCache, read_meta
 from aegis_cluster.storage.types import LOG_BEGIN, NO_TIME, LogPoint, StoreLimits
+from aegis_cluster.testing.disk import SimulatedFile
 from aegis_cluster.wire.frame import FrameKind
 from tests.storage.support import (
     SMALL,
@@ -315,3 +317,36 @@ def test_a_range_goes_over_the_borders_of_segments() -> None:
         found = log.read_range(first, last, size + more)
         assert (found.data, found.last) == (joined(frames[1:40]), 40), "no byte over the budget"
     assert log.read_range(first, last, 1).last == first, "but one frame at least"
+
+
+# Page cache
+
+
+@pytest.mark.parametrize("kept", [0, MIB, 1 << 40])
+def test_writing_much_leaves_the_end_in_the_page_cache(
+    kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: dict[int, list[tuple[int, int]]] = {}
+
+    def forget(file: SimulatedFile, start: int, end: int) -> None:
+        told.setdefault(id(file), []).append((start, end))
+
+    monkeypatch.setattr(SimulatedFile, "forget", forget)
+    limits = StoreLimits(segment_bytes=12 * MIB, page_cache_bytes=kept)
+    _, store, log = a_log(limits)
+    for _ in range(40):
+        store.append(GROUP, frames_after(log, 1, size=MIB))
+        commit_round(store)
+        growing = log.segments[-1]
+        for start, end in told.get(id(growing.handle), []):
+            assert start < end <= growing.end - kept
+    assert len(log.segments) == 4
+    for segment in log.segments[:-1]:
+        ranges = told.get(id(segment.handle), [])
+        if kept < segment.end:
+            assert [0, *(end for _, end in ranges)] == [
+                *(start for start, _ in ranges),
+                segment.end,
+            ]
+        else:
+            assert not ranges
