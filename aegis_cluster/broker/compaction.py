@@ -1,4 +1,5 @@
-"""Keeps compacted topics down to the latest record of each key: when, and what goes into place.
+"""Keeps compacted topics down to the latest record of each key, and event stores to what their
+streams show: when, and what goes into place.
 
 The idea: each replica compacts its own closed segments, one pass at a time in the whole shard, and
 elsewhere (`transport.compact_later`: a child process where there is one). A pass is worth it when
@@ -39,9 +40,17 @@ AGAIN_MS: Final = 60_000
 """After a pass that gave up."""
 WAITED_MS: Final = 60 * 60_000
 """What is closed is compacted after so long, however little it is."""
+RARELY_MS: Final = 24 * 60 * 60_000
+"""An event store is scavenged after so long, however little it hides."""
+SCAVENGE_SHARE: Final = 10
+SCAVENGE_SHARE_LATER: Final = 100
+"""Of all events, the part that is worth a pass: at once, and after `WAITED_MS`."""
 SEGMENT_BYTES: Final = 8 * 1024 * 1024
 """Of a compacted topic: only closed segments are compacted, so they are small."""
 SEGMENT_MS: Final = 60 * 60_000
+EVENT_SEGMENT_BYTES: Final = 32 * 1024 * 1024
+EVENT_SEGMENT_MS: Final = 24 * 60 * 60_000
+"""Of an event store, likewise."""
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +72,9 @@ class _State:
     installs: int
     """As the store counts them; another log begins anew."""
     clean_to: RecordOffset = RecordOffset(0)  # noqa: RUF009 - a NewType call is a constant
+    hidden_events: int = 0
+    """Of an event store: as many were hidden at the last pass."""
+    since_ms: int = 0
     oldest_tombstone_ms: int | None = None
     """Append time of the oldest one that stayed at the last pass."""
     at_ms: int | None = None
@@ -81,6 +93,7 @@ class _Pass:
     state: _State
     job: CompactionJob
     segments: dict[LogIndex, Segment]
+    hidden_events: int
 
 
 class Compaction:
@@ -127,13 +140,19 @@ class Compaction:
         if log_.resetting or log_.damage is not None or len(log_.segments) < 2:
             return None
         found = self._shard.table.partition_of(partition.group)
-        return found[0].settings if found is not None and found[0].settings.compacts else None
+        if found is None:
+            return None
+        settings = found[0].settings
+        return settings if settings.compacts or hides_events(partition) else None
 
     def _state(self, partition: Partition) -> _State:
         installs = self._shard.store.installs(partition.group)
         state = self._states.get(partition.group)
         if state is None or state.installs != installs:
-            state = self._states[partition.group] = _State(installs, _clean_to(partition))
+            state = _State(installs, _clean_to(partition), since_ms=self._shard.now_ms)
+            if state.clean_to:  # an earlier process has looked
+                state.hidden_events = partition.state.events.hidden_events
+            self._states[partition.group] = state
         return state
 
     def _begin(self, partition: Partition, settings: TopicSettings) -> bool:
@@ -141,7 +160,9 @@ class Compaction:
         if self._shard.now_ms < state.not_before_ms or not self._is_due(partition, state, settings):
             return False
         self._count += 1
-        bound = self._held_by_all(partition)
+        events = partition.state.events
+        scavenges = not settings.compacts
+        bound = NO_INDEX if scavenges else self._held_by_all(partition)
         job = CompactionJob(
             group=partition.group,
             directory=partition.log.directory,
@@ -157,9 +178,10 @@ class Compaction:
             keys_max=COMPACTION_KEYS_MAX,
             index_interval_bytes=INDEX_INTERVAL_BYTES,
             room_bytes=self._room(),
+            hidden=events.hidden(partition.now()) if scavenges else None,
         )
         segments = {one.base_index: one for one in partition.log.segments}
-        under_way = _Pass(partition, state, job, segments)
+        under_way = _Pass(partition, state, job, segments, events.hidden_events)
         self._busy = True
         self._shard.transport.compact_later(job, lambda result: self._built(under_way, result))
         return True
@@ -170,6 +192,9 @@ class Compaction:
         dirty = sum(one.end for one in specs if one.end_offset > state.clean_to)
         if self._room() <= 0:
             return False
+        if not settings.compacts:
+            waited = self._shard.now_ms - (state.since_ms if state.at_ms is None else state.at_ms)
+            return _is_worth_scavenging(partition, state, dirty, total, waited)
         if dirty and dirty * 2 >= total:
             return True
         if state.at_ms is None:
@@ -244,6 +269,7 @@ class Compaction:
     def _end(self, under_way: _Pass, result: CompactionResult) -> None:
         state = under_way.state
         state.clean_to = result.clean_to
+        state.hidden_events = under_way.hidden_events
         state.oldest_tombstone_ms = result.oldest_tombstone_ms
         state.at_ms = self._shard.now_ms
         state.passes += 1
@@ -256,6 +282,28 @@ class Compaction:
             len(result.rewritten),
             result.keys,
         )
+
+
+def hides_events(partition: Partition) -> bool:
+    """Whether an event store's streams here hide anything, which could free room."""
+    events = partition.state.events
+    return events.hidden_events > 0 or events.has_max_ages
+
+
+def _is_worth_scavenging(
+    partition: Partition, state: _State, dirty: int, total: int, waited_ms: int
+) -> bool:
+    """A pass reads all that is closed: at once for a tenth of all events, after an hour for a
+    hundredth, and for anything at all after a day. dirty, total: bytes that are closed."""
+    events = partition.state.events
+    hidden, kept = events.hidden_events, partition.log.end_offset - partition.log_start_offset
+    new = hidden - state.hidden_events
+    if not total or not (new > 0 or dirty or events.has_max_ages):
+        return False
+    if new * SCAVENGE_SHARE >= kept or waited_ms >= RARELY_MS:
+        return True
+    much = max(new, hidden if dirty * 2 >= total else 0)
+    return much * SCAVENGE_SHARE_LATER >= kept and waited_ms >= WAITED_MS
 
 
 def _clean_to(partition: Partition) -> RecordOffset:

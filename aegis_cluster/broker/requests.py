@@ -12,7 +12,6 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
 from aegis_cluster.broker import feeds, fetch, produce, status
-from aegis_cluster.broker.events.frontend import KIND as EVENTSTORE
 from aegis_cluster.broker.groups.frontend import GROUP_APIS
 from aegis_cluster.broker.subscriptions.frontend import SUBSCRIPTION_APIS
 from aegis_cluster.broker.transactions.frontend import TRANSACTION_APIS
@@ -306,7 +305,7 @@ class RequestApi:
         settings = self._settings_of(group)
         if settings.kind == feeds.FEED_KIND:
             raise InvalidTopic("This topic is a change feed; only its connector writes to it.")
-        if settings.kind == EVENTSTORE:
+        if settings.holds_events:
             raise InvalidTopic(
                 "This topic is an event store: append to its streams with"
                 " aegis_cluster.event.EventStore instead of publishing."

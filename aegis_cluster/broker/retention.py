@@ -18,7 +18,12 @@ import itertools
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from aegis_cluster.broker.compaction import SEGMENT_BYTES, SEGMENT_MS
+from aegis_cluster.broker.compaction import (
+    EVENT_SEGMENT_BYTES,
+    EVENT_SEGMENT_MS,
+    SEGMENT_BYTES,
+    SEGMENT_MS,
+)
 from aegis_cluster.errors import Corruption, Refused
 from aegis_cluster.ids import RecordOffset
 from aegis_cluster.storage.segment import HEADER_BYTES
@@ -153,13 +158,14 @@ class Retention:
 
 
 def _set_rolls(partition: Partition, settings: TopicSettings) -> None:
-    partition.log.roll_ms = _roll_ms(settings)
-    partition.log.roll_bytes = SEGMENT_BYTES if settings.compacts else None
-
-
-def _roll_ms(settings: TopicSettings) -> int | None:
+    """Only closed segments are dropped, compacted or scavenged."""
+    log = partition.log
     if settings.compacts:
-        return SEGMENT_MS
-    if settings.retention_ms is None:
-        return None
-    return max(settings.retention_ms // ROLLS_PER_RETENTION, EVERY_MS)
+        log.roll_bytes, log.roll_ms = SEGMENT_BYTES, SEGMENT_MS
+        return
+    log.roll_bytes = log.roll_ms = None
+    if settings.holds_events:
+        log.roll_bytes, log.roll_ms = EVENT_SEGMENT_BYTES, EVENT_SEGMENT_MS
+    if settings.retention_ms is not None:
+        roll_ms = max(settings.retention_ms // ROLLS_PER_RETENTION, EVERY_MS)
+        log.roll_ms = min(roll_ms, log.roll_ms or roll_ms)

@@ -346,16 +346,18 @@ def _page_from(reply: Reply, start: int | None, limit: int | None, *, backwards:
     )
     following = None if is_none(fields, 3, "next") else take_int(fields, 3, "next", low=-1)
     rows = take_list(fields, 4, "spans")
-    by_offset = _by_offset(bytes(take_part(reply.parts, 0, "frames")))
+    frames = bytes(take_part(reply.parts, 0, "frames"))
+    by_offset, scavenged = _by_offset(frames)
     records = []
     for slot in range(len(rows)):
         row = take_list(rows, slot, "span")
         first, count, offset = (take_int(row, at, "span") for at in range(3))
         for number in range(count):
             record = by_offset.get(offset + number)
-            if record is None:
+            if record is not None:
+                records.append((first + number, record))
+            elif offset + number not in scavenged:
                 raise PeerViolation("A stream's frames lack one of its events.", offset=offset)
-            records.append((first + number, record))
     if backwards:
         records.sort(reverse=True, key=_version)
         high = head.last if start is None else start
@@ -385,6 +387,7 @@ def _batches(
             continue
         batch = decode_columns(payload)
         batch.annotation = bytes(frame_annotation(frames, header, position))
+        batch.base_offset = described.base_offset
         if len(batch) and batch.last_offset >= start:
             found.append(batch)
     return found, offset
@@ -394,10 +397,17 @@ def _version(one: tuple[int, Record]) -> int:
     return one[0]
 
 
-def _by_offset(frames: bytes) -> dict[int, Record]:
-    found = {}
+def _by_offset(frames: bytes) -> tuple[dict[int, Record], set[int]]:
+    """The records of frames, and the offsets of those that were hidden once and are gone."""
+    found: dict[int, Record] = {}
+    scavenged: set[int] = set()
     for position, header in iter_frames(frames):
         if header.kind is FrameKind.DATA:
-            for record in decode_columns(frame_payload(frames, header, position)).records():
-                found[record.offset] = record
-    return found
+            payload = frame_payload(frames, header, position)
+            records = decode_columns(payload).records()
+            found.update((record.offset, record) for record in records)
+            if header.is_rewritten:
+                batch = batch_header(payload)
+                first = batch.base_offset
+                scavenged.update(range(first, first + batch.last_offset_delta + 1))
+    return found, scavenged.difference(found)

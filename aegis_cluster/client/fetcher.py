@@ -275,6 +275,7 @@ class Fetcher:
                     found = decode_columns(payload)
                     if header.annotation_size:
                         found.annotation = bytes(frame_annotation(frames, header, position))
+                        found.base_offset = described.base_offset
                     batch = _from(found, cursor)
                     if len(batch):
                         batches.append(batch)

@@ -36,6 +36,7 @@ from aegis_cluster.limits import (
     TOPIC_PARTITIONS_MAX,
 )
 from aegis_cluster.wire.descriptions import (
+    EVENT_STORE,
     NodeInfo,
     PartitionInfo,
     TopicInfo,
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
 
 DEFAULT_REPLICATION: Final = 3
 _NAME: Final = re.compile(r"[A-Za-z0-9._-]+")
-_KINDS: Final = ("topic", "eventstore", "cdc")
+_KINDS: Final = ("topic", EVENT_STORE, "cdc")
 _CLEANUPS: Final = ("delete", "compact", "compact,delete")
 _COMPRESSIONS: Final = ("none", "gzip", "snappy", "lz4", "zstd")
 
@@ -276,7 +277,7 @@ def _check_settings(name: str, settings: TopicSettings) -> None:
             raise InvalidTopic(
                 f"Topic {name!r}: {what} {value!r} is not possible; use {' or '.join(allowed)}."
             )
-    if settings.compacts and settings.kind == "eventstore":
+    if settings.compacts and settings.holds_events:
         raise InvalidTopic(
             f"Topic {name!r} holds events, whose streams are whole: it cannot be compacted."
         )

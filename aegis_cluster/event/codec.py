@@ -156,7 +156,7 @@ def events_of(
     events: list[Event] = []
     placed = decode_annotation(batch.annotation)
     offsets, times, values, headers = batch.offsets, batch.timestamps, batch.values, batch.headers
-    offset = batch.last_offset + 1 - sum([one.count for one in placed])
+    offset = batch.base_offset
     for one in placed:
         count = one.count
         if wanted is None or wanted(one.stream):

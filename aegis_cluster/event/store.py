@@ -33,6 +33,7 @@ from aegis_cluster.limits import (
 )
 from aegis_cluster.topics import UNLIMITED, TopicConfig
 from aegis_cluster.wire.batch import encode_batch
+from aegis_cluster.wire.descriptions import EVENT_STORE
 from aegis_cluster.wire.event_frames import (
     DELETED,
     MAX_AGE_MS,
@@ -60,7 +61,6 @@ Upcaster: TypeAlias = Callable[[Event], Event]
 
 TOPIC: Final = "events"
 PARTITIONS: Final = 8
-KIND: Final = "eventstore"
 RECORD_OVERHEAD_BYTES: Final = 4_096
 FRAMING_BYTES: Final = 100
 """Of one event in a batch, names of headers included."""
@@ -546,14 +546,14 @@ class EventStore:
         """The topic, made if it is not there."""
         cluster = self._engine.cluster
         if self._topic not in cluster.metadata.topics:
-            config = TopicConfig(partitions=self._partitions, retention=UNLIMITED, kind=KIND)
+            config = TopicConfig(partitions=self._partitions, retention=UNLIMITED, kind=EVENT_STORE)
             timeout = deadline - cluster.now()
             await self._engine.create_topic(self._topic, config, exist_ok=True, timeout=timeout)
         info = await cluster.topic(self._topic, deadline)
-        if info.settings.kind != KIND:
+        if not info.settings.holds_events:
             raise InvalidTopic(
-                f"Topic {self._topic!r} is of kind {info.settings.kind!r}, not {KIND!r}, so it"
-                " cannot hold streams of events. Use another topic."
+                f"Topic {self._topic!r} is of kind {info.settings.kind!r}, not {EVENT_STORE!r}, so"
+                " it cannot hold streams of events. Use another topic."
             )
         return info
 

@@ -16,9 +16,8 @@ decode stay; a transaction that is still open, and everything after its begin, i
 from __future__ import annotations
 
 import errno
-from collections import defaultdict
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final
@@ -32,8 +31,10 @@ from aegis_cluster.storage.compaction_job import (
     Rewritten,
     SegmentSpec,
 )
+from aegis_cluster.storage.compaction_rules import Outcomes
 from aegis_cluster.storage.handles import HandleCache
 from aegis_cluster.storage.scan import FrameScanner, segment_start
+from aegis_cluster.storage.scavenging import Scavenging
 from aegis_cluster.storage.segment import (
     HEADER_BYTES,
     Segment,
@@ -41,17 +42,25 @@ from aegis_cluster.storage.segment import (
 )
 from aegis_cluster.storage.tail_cache import read_meta
 from aegis_cluster.wire.batch import decode_batch, decode_columns
-from aegis_cluster.wire.frame import FrameKind, decode_header, frame_payload, rewrite_frame
-from aegis_cluster.wire.layout import BatchHeader, batch_header
+from aegis_cluster.wire.frame import (
+    FrameKind,
+    decode_header,
+    frame_annotation,
+    frame_payload,
+    rewrite_frame,
+)
+from aegis_cluster.wire.layout import batch_header
 from aegis_cluster.wire.markers import decode_marker
 from aegis_cluster.wire.rewrite import check_kept, with_records
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from aegis_cluster.storage.compaction_rules import Rule
     from aegis_cluster.storage.disk import Disk
     from aegis_cluster.storage.log import PartitionLog
     from aegis_cluster.wire.frame import FrameHeader
+    from aegis_cluster.wire.layout import BatchHeader, Bytes
     from aegis_cluster.wire.records import Record
 
 WRITE_BYTES: Final = 1 * MIB
@@ -75,9 +84,9 @@ def compact(disk: Disk, job: CompactionJob) -> CompactionResult:
     """One pass. Blocks. Raises `CorruptRecord` where stored frames fail their check, `OSError`."""
     decided = read_outcomes(disk, job)
     limit = job.below if decided.open_from is None else min(job.below, decided.open_from)
-    latest = _latest(disk, job, decided, RecordOffset(limit))
+    rule = _rule(disk, job, decided, RecordOffset(limit))
     rewritten: list[Rewritten] = []
-    end, used = latest.end, 0
+    end, used = rule.end, 0
     try:
         for spec in job.segments:
             if not spec.closed or spec.header.before.offset >= end or spec.end_offset > limit:
@@ -85,7 +94,7 @@ def compact(disk: Disk, job: CompactionJob) -> CompactionResult:
             if used + spec.end > job.room_bytes:
                 end = spec.header.before.offset  # the rest is the next pass's
                 break
-            found = _rewrite(disk, job, spec, decided, latest)
+            found = _rewrite(disk, job, spec, rule)
             if found is not None:
                 rewritten.append(found)
                 used += found.end
@@ -93,16 +102,24 @@ def compact(disk: Disk, job: CompactionJob) -> CompactionResult:
         discard(disk, job)
         if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        return CompactionResult((), job.clean_to, len(latest.offsets), has_room=False)
-    if end < latest.end and end <= job.clean_to:  # no further than an earlier pass came
+        return CompactionResult((), job.clean_to, rule.keys, has_room=False)
+    if end < rule.end and end <= job.clean_to:  # no further than an earlier pass came
         discard(disk, job)
-        return CompactionResult((), job.clean_to, len(latest.offsets), has_room=False)
+        return CompactionResult((), job.clean_to, rule.keys, has_room=False)
     return CompactionResult(
-        tuple(rewritten),
-        end,
-        len(latest.offsets),
-        oldest_tombstone_ms=latest.oldest_tombstone_ms,
+        tuple(rewritten), end, rule.keys, oldest_tombstone_ms=rule.oldest_tombstone_ms
     )
+
+
+def _rule(disk: Disk, job: CompactionJob, decided: Outcomes, limit: RecordOffset) -> Rule:
+    if job.hidden is not None:
+        return Scavenging(job.hidden, decided, _end_of_closed(job, limit))
+    return _Compacting(job, decided, _latest(disk, job, decided, limit))
+
+
+def _end_of_closed(job: CompactionJob, limit: RecordOffset) -> RecordOffset:
+    ends = [spec.end_offset for spec in job.segments if spec.closed and spec.end_offset <= limit]
+    return max(ends, default=job.clean_to)
 
 
 def discard(disk: Disk, job: CompactionJob) -> None:
@@ -114,22 +131,6 @@ def discard(disk: Disk, job: CompactionJob) -> None:
 
 
 # What became of transactions
-
-
-@dataclass(slots=True)
-class Outcomes:
-    """Which records belong to aborted transactions, and where undecided ones begin."""
-
-    aborted: dict[int, list[tuple[int, int]]] = field(default_factory=lambda: defaultdict(list))
-    """By producer: first offset and the marker's own, of each transaction that was aborted."""
-    open_from: int | None = None
-
-    def is_aborted(self, batch: BatchHeader) -> bool:
-        """Readers of what is committed never see this batch."""
-        if not batch.is_transactional:
-            return False
-        spans = self.aborted.get(batch.producer_id, ())
-        return any(first <= batch.base_offset < marker for first, marker in spans)
 
 
 def read_outcomes(disk: Disk, job: CompactionJob) -> Outcomes:
@@ -208,13 +209,11 @@ def _note_keys(found: _Latest, payload: memoryview) -> None:
 # Writing aside
 
 
-def _rewrite(
-    disk: Disk, job: CompactionJob, spec: SegmentSpec, decided: Outcomes, latest: _Latest
-) -> Rewritten | None:
+def _rewrite(disk: Disk, job: CompactionJob, spec: SegmentSpec, rule: Rule) -> Rewritten | None:
     """Write the segment without what is obsolete; None, and nothing written, if nothing is."""
     writer: _Writer | None = None
     for position, header, frame in _frames(disk, job, spec):
-        changed = _without_obsolete(job, header, frame, decided, latest)
+        changed = _without_obsolete(job, header, frame, rule)
         if changed is None:
             if writer is not None:
                 writer.add(bytes(frame))
@@ -228,27 +227,61 @@ def _rewrite(
 
 
 def _without_obsolete(
-    job: CompactionJob,
-    header: FrameHeader,
-    frame: memoryview,
-    decided: Outcomes,
-    latest: _Latest,
+    job: CompactionJob, header: FrameHeader, frame: memoryview, rule: Rule
 ) -> tuple[bytes, int] | None:
     """The frame without records that nobody needs, and how many went; None: it stays as it is."""
     if header.kind is not FrameKind.DATA:
         return None
     payload = frame_payload(frame, header)
     batch = batch_header(payload)
-    if batch.is_control or batch.count == 0 or batch.base_offset >= latest.end:
+    if batch.is_control or batch.count == 0 or batch.base_offset >= rule.end:
         return None
     try:
         records = decode_batch(payload)
     except CorruptRecord:
-        latest.keeps_tombstones = True
+        rule.cannot_read()
         return None
-    if decided.is_aborted(batch):
-        kept: list[Record] = []
-    else:
+    kept = rule.kept(header, batch, records, frame_annotation(frame, header))
+    if len(kept) == len(records):
+        return None
+    before = bytes(payload)
+    after = with_records(before, kept)
+    if after is None:
+        rule.cannot_read()
+        return None
+    check_kept(before, after)
+    return rewrite_frame(job.group, bytes(frame), after), len(records) - len(kept)
+
+
+@dataclass(slots=True)
+class _Compacting:
+    """The latest record of each key stays; see the module's first lines."""
+
+    _job: CompactionJob
+    _decided: Outcomes
+    _latest: _Latest
+
+    @property
+    def end(self) -> RecordOffset:
+        return self._latest.end
+
+    @property
+    def keys(self) -> int:
+        return len(self._latest.offsets)
+
+    @property
+    def oldest_tombstone_ms(self) -> int | None:
+        return self._latest.oldest_tombstone_ms
+
+    def cannot_read(self) -> None:
+        self._latest.keeps_tombstones = True
+
+    def kept(
+        self, header: FrameHeader, batch: BatchHeader, records: list[Record], _: Bytes
+    ) -> list[Record]:
+        if self._decided.is_aborted(batch):
+            return []
+        job, latest = self._job, self._latest
         drops_tombstones = (
             job.tombstones_before_ms is not None
             and not latest.keeps_tombstones
@@ -258,18 +291,10 @@ def _without_obsolete(
         kept = [
             one for one in records if _is_needed(one, latest, drops_tombstones=drops_tombstones)
         ]
-    if any(one.value is None and one.key is not None for one in kept):
-        known = latest.oldest_tombstone_ms
-        latest.oldest_tombstone_ms = header.time_ms if known is None else min(known, header.time_ms)
-    if len(kept) == len(records):
-        return None
-    before = bytes(payload)
-    after = with_records(before, kept)
-    if after is None:
-        latest.keeps_tombstones = True
-        return None
-    check_kept(before, after)
-    return rewrite_frame(job.group, bytes(frame), after), len(records) - len(kept)
+        if any(one.value is None and one.key is not None for one in kept):
+            known, time_ms = latest.oldest_tombstone_ms, header.time_ms
+            latest.oldest_tombstone_ms = time_ms if known is None else min(known, time_ms)
+        return kept
 
 
 def _is_needed(record: Record, latest: _Latest, *, drops_tombstones: bool) -> bool:

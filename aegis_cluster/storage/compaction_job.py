@@ -30,6 +30,16 @@ class SegmentSpec:
     """It may be written anew; others are only looked through for markers."""
 
 
+@dataclass(frozen=True, slots=True)
+class Hidden:
+    """What the streams of an event store do not show any more, by their names."""
+
+    below: dict[str, int]
+    """The first version that is shown."""
+    before_ms: dict[str, int]
+    """When the oldest event that is shown was appended, at the earliest."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompactionJob:
     """Everything that one pass needs to know."""
@@ -54,6 +64,8 @@ class CompactionJob:
     index_interval_bytes: int
     room_bytes: int
     """What may be written aside at once; the next pass goes on."""
+    hidden: Hidden | None = None
+    """Of an event store: these events go, and nothing else does."""
 
     @property
     def suffix(self) -> str:
@@ -111,6 +123,7 @@ def encode_job(job: CompactionJob) -> bytes:
             job.keys_max,
             job.index_interval_bytes,
             job.room_bytes,
+            None if job.hidden is None else [job.hidden.below, job.hidden.before_ms],
         ]
     )
 
@@ -119,7 +132,7 @@ def decode_job(data: bytes) -> CompactionJob:
     """Raises `CorruptLog`."""
     with shape_of("compaction job"):
         group, directory, token, segments, *numbers = unpack_body(data)
-        committed, below, clean_to, before_ms, to, keys_max, interval, room = numbers
+        committed, below, clean_to, before_ms, to, keys_max, interval, room, hidden = numbers
         return CompactionJob(
             group=GroupId(group),
             directory=directory,
@@ -136,6 +149,7 @@ def decode_job(data: bytes) -> CompactionJob:
             keys_max=keys_max,
             index_interval_bytes=interval,
             room_bytes=room,
+            hidden=None if hidden is None else Hidden(*hidden),
         )
 
 

@@ -21,6 +21,8 @@ T = TypeVar("T")
 PORT_MAX: Final = 65_535
 NUMBER_MAX: Final = 2**63 - 1
 TEXT_CHARS_MAX: Final = 1_024
+EVENT_STORE: Final = "eventstore"
+"""The kind of topics whose records are events of streams."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,11 @@ class TopicSettings:
     max_message_bytes: int = MESSAGE_BYTES_DEFAULT
     tombstone_retention_ms: int = TOMBSTONE_RETENTION_MS_DEFAULT
     """How long a null value is kept in a compacted topic, from its append on."""
+
+    @property
+    def holds_events(self) -> bool:
+        """It is an event store: its records are events of streams."""
+        return self.kind == EVENT_STORE
 
     @property
     def compacts(self) -> bool:

@@ -60,7 +60,7 @@ class RecordColumns:
     of the time of reading.
     """
 
-    __slots__ = ("_headers", "annotation", "keys", "offsets", "timestamps", "values")
+    __slots__ = ("_headers", "annotation", "base_offset", "keys", "offsets", "timestamps", "values")
 
     def __init__(
         self,
@@ -78,6 +78,8 @@ class RecordColumns:
         self._headers = headers
         self.annotation: bytes = b""
         """What stood beside the batch in its frame; whoever reads frames notes it here."""
+        self.base_offset = 0
+        """Noted with the annotation: where the batch begins, whether that record is still there."""
 
     @classmethod
     def of(cls, records: Sequence[Any], *, timestamp: str = "timestamp_ms") -> RecordColumns:
@@ -106,7 +108,7 @@ class RecordColumns:
             self.values[count:],
             None if self._headers is None else self._headers[count:],
         )
-        rest.annotation = self.annotation
+        rest.annotation, rest.base_offset = self.annotation, self.base_offset
         return rest
 
     @property

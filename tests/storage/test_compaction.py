@@ -24,6 +24,7 @@ from aegis_cluster.storage.compaction_job import (
     encode_job,
     encode_result,
 )
+from aegis_cluster.storage.compaction_rules import Outcomes
 from aegis_cluster.storage.segment_report import inspect_segment
 from aegis_cluster.testing.disk import SimulatedCrash, SimulatedDisk
 from aegis_cluster.wire.batch import Row, decode_batch, encode_batch
@@ -457,7 +458,7 @@ def test_what_has_moved_on_is_not_replaced() -> None:
 
 
 def believes_aborted_records(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(compaction.Outcomes, "is_aborted", lambda self, batch: False)
+    patch.setattr(Outcomes, "is_aborted", lambda self, batch: False)
 
 
 def drops_markers(patch: pytest.MonkeyPatch) -> None:
@@ -479,7 +480,7 @@ def drops_markers(patch: pytest.MonkeyPatch) -> None:
 def ignores_open_transactions(patch: pytest.MonkeyPatch) -> None:
     right = compaction.read_outcomes
 
-    def read(disk: SimulatedDisk, job: CompactionJob) -> compaction.Outcomes:
+    def read(disk: SimulatedDisk, job: CompactionJob) -> Outcomes:
         found = right(disk, job)
         found.open_from = None
         return found

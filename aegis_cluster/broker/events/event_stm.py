@@ -31,6 +31,7 @@ from aegis_cluster.errors import (
 )
 from aegis_cluster.ids import LogIndex, ProducerId, RecordOffset
 from aegis_cluster.limits import EVENT_IDS_REMEMBERED, STREAMS_PER_PARTITION_MAX
+from aegis_cluster.storage.compaction_job import Hidden
 from aegis_cluster.wire.event_frames import (
     ANY,
     BEFORE,
@@ -80,6 +81,16 @@ class StreamSettings:
     tombstone: bool = False
     max_count: int | None = None
     max_age_ms: int | None = None
+
+    def first_shown(self, last: int) -> int:
+        """The lowest version that is shown while `last` is the newest, whatever is too old."""
+        if self.max_count is None:
+            return self.before
+        return max(self.before, last + 1 - self.max_count)
+
+    def hidden_below(self, last: int) -> int:
+        """As `first_shown`; of a stream that was deleted nothing is."""
+        return last + 1 if self.deleted or self.tombstone else self.first_shown(last)
 
 
 NOTHING_SET: Final = StreamSettings()
@@ -176,6 +187,22 @@ class EventFold:
     def settings(self, name: str) -> StreamSettings:
         """As committed."""
         return self._table.settings.get(name, NOTHING_SET)
+
+    @property
+    def hidden_events(self) -> int:
+        """How many events of all streams are not shown any more, but for those that are too old."""
+        return self._table.hidden_events
+
+    @property
+    def has_max_ages(self) -> bool:
+        """Whether any stream hides what is too old."""
+        return bool(self._table.max_ages)
+
+    def hidden(self, now_ms: int) -> Hidden:
+        """What is not shown any more, as committed."""
+        table = self._table
+        too_old = {name: now_ms - age_ms for name, age_ms in table.max_ages.items()}
+        return Hidden(dict(table.hidden), too_old)
 
     def is_held(self, name: str) -> bool:
         """Whether a transaction has prepared events of a stream, as committed, and not ended."""
@@ -373,6 +400,7 @@ class EventFold:
         name, settings = _decided(one, self.settings)
         if settings is not None:
             table.settings[name] = settings
+        table.note_hidden(name)
         if self._ahead:
             self._drop_ahead(one.stream, name, index, keys)
 
@@ -397,6 +425,8 @@ class EventFold:
 
     def replace(self, table: _Table) -> None:
         """Become what a snapshot holds."""
+        for name in table.settings:
+            table.note_hidden(name)
         self._table = table
         self.leadership_lost()
 
@@ -426,6 +456,11 @@ class _Table:
         """By the producers whose transactions are open here."""
         self.held: set[str] = set()
         """The streams in `prepared`."""
+        self.hidden: dict[str, int] = {}
+        """The first version that is shown, of streams that hide some by their versions."""
+        self.hidden_events = 0
+        self.max_ages: dict[str, int] = {}
+        """Milliseconds, of streams that hide what is older."""
         self._order: deque[tuple[Known, list[bytes]]] = deque()
         """What is in `known`, oldest first, and by which keys."""
         self._remembered = 0
@@ -444,6 +479,20 @@ class _Table:
                 if self.known.get(key) is oldest:
                     del self.known[key]
         return keys
+
+    def note_hidden(self, name: str) -> None:
+        """A stream, or what was decided about it, has changed."""
+        settings, state = self.settings.get(name), self.streams.get(name)
+        if settings is None or state is None:
+            return
+        below = settings.hidden_below(state.version)
+        self.hidden_events += below - self.hidden.pop(name, 0)
+        if below:
+            self.hidden[name] = below
+        if settings.max_age_ms is not None:
+            self.max_ages[name] = settings.max_age_ms
+        else:
+            self.max_ages.pop(name, None)
 
     def prepare(self, producer: ProducerId, prepared: Prepared) -> None:
         self.prepared[producer] = prepared

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from aegis_cluster.broker.events.event_stm import Append, Prepared, StreamSettings
+from aegis_cluster.broker.events.event_stm import Append, Prepared
 from aegis_cluster.broker.events.indexer import Found, Indexer, Wanted
 from aegis_cluster.broker.produce import ProduceCall, check_batch, refusal
 from aegis_cluster.errors import (
@@ -43,6 +43,7 @@ from aegis_cluster.limits import (
     STREAMS_PER_APPEND_MAX,
     TRANSACTIONAL_ID_CHARS_MAX,
 )
+from aegis_cluster.wire.descriptions import EVENT_STORE
 from aegis_cluster.wire.event_frames import (
     ANY,
     BEFORE,
@@ -81,7 +82,6 @@ if TYPE_CHECKING:
     from aegis_cluster.wire.batch import BatchHeader
 
 EVENT_APIS: Final = frozenset({Api.EVENT_APPEND, Api.EVENT_READ})
-KIND: Final = "eventstore"
 _NUMBERS: Final = frozenset({BEFORE, MAX_COUNT, MAX_AGE_MS})
 _SWITCHES: Final = frozenset({DELETED, TOMBSTONE})
 
@@ -114,10 +114,10 @@ class EventFrontend:
         if partition is None or found is None:
             raise NotLeader("This shard has no replica of the partition; ask for metadata.")
         settings = found[0].settings
-        if settings.kind != KIND:
+        if not settings.holds_events:
             raise InvalidTopic(
-                f"Topic {found[0].name!r} is of kind {settings.kind!r}, not {KIND!r}: it has no"
-                " streams of events. Use another topic."
+                f"Topic {found[0].name!r} is of kind {settings.kind!r}, not {EVENT_STORE!r}: it has"
+                " no streams of events. Use another topic."
             )
         if not partition.serving:
             raise partition.unable()
@@ -304,7 +304,7 @@ class _Read:
         state, settings = fold.stream(self._stream), fold.settings(self._stream)
         self._stable = self._partition.last_stable_offset
         last = NO_STREAM if state is None else state.version
-        before = _first_shown(settings, last)
+        before = settings.first_shown(last)
         deleted = 2 if settings.tombstone else int(settings.deleted)
         self._head = [last, before, deleted]
         low, high = _range(before, last, self._from, self._limit, backwards=self._backwards)
@@ -336,14 +336,6 @@ class _Read:
             following = span.first - 1 if self._backwards else span.last + 1
         fields = [*self._head, following, rows, self._stable]
         self._exchange.reply(fields, [found.frames])
-
-
-def _first_shown(settings: StreamSettings, last: int) -> int:
-    """The lowest version that a stream still shows, whatever is too old."""
-    before = settings.before
-    if settings.max_count is not None:
-        before = max(before, last + 1 - settings.max_count)
-    return before
 
 
 def _range(
