@@ -83,15 +83,15 @@ def compaction_drops_markers(patch: pytest.MonkeyPatch) -> None:
     """A transaction whose marker is gone is open again for whoever folds the log anew."""
     right_rewrite, right_end = compaction._without_obsolete, PartitionState._end_transaction
 
-    def without(job: Any, header: Any, frame: Any, decided: Any, latest: Any) -> Any:
+    def without(job: Any, header: Any, frame: Any, rule: Any) -> Any:
         if header.kind is FrameKind.DATA:
             payload = frame_payload(frame, header)
             batch = batch_header(payload)
-            if batch.is_control and batch.count and batch.base_offset < latest.end:
+            if batch.is_control and batch.count and batch.base_offset < rule.end:
                 emptied = with_records(bytes(payload), [])
                 assert emptied is not None
                 return rewrite_frame(job.group, bytes(frame), emptied), 1
-        return right_rewrite(job, header, frame, decided, latest)
+        return right_rewrite(job, header, frame, rule)
 
     def end_transaction(self: PartitionState, header: Any, batch: Any, payload: Any) -> Any:
         if batch.count:

@@ -13,6 +13,7 @@ import pytest
 
 from aegis_cluster.ids import LogIndex, Term
 from aegis_cluster.storage.compaction_job import Hidden
+from aegis_cluster.storage.scavenging import Scavenging
 from aegis_cluster.wire.batch import decode_batch, encode_batch
 from aegis_cluster.wire.event_frames import SETTINGS_PREFIX, StreamEvents, encode_annotation
 from aegis_cluster.wire.frame import (
@@ -35,8 +36,15 @@ from tests.storage.support import (
 from tests.storage.test_compaction import GROUP, LIMITS, job_of, one_pass
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from aegis_cluster.ids import RecordOffset
+    from aegis_cluster.storage.compaction_rules import Outcomes
     from aegis_cluster.storage.log import PartitionLog
     from aegis_cluster.storage.store import ShardStore
+    from aegis_cluster.wire.frame import FrameHeader
+    from aegis_cluster.wire.layout import BatchHeader, Bytes
+    from aegis_cluster.wire.records import Record
 
 STREAMS = ["a", "b", "c", SETTINGS_PREFIX + "a"]
 
@@ -198,3 +206,56 @@ def test_a_pass_goes_on_where_room_ended() -> None:
         one_pass(store, replace(job, token=f"put-{number}"))
     assert not store.compact(replace(whole, token="last", segments=job.segments)).rewritten
     assert result.clean_to == log.segments[-1].header.before.offset
+
+
+# Mistakes that these tests must find
+
+
+def hides_one_more(patch: pytest.MonkeyPatch) -> None:
+    right = Scavenging.__init__
+
+    def init(self: Scavenging, hidden: Hidden, decided: Outcomes, end: RecordOffset) -> None:
+        below = {name: version + 1 for name, version in hidden.below.items()}
+        right(self, Hidden(below, hidden.before_ms), decided, end)
+
+    patch.setattr(Scavenging, "__init__", init)
+
+
+def counts_from_what_is_left(patch: pytest.MonkeyPatch) -> None:
+    """Takes the first record that is there for the first that was."""
+    right = Scavenging.kept
+
+    def kept(
+        self: Scavenging,
+        header: FrameHeader,
+        batch: BatchHeader,
+        records: list[Record],
+        annotation: Bytes,
+    ) -> list[Record]:
+        moved = batch._replace(base_offset=records[0].offset)
+        return right(self, header, moved, records, annotation)
+
+    patch.setattr(Scavenging, "kept", kept)
+
+
+def forgets_the_age(patch: pytest.MonkeyPatch) -> None:
+    right = Scavenging.__init__
+
+    def init(self: Scavenging, hidden: Hidden, decided: Outcomes, end: RecordOffset) -> None:
+        right(self, Hidden(hidden.below, {}), decided, end)
+
+    patch.setattr(Scavenging, "__init__", init)
+
+
+@pytest.mark.parametrize("mistake", [hides_one_more, counts_from_what_is_left, forgets_the_age])
+def test_a_mistake_is_found(
+    mistake: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mistake(monkeypatch)
+
+    def all_seeds() -> None:
+        for seed in range(6):
+            test_what_is_hidden_goes_and_nothing_else(seed)
+
+    with pytest.raises(AssertionError):
+        all_seeds()

@@ -227,3 +227,63 @@ def test_deleted_streams_begin_anew_above_and_tombstones_never() -> None:
     leader.append(Append("$$a", ANY, ids(5), {"tombstone": True}))
     assert isinstance(leader.append(Append("a", ANY, ids(6))), StreamDeleted)
     assert leader.append(Append("a", ANY, ids(4))) == "known"
+
+
+MARKS = [
+    {"deleted": True},
+    {"tombstone": True},
+    {"max_count": 2},
+    {"max_count": None},
+    {"max_age_ms": 500},
+    {"max_age_ms": None},
+]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(NAMES), st.one_of(st.integers(1, 3), st.sampled_from(MARKS))),
+        max_size=30,
+    )
+)
+def test_what_is_hidden_is_counted(script: list[tuple[str, int | dict[str, object]]]) -> None:
+    leader = Leader()
+    number = 0
+    for name, what in script:
+        count = what if isinstance(what, int) else 1
+        event_ids = ids(*range(number, number + count))
+        number += count
+        if isinstance(what, int):
+            leader.append(Append(name, ANY, event_ids))
+        else:
+            leader.append(Append(f"$${name}", ANY, event_ids, what))
+        leader.commit()
+        for fold in (leader.fold, copy_of(leader.fold)):
+            hidden, ages = hidden_in(fold)
+            found = fold.hidden(10_000)
+            assert (found.below, found.before_ms) == (hidden, ages)
+            assert fold.hidden_events == sum(hidden.values())
+            assert fold.has_max_ages == bool(ages)
+
+
+def hidden_in(fold: EventFold) -> tuple[dict[str, int], dict[str, int]]:
+    """The slow twin: each stream by itself."""
+    hidden, ages = {}, {}
+    for name in NAMES:
+        state, decided = fold.stream(name), fold.settings(name)
+        if state is None:
+            continue
+        shown = [
+            version
+            for version in range(state.version + 1)
+            if version >= decided.before
+            and not decided.deleted
+            and not decided.tombstone
+            and (decided.max_count is None or version > state.version - decided.max_count)
+        ]
+        first = min(shown, default=state.version + 1)
+        if first:
+            hidden[name] = first
+        if decided.max_age_ms is not None:
+            ages[name] = 10_000 - decided.max_age_ms
+    return hidden, ages
