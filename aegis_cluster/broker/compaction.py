@@ -1,5 +1,4 @@
-"""Keeps compacted topics down to the latest record of each key, and event stores to what their
-streams show: when, and what goes into place.
+"""Keeps compacted topics down to the latest of each key, event stores to what their streams show.
 
 The idea: each replica compacts its own closed segments, one pass at a time in the whole shard, and
 elsewhere (`transport.compact_later`: a child process where there is one). A pass is worth it when
