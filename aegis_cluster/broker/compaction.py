@@ -169,7 +169,7 @@ class Compaction:
             segments=segments_of(partition.log, partition.applied),
             committed=partition.applied,
             below=partition.last_stable_offset,
-            clean_to=state.clean_to,
+            clean_to=RecordOffset(0) if scavenges else state.clean_to,
             tombstones_before_ms=partition.now() - settings.tombstone_retention_ms
             if bound > NO_INDEX
             else None,
@@ -268,7 +268,11 @@ class Compaction:
     def _end(self, under_way: _Pass, result: CompactionResult) -> None:
         state = under_way.state
         state.clean_to = result.clean_to
-        state.hidden_events = under_way.hidden_events
+        closed = [one.end_offset for one in under_way.job.segments if one.closed]
+        if result.clean_to >= max(closed, default=result.clean_to):
+            state.hidden_events = under_way.hidden_events
+        elif under_way.job.hidden is not None:
+            state.not_before_ms = self._shard.now_ms + AGAIN_MS  # the rest: then, by the same rule
         state.oldest_tombstone_ms = result.oldest_tombstone_ms
         state.at_ms = self._shard.now_ms
         state.passes += 1

@@ -131,13 +131,17 @@ class EventConsumer:
         await self.subscription.close()
 
     async def _wanted(self, messages: Sequence[LeasedMessage]) -> list[LeasedEvent]:
-        """The events of these messages; those that nobody asked for are settled."""
+        """The events of these messages; those that nobody asked for are settled, and those that
+        were hidden and have left the log since the message was read."""
         events, others = [], []
         types = self._filter.types
         for message in messages:
             event = await self._event_at(message.partition, message.offset)
-            is_wanted = self._filter.wants_stream(event.aggregate_id or "")
-            if is_wanted and (types is None or event.event_type in types):
+            if (
+                event is not None
+                and self._filter.wants_stream(event.aggregate_id or "")
+                and (types is None or event.event_type in types)
+            ):
                 events.append(LeasedEvent.of(event, message))
             else:
                 others.append(message)
@@ -145,13 +149,14 @@ class EventConsumer:
             await self.subscription.ack(others)
         return events
 
-    async def _event_at(self, partition: int, offset: int) -> Event:
+    async def _event_at(self, partition: int, offset: int) -> Event | None:
+        """None: it is gone, for something later is there."""
         found = self._read.get(partition, {}).get(offset)
         if found is None:
             read = await self._store.scan(partition, offset, READ_EVENTS)
             self._read[partition] = {event.offset or 0: event for event in read}
             found = self._read[partition].get(offset)
-        if found is None:
+        if found is None and not self._read[partition]:
             raise CorruptRecord(
                 f"There is no event at offset {offset} of {self._store.topic}/{partition}.",
                 partition=partition,

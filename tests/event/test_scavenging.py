@@ -100,6 +100,41 @@ def test_deleted_people_leave_the_disk(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("small_segments")
+def test_durable_readers_go_on_over_what_is_gone(tmp_path: Path) -> None:
+    directory = tmp_path / "data"
+
+    async def test() -> None:
+        engine = StreamingEngine.open(directory, request_timeout=10)
+        async with asyncio.timeout(90), engine:
+            store = EventStore(engine, "events", partitions=1)
+            for number in range(PEOPLE):
+                events = [Event("Said", {"n": n, "text": DATA}) for n in range(10)]
+                await store.append(f"person-{number}", events)
+            full = on_disk(directory)
+            handled: list[tuple[str | None, int | None]] = []
+            async with store.persistent_subscription("billing", "person-*") as consumer:
+                while len(handled) < PEOPLE:
+                    events_ = await consumer.poll(20)
+                    handled += [(event.aggregate_id, event.version) for event in events_]
+                    await consumer.ack(events_)
+                held = await consumer.poll(20)  # its records are in memory already
+                for number in range(PEOPLE - 1):
+                    await store.delete(f"person-{number}")
+                await shrinks(directory, full // 2)
+                handled += [(event.aggregate_id, event.version) for event in held]
+                await consumer.ack(held)
+                last = f"person-{PEOPLE - 1}"
+                while sum(name == last for name, _ in handled) < 10:
+                    events_ = await consumer.poll(20)
+                    handled += [(event.aggregate_id, event.version) for event in events_]
+                    await consumer.ack(events_)
+            assert len(set(handled)) == len(handled)
+            assert [version for name, version in handled if name == last] == list(range(10))
+
+    asyncio.run(test())
+
+
+@pytest.mark.usefixtures("small_segments")
 def test_what_is_too_old_leaves_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compaction, "RARELY_MS", 500)
     directory = tmp_path / "data"
