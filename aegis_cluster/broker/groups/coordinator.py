@@ -206,8 +206,10 @@ def _retarget(
     """Decide anew who should hold what."""
     group = decision.group
     followed = _followed(group, topics)
+    # Whoever names a topic has seen it; this node may hear of it later than that.
+    named = _names_of(topic for member in group.members.values() for topic in member.topics)
     first_seen = {
-        name: count if group.epoch == 0 or name in newly_subscribed else 0
+        name: count if group.epoch == 0 or name in newly_subscribed or name in named else 0
         for name, count in followed.items()
         if name not in group.first_seen
     }

@@ -188,6 +188,20 @@ def test_topics_that_grow_and_go() -> None:
     assert one.hear(beat_of("a", Seen(member.version, member.assigned)))[1] == NOTHING
 
 
+def test_a_topic_that_is_named_was_there_before_this_node_heard_of_it() -> None:
+    """Else a group that begins at the latest record begins at the first one, because another node
+    had the news of the topic sooner."""
+    one = Coordinator(topics={})
+    one.hear(beat_of("a", Seen(0, NOTHING)))
+    one.topics = {"orders": 1}
+    one.carry_out(coordinator.topics_changed(one.group, one.topics, {}))
+    assert one.group.partitions == {"orders": 1}
+    assert not one.group.is_later(TopicPartition("orders", 0))
+    one.topics = {"orders": 2}
+    one.carry_out(coordinator.topics_changed(one.group, one.topics, {}))
+    assert one.group.is_later(TopicPartition("orders", 1))
+
+
 def test_a_pattern_follows_new_topics_from_their_beginning() -> None:
     one = Coordinator(topics={"orders.eu": 1})
     one.hear(beat_of("a", Seen(0, NOTHING), topics=("orders.*",)))
