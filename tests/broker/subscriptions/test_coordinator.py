@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from aegis_cluster.broker.subscriptions.commands import (
@@ -31,6 +32,7 @@ from aegis_cluster.broker.subscriptions.subscription_stm import SubscriptionFold
 from aegis_cluster.errors import (
     ConfigError,
     CorruptRecord,
+    NotReady,
     ProducerFenced,
     SubscriptionInUse,
     SubscriptionNotFound,
@@ -404,6 +406,8 @@ class Watched:
         self.model = Model(rules)
         self.rules = rules
         self.reported = 0
+        self.written = 0
+        """As far as the log goes, whatever a reader has begun anew with."""
         self.open: list[tuple[str, Exchange]] = []
         self.held: dict[int, tuple[str, int, int]] = {}
         """By offset: consumer, count, and when its lock ends by the consumer's own count."""
@@ -452,7 +456,9 @@ class Watched:
     def report(self, count: int) -> None:
         end = self.reported + count
         keys = [self.key(o) for o in range(self.reported, end)] if self.rules.keyed else None
-        self.reported = self.model.report(self.reported, end, keys)
+        with contextlib.suppress(NotReady):  # a reader asks again
+            self.reported = self.model.report(self.reported, end, keys)
+            self.written = max(self.written, self.reported)
 
     def look(self) -> None:
         """What has been answered since."""
@@ -493,7 +499,7 @@ class Watched:
         model = self.model
         model.partition.commit()
         self.look()
-        self.report(3)
+        self.report(max(3, self.written - self.reported))
         for _ in range(200):
             model.partition.commit()
             self.look()
@@ -525,6 +531,13 @@ class Watched:
 @pytest.mark.parametrize("rules", [PLAIN, ORDERED, PINNED], ids=["plain", "ordered", "pinned"])
 @settings(max_examples=60, deadline=None)
 @given(steps=st.lists(STEPS, max_size=60))
+@example([("report", 4), ("poll", "a", 4), ("commit",), ("fail over",)])
+@example(
+    [
+        *(("report", 1), ("poll", "a", 1), ("gone", "a"), ("commit",), ("ack", 0)),
+        *(("time", 400), ("report", 1)),
+    ]
+)
 def test_nothing_is_lost_and_nothing_acknowledged_comes_again(
     rules: Rules, steps: list[tuple[Any, ...]]
 ) -> None:
