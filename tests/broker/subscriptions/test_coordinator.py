@@ -420,6 +420,11 @@ class Watched:
         return offset * 7 % 3
 
     def play(self, step: tuple[Any, ...]) -> None:
+        with contextlib.suppress(NotReady):  # whoever hears that asks again
+            self.do(step)
+        self.look()
+
+    def do(self, step: tuple[Any, ...]) -> None:
         model = self.model
         match step:
             case "report", count:
@@ -451,14 +456,12 @@ class Watched:
                 model.fail_over()
                 # Readers go on from where the new coordinator says.
                 self.reported = model.report(0, 0)
-        self.look()
 
     def report(self, count: int) -> None:
         end = self.reported + count
         keys = [self.key(o) for o in range(self.reported, end)] if self.rules.keyed else None
-        with contextlib.suppress(NotReady):  # a reader asks again
-            self.reported = self.model.report(self.reported, end, keys)
-            self.written = max(self.written, self.reported)
+        self.reported = self.model.report(self.reported, end, keys)
+        self.written = max(self.written, self.reported)
 
     def look(self) -> None:
         """What has been answered since."""
@@ -535,7 +538,7 @@ class Watched:
 @example(
     [
         *(("report", 1), ("poll", "a", 1), ("gone", "a"), ("commit",), ("ack", 0)),
-        *(("time", 400), ("report", 1)),
+        *(("time", 400), ("report", 1), ("poll", "a", 1), ("ack", 0)),
     ]
 )
 def test_nothing_is_lost_and_nothing_acknowledged_comes_again(
