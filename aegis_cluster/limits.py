@@ -173,6 +173,7 @@ SEGMENT_BYTES_MAX: Final = 128 * MIB
 JOURNAL_BYTES: Final = 64 * MIB
 PAGE_CACHE_BYTES_DEFAULT: Final = 16 * MIB
 PAGE_CACHE_STEP_BYTES: Final = 4 * MIB
+"""Given back at a time: a log gives nothing back before it has so much more than it keeps."""
 INDEX_INTERVAL_BYTES: Final = 64 * KIB
 CHECKPOINT_INTERVAL_MS: Final = 1_000
 RESERVE_BYTES: Final = 16 * MIB

@@ -18,6 +18,7 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from aegis_cluster.broker.scavenging import Closed, hides_events, is_worth_a_pass
 from aegis_cluster.errors import CorruptRecord, OffsetOutOfRange
 from aegis_cluster.ids import NO_INDEX, LogIndex, RecordOffset
 from aegis_cluster.limits import COMPACTION_KEYS_MAX, INDEX_INTERVAL_BYTES
@@ -39,17 +40,9 @@ AGAIN_MS: Final = 60_000
 """After a pass that gave up."""
 WAITED_MS: Final = 60 * 60_000
 """What is closed is compacted after so long, however little it is."""
-RARELY_MS: Final = 24 * 60 * 60_000
-"""An event store is scavenged after so long, however little it hides."""
-SCAVENGE_SHARE: Final = 10
-SCAVENGE_SHARE_LATER: Final = 100
-"""Of all events, the part that is worth a pass: at once, and after `WAITED_MS`."""
 SEGMENT_BYTES: Final = 8 * 1024 * 1024
 """Of a compacted topic: only closed segments are compacted, so they are small."""
 SEGMENT_MS: Final = 60 * 60_000
-EVENT_SEGMENT_BYTES: Final = 32 * 1024 * 1024
-EVENT_SEGMENT_MS: Final = 24 * 60 * 60_000
-"""Of an event store, likewise."""
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +67,7 @@ class _State:
     hidden_events: int = 0
     """Of an event store: as many were hidden at the last pass."""
     since_ms: int = 0
+    """When this process began to look, on the shard's clock."""
     oldest_tombstone_ms: int | None = None
     """Append time of the oldest one that stayed at the last pass."""
     at_ms: int | None = None
@@ -142,7 +136,7 @@ class Compaction:
         if found is None:
             return None
         settings = found[0].settings
-        return settings if settings.compacts or hides_events(partition) else None
+        return settings if settings.compacts or hides_events(partition.state.events) else None
 
     def _state(self, partition: Partition) -> _State:
         installs = self._shard.store.installs(partition.group)
@@ -192,8 +186,12 @@ class Compaction:
         if self._room() <= 0:
             return False
         if not settings.compacts:
-            waited = self._shard.now_ms - (state.since_ms if state.at_ms is None else state.at_ms)
-            return _is_worth_scavenging(partition, state, dirty, total, waited)
+            closed = Closed(total, dirty, partition.log.end_offset - partition.log_start_offset)
+            since_ms = state.since_ms if state.at_ms is None else state.at_ms
+            waited_ms = self._shard.now_ms - since_ms
+            return is_worth_a_pass(
+                partition.state.events, closed, seen=state.hidden_events, waited_ms=waited_ms
+            )
         if dirty and dirty * 2 >= total:
             return True
         if state.at_ms is None:
@@ -268,11 +266,12 @@ class Compaction:
     def _end(self, under_way: _Pass, result: CompactionResult) -> None:
         state = under_way.state
         state.clean_to = result.clean_to
-        closed = [one.end_offset for one in under_way.job.segments if one.closed]
-        if result.clean_to >= max(closed, default=result.clean_to):
-            state.hidden_events = under_way.hidden_events
-        elif under_way.job.hidden is not None:
-            state.not_before_ms = self._shard.now_ms + AGAIN_MS  # the rest: then, by the same rule
+        if under_way.job.hidden is not None:
+            ends = [one.end_offset for one in under_way.job.segments if one.closed]
+            if result.clean_to >= max(ends):
+                state.hidden_events = under_way.hidden_events
+            else:  # what is left is worth a pass again, by the same rule
+                state.not_before_ms = self._shard.now_ms + AGAIN_MS
         state.oldest_tombstone_ms = result.oldest_tombstone_ms
         state.at_ms = self._shard.now_ms
         state.passes += 1
@@ -285,28 +284,6 @@ class Compaction:
             len(result.rewritten),
             result.keys,
         )
-
-
-def hides_events(partition: Partition) -> bool:
-    """Whether an event store's streams here hide anything, which could free room."""
-    events = partition.state.events
-    return events.hidden_events > 0 or events.has_max_ages
-
-
-def _is_worth_scavenging(
-    partition: Partition, state: _State, dirty: int, total: int, waited_ms: int
-) -> bool:
-    """A pass reads all that is closed: at once for a tenth of all events, after an hour for a
-    hundredth, and for anything at all after a day. dirty, total: bytes that are closed."""
-    events = partition.state.events
-    hidden, kept = events.hidden_events, partition.log.end_offset - partition.log_start_offset
-    new = hidden - state.hidden_events
-    if not total or not (new > 0 or dirty or events.has_max_ages):
-        return False
-    if new * SCAVENGE_SHARE >= kept or waited_ms >= RARELY_MS:
-        return True
-    much = max(new, hidden if dirty * 2 >= total else 0)
-    return much * SCAVENGE_SHARE_LATER >= kept and waited_ms >= WAITED_MS
 
 
 def _clean_to(partition: Partition) -> RecordOffset:

@@ -18,12 +18,7 @@ import itertools
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from aegis_cluster.broker.compaction import (
-    EVENT_SEGMENT_BYTES,
-    EVENT_SEGMENT_MS,
-    SEGMENT_BYTES,
-    SEGMENT_MS,
-)
+from aegis_cluster.broker import compaction, scavenging
 from aegis_cluster.errors import Corruption, Refused
 from aegis_cluster.ids import RecordOffset
 from aegis_cluster.storage.segment import HEADER_BYTES
@@ -161,11 +156,11 @@ def _set_rolls(partition: Partition, settings: TopicSettings) -> None:
     """Only closed segments are dropped, compacted or scavenged."""
     log = partition.log
     if settings.compacts:
-        log.roll_bytes, log.roll_ms = SEGMENT_BYTES, SEGMENT_MS
+        log.roll_bytes, log.roll_ms = compaction.SEGMENT_BYTES, compaction.SEGMENT_MS
         return
     log.roll_bytes = log.roll_ms = None
     if settings.holds_events:
-        log.roll_bytes, log.roll_ms = EVENT_SEGMENT_BYTES, EVENT_SEGMENT_MS
+        log.roll_bytes, log.roll_ms = scavenging.SEGMENT_BYTES, scavenging.SEGMENT_MS
     if settings.retention_ms is not None:
         roll_ms = max(settings.retention_ms // ROLLS_PER_RETENTION, EVERY_MS)
         log.roll_ms = min(roll_ms, log.roll_ms or roll_ms)

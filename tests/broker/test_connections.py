@@ -9,6 +9,7 @@ import zmq
 
 from aegis_cluster.broker.connections import Connections
 from aegis_cluster.broker.readiness import Readiness
+from aegis_cluster.read_ahead import ReadAhead
 from tests.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ class Listener:
         self._port = self._router.bind_to_random_port("tcp://127.0.0.1")
         self.connections = Connections(self._router, Readiness(), encrypted=False, told=True)
         self.heard: set[bytes] = set()
+        self.descriptors: set[int] = set()
         self.gone: list[bytes] = []
 
     def client(self, linger_ms: int = 0) -> zmq.Socket[bytes]:
@@ -39,6 +41,7 @@ class Listener:
     def hear(self) -> None:
         while self._router.poll(0):
             frames = self._router.recv_multipart(copy=False)
+            self.descriptors.add(int(frames[0].get(zmq.SRCFD)))
             assert self.connections.heard(frames)
             self.heard.add(frames[0].bytes)
 
@@ -117,3 +120,20 @@ def test_who_is_heard_after_its_end_is_told_of_again(listener: Listener) -> None
     assert listener.connections.has_news
     listener.ask()
     assert listener.gone == list(listener.heard) * 2
+
+
+def test_of_two_on_one_descriptor_who_can_be_reached_stays(
+    listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What somebody sent whose end was never noted is read after the descriptor's next client."""
+    stays = listener.client()
+    listener.until_heard(1)
+    (name,) = listener.heard
+    (descriptor,) = listener.descriptors
+    other = listener.client()
+    monkeypatch.setattr(ReadAhead, "heard", lambda *_: descriptor)
+    listener.until_heard(2)
+    listener.until_gone(1)
+    assert set(listener.gone) == listener.heard - {name}
+    for client in (stays, other):
+        client.close()

@@ -9,6 +9,8 @@ from aegis_cluster.event import Event, EventStore
 from aegis_cluster.persistent import PersistentConfig
 
 if TYPE_CHECKING:
+    import pytest
+
     from tests.event.conftest import Run
 
 PATIENCE_S = 20.0
@@ -78,5 +80,32 @@ def test_two_consumers_share_and_what_was_not_handled_comes_again(store_run: Run
             await asyncio.gather(consume(), consume())
         assert handled == {stream: [0, 4] for stream in STREAMS}
         assert missed == 2
+
+    store_run(work)
+
+
+def test_an_event_that_leaves_the_log_while_it_is_held_is_settled(
+    store_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The message was leased, and its event was hidden and scavenged before it was read."""
+
+    async def work(store: EventStore) -> None:
+        await store.append("account-1", [Event("Paid", {"n": n}) for n in range(4)])
+        right = store.scan
+
+        async def scan(partition: int, offset: int, count: int) -> list[Event]:
+            found = await right(partition, offset, count)
+            return [event for event in found if event.version not in (1, 2)]
+
+        monkeypatch.setattr(store, "scan", scan)
+        versions: list[int | None] = []
+        async with asyncio.timeout(PATIENCE_S), store.persistent_subscription("all") as consumer:
+            while len(versions) < 2:
+                for event in await consumer.poll(10):
+                    versions.append(event.version)
+                    await event.ack()
+            assert versions == [0, 3]
+            while any((await consumer.subscription.lag()).values()):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
 
     store_run(work)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from aegis_cluster import StreamingEngine
-from aegis_cluster.broker import compaction, retention
+from aegis_cluster.broker import compaction, scavenging
 from aegis_cluster.event import Event, EventStore
 from aegis_cluster.limits import KIB
 from tests.waiting import wait_until
@@ -23,7 +23,7 @@ DATA = "x" * 2_000
 
 @pytest.fixture
 def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retention, "EVENT_SEGMENT_BYTES", SEGMENT)
+    monkeypatch.setattr(scavenging, "SEGMENT_BYTES", SEGMENT)
     monkeypatch.setattr(compaction, "EVERY_MS", 100)
 
 
@@ -136,7 +136,7 @@ def test_durable_readers_go_on_over_what_is_gone(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("small_segments")
 def test_what_is_too_old_leaves_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compaction, "RARELY_MS", 500)
+    monkeypatch.setattr(scavenging, "RARELY_MS", 500)
     directory = tmp_path / "data"
 
     async def test() -> None:

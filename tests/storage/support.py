@@ -47,17 +47,24 @@ def batch(*, records: int = 1, size: int = 20, time: int = 1_000) -> bytes:
 
 
 def data_frame(
-    group: GroupId, before: LogPoint, *, term: int = 1, payload: bytes | None = None
+    group: GroupId,
+    before: LogPoint,
+    *,
+    term: int = 1,
+    payload: bytes | None = None,
+    time_ms: int = 1_000,
+    annotation: bytes = b"",
 ) -> bytes:
     """The data frame that follows `before`."""
     return encode_data_frame(
         group=group,
         index=LogIndex(before.index + 1),
         term=Term(term),
-        time_ms=1_000,
+        time_ms=time_ms,
         previous_chain=before.chain,
         batch=payload or batch(),
         base_offset=before.offset,
+        annotation=annotation,
     )
 
 

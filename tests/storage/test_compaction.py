@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 
 from aegis_cluster.errors import CorruptRecord
-from aegis_cluster.ids import GroupId, LogIndex, RecordOffset, Term
+from aegis_cluster.ids import GroupId, RecordOffset
 from aegis_cluster.storage import compaction
 from aegis_cluster.storage.compaction import segments_of
 from aegis_cluster.storage.compaction_job import (
@@ -32,7 +32,6 @@ from aegis_cluster.wire.frame import (
     FrameKind,
     check_frame,
     decode_header,
-    encode_data_frame,
     frame_payload,
     rewrite_frame,
 )
@@ -45,6 +44,7 @@ from tests.storage.support import (
     VOTERS,
     after,
     commit_round,
+    data_frame,
     new_disk,
     open_store,
     plain_frame,
@@ -91,15 +91,7 @@ class Writer:
     def add(self, batch: bytes) -> RecordOffset:
         begin = self.log.end
         self._time += 1
-        frame = encode_data_frame(
-            group=GROUP,
-            index=LogIndex(begin.index + 1),
-            term=Term(1),
-            time_ms=self._time,
-            previous_chain=begin.chain,
-            batch=batch,
-            base_offset=begin.offset,
-        )
+        frame = data_frame(GROUP, begin, payload=batch, time_ms=self._time)
         self.store.append(GROUP, [frame])
         return begin.offset
 

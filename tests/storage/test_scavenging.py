@@ -11,15 +11,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from aegis_cluster.ids import LogIndex, Term
 from aegis_cluster.storage.compaction_job import Hidden
 from aegis_cluster.storage.scavenging import Scavenging
 from aegis_cluster.wire.batch import decode_batch, encode_batch
 from aegis_cluster.wire.event_frames import SETTINGS_PREFIX, StreamEvents, encode_annotation
 from aegis_cluster.wire.frame import (
     check_frame,
-    decode_header,
-    encode_data_frame,
     frame_annotation,
     frame_payload,
 )
@@ -28,6 +25,7 @@ from aegis_cluster.wire.markers import Marker, encode_marker
 from tests.storage.support import (
     VOTERS,
     commit_round,
+    data_frame,
     new_disk,
     open_store,
     read_all,
@@ -71,15 +69,8 @@ class Writer:
     def add(self, batch: bytes, annotation: bytes = b"") -> int:
         begin = self.store.log(GROUP).end
         self._time_ms += 1
-        frame = encode_data_frame(
-            group=GROUP,
-            index=LogIndex(begin.index + 1),
-            term=Term(1),
-            time_ms=self._time_ms,
-            previous_chain=begin.chain,
-            batch=batch,
-            base_offset=begin.offset,
-            annotation=annotation,
+        frame = data_frame(
+            GROUP, begin, payload=batch, time_ms=self._time_ms, annotation=annotation
         )
         self.store.append(GROUP, [frame])
         return begin.offset
@@ -137,7 +128,7 @@ def stands(log: PartitionLog) -> tuple[set[int], list[bytes]]:
         payload = frame_payload(frame, header)
         if not batch_header(payload).is_control:
             offsets.update(record.offset for record in decode_batch(payload))
-            annotations.append(bytes(frame_annotation(frame, decode_header(frame))))
+            annotations.append(bytes(frame_annotation(frame, header)))
     return offsets, annotations
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING
 
-from aegis_cluster.broker import compaction
+from aegis_cluster.broker import compaction, scavenging
 from aegis_cluster.errors import WrongExpectedVersion
 from aegis_cluster.ids import LogIndex
 from aegis_cluster.limits import RAFT_TICK_MS
@@ -17,6 +17,8 @@ from tests.broker.events.test_requests import Store
 from tests.broker.test_repair import holds_all, lead_with
 
 if TYPE_CHECKING:
+    import pytest
+
     from tests.broker.harness import Host
 
 APPENDS = 700
@@ -94,13 +96,25 @@ def test_every_replica_frees_what_is_deleted() -> None:
     assert store.append(["short", last, ids(900_005)]) == [[last + 1, last + 1]]
 
 
-def test_little_waits_and_nothing_hidden_means_no_pass() -> None:
+def test_nothing_hidden_means_no_pass_and_little_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     store = filled()
-    for _ in range(5):
-        store.cluster.tick(compaction.EVERY_MS // RAFT_TICK_MS + 1)
-    assert not any(
-        host.alive.compaction.report(host.partition(store.group)) for host in hosts(store)
-    )
+
+    def time_passes() -> bool:
+        store.cluster.tick(4 * compaction.EVERY_MS // RAFT_TICK_MS)
+        return any(
+            host.alive.compaction.report(host.partition(store.group)) for host in hosts(store)
+        )
+
+    monkeypatch.setattr(scavenging, "RARELY_MS", 0)
+    assert not time_passes(), "nothing is hidden"
+    monkeypatch.undo()
     store.append([SETTINGS_PREFIX + "short", ANY, ids(900_002), {MAX_COUNT: APPENDS}])
-    hidden = hosts(store)[0].partition(store.group).state.events.hidden_events
-    assert hidden * compaction.SCAVENGE_SHARE > 0
+    partition = store.client.host.partition(store.group)
+    hidden = partition.state.events.hidden_events
+    share = partition.log.end_offset // hidden
+    assert scavenging.SHARE_AT_ONCE < share < scavenging.SHARE_LATER
+    assert not time_passes(), "it is too little to begin at once"
+    monkeypatch.setattr(scavenging, "LATER_MS", compaction.EVERY_MS)
+    store.cluster.until(
+        lambda: all(has_scavenged(store, host) for host in hosts(store)), "it is done later"
+    )
