@@ -102,8 +102,9 @@ class ShardLoop:
             supervisor=supervisor,
         )
         sockets.register(workers.fd)
+        self._supervisor_fd = -1 if supervisor is None else supervisor.fileno()
         if supervisor is not None:
-            sockets.register(supervisor.fileno())
+            sockets.register(self._supervisor_fd)
 
     def stop(self) -> None:
         """End after the present turn; may be called from a signal handler."""
@@ -131,7 +132,7 @@ class ShardLoop:
         for listener, origin in sockets.clients_gone():
             shard.client_gone(listener, origin)
         self._drain(Listener.DATA)
-        if self._supervisor is not None:
+        if self._supervisor is not None and sockets.is_ready(self._supervisor_fd):
             self._hear_supervisor(self._supervisor)
         now_ms = monotonic_ms()
         if now_ms >= self._look_ms:
@@ -176,11 +177,10 @@ class ShardLoop:
             received = self._sockets.receive(listener)
 
     def _hear_supervisor(self, supervisor: SupervisorLine) -> None:
-        if self._sockets.is_ready(supervisor.fileno()):
-            supervisor.drain()
-            if not supervisor.is_open:
-                self._sockets.unregister(supervisor.fileno())
-                self._supervisor = None
+        supervisor.drain()
+        if not supervisor.is_open:
+            self._sockets.unregister(self._supervisor_fd)
+            self._supervisor = None
 
     def _follow_links(self) -> None:
         for key, is_up in list(self._sockets.link_events()):

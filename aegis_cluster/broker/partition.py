@@ -172,6 +172,8 @@ class Partition:
     ) -> None:
         self.group = group
         self.name = name
+        self.is_internal = name.topic.startswith("__")
+        """One of the cluster's own logs, which go on when the disk is full."""
         self.replica = replica
         self.log = log
         self.state = state
@@ -245,11 +247,6 @@ class Partition:
             f"This node does not lead {self.name} (now); ask the leader.",
             leader=None if leader is None or self.leads else leader.node,
         )
-
-    @property
-    def is_internal(self) -> bool:
-        """One of the cluster's own logs, which go on when the disk is full."""
-        return self.name.topic.startswith("__")
 
     @property
     def is_alone(self) -> bool:
@@ -354,7 +351,7 @@ class Partition:
 
     def _lacks_room_for(self, request: AppendRequest) -> bool:
         """Users' batches are let go by while the disk is full; their leader sends them again."""
-        if self.is_internal or not self._store.disk_full:
+        if not self._store.disk_full or self.is_internal:
             return False
         return any(entry.kind in _NEED_ROOM for entry in request.entries)
 
@@ -522,7 +519,7 @@ class Partition:
 
     def _note_role(self) -> None:
         """Begin or end a term of our own leadership."""
-        term = self.replica.term if self.leads else None
+        term = self.replica.term if self.replica.role is Role.LEADER else None
         if term == self._led_term:
             return
         self._led_term = term
@@ -673,8 +670,10 @@ class Partition:
 
     def _append(self, entries: tuple[Entry, ...]) -> None:
         framed = [self._frame_of(entry) for entry in entries]
-        self._store.append(self.group, [one.data for one in framed])
-        invariant(self.log.last_chain == self._chain, "the log left its chain", group=self.group)
+        headers, frames = zip(*framed, strict=True)
+        self._store.append(self.group, frames, headers)
+        if self.log.last_chain != self._chain:
+            invariant(False, "the log left its chain", group=self.group)
         self._unapplied += framed
         if not self.leads:
             self._next_offset = self.log.end_offset
@@ -752,7 +751,7 @@ class Partition:
             expected = LogIndex(expected + 1)
             if entry.index != expected:
                 raise PeerViolation(f"A leader sent frame {entry.index} as {expected}.")
-        return message._replace(entries=tuple(entries), last_index=expected)
+        return AppendRequest(*message[:5], expected, tuple(entries))
 
     # ---- messages
 
@@ -770,7 +769,9 @@ class Partition:
             return  # cut to a snapshot since the core named them; it asks again
         found = self.log.read_cached(first, last, RAFT_APPEND_BYTES_MAX)
         if found is not None:
-            self._send(self, to, message._replace(last_index=found.last), found.data)
+            if found.last != last:
+                message = message._replace(last_index=found.last)
+            self._send(self, to, message, found.data)
             return
         log = self.log
 
@@ -812,7 +813,8 @@ class Partition:
                 self.damage_met(error)
                 break
             index = framed.header.index
-            invariant(index == self.applied + 1, "apply left a gap", at=index, have=self.applied)
+            if index != self.applied + 1:
+                invariant(False, "apply left a gap", at=index, have=self.applied)
             self._apply(framed)
             self.applied = index
             for waiter in self._waiters.pop(index, ()):

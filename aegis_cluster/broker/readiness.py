@@ -65,11 +65,10 @@ class Readiness:
         self._unsure.discard(socket)
 
     def wait(self, timeout_ms: int) -> set[Source]:
-        """Sleep until something has come, at most so long; return what can be read."""
+        """Sleep until something has come, at most so long; return what can be read, and sockets
+        about which something has changed: whether that is a message shows when one is received."""
         ready: set[Source] = {socket for socket in self._unsure if has_input(socket)}
         for descriptor, _ in self._poll.poll(0 if ready else timeout_ms):
-            source = self._sources[descriptor]
-            if isinstance(source, int) or (source not in ready and has_input(source)):
-                ready.add(source)
+            ready.add(self._sources[descriptor])
         self._unsure = {source for source in ready if not isinstance(source, int)}
         return ready

@@ -310,10 +310,9 @@ class ReplicaManager:
         if written is None and left:
             return None
         number = self._round_number
-        self._round_members[number] = [
-            one for group, one in self._waiting.items() if group not in left
-        ]
-        self._waiting = {group: one for group, one in self._waiting.items() if group in left}
+        waiting = self._waiting
+        self._waiting = {group: waiting.pop(group) for group in left if group in waiting}
+        self._round_members[number] = list(waiting.values())
         self._round_number += 1
         return number, written
 

@@ -90,21 +90,22 @@ def _members(value: object) -> tuple[Member, ...]:
 
 _Check = Callable[[object], Any]
 
-# Type number -> message and the kind of each field, in order. Numbers are never used again.
-_LAYOUTS: Final[dict[int, tuple[type[Message], tuple[_Check, ...]]]] = {
-    1: (PreVoteRequest, (_number, _number, _number, _number)),
-    2: (PreVoteReply, (_number, _number, _flag)),
-    3: (VoteRequest, (_number, _number, _number, _flag)),
-    4: (VoteReply, (_number, _flag)),
-    5: (AppendRequest, (_number, _number, _number, _number, _number, _number)),
-    6: (AppendReply, (_number, _number, _number)),
-    7: (AppendRefusal, (_number, _number, _number, _number)),
-    8: (Heartbeat, (_number, _number, _number, _flag)),
-    9: (HeartbeatReply, (_number, _number, _number, _flag)),
-    10: (TimeoutNow, (_number,)),
-    11: (InstallSnapshot, (_number, _number, _number, membership_from_fields)),
+# Type number -> message, how many of its fields are numbers, and the kind of the one after them, if
+# there is one. Type numbers are never used again.
+_LAYOUTS: Final[dict[int, tuple[type[Message], int, _Check | None]]] = {
+    1: (PreVoteRequest, 4, None),
+    2: (PreVoteReply, 2, _flag),
+    3: (VoteRequest, 3, _flag),
+    4: (VoteReply, 1, _flag),
+    5: (AppendRequest, 6, None),
+    6: (AppendReply, 3, None),
+    7: (AppendRefusal, 4, None),
+    8: (Heartbeat, 3, _flag),
+    9: (HeartbeatReply, 3, _flag),
+    10: (TimeoutNow, 1, None),
+    11: (InstallSnapshot, 3, membership_from_fields),
 }
-_NUMBERS: Final = {kind: number for number, (kind, _) in _LAYOUTS.items()}
+_NUMBERS: Final = {kind: number for number, (kind, _, _) in _LAYOUTS.items()}
 
 
 def message_to_fields(message: Message) -> list[Any]:
@@ -124,10 +125,16 @@ def message_from_fields(fields: Sequence[object]) -> Message:
     layout = _LAYOUTS.get(fields[0])
     if layout is None:
         raise PeerViolation("unknown Raft message", have=fields[0])
-    kind, checks = layout
-    if len(fields) - 1 != len(checks):
-        raise PeerViolation("wrong number of fields", have=len(fields) - 1, want=len(checks))
-    values = [check(value) for check, value in zip(checks, fields[1:], strict=True)]
+    kind, numbers, last = layout
+    values = list(fields[1:])
+    want = numbers + (last is not None)
+    if len(values) != want:
+        raise PeerViolation("wrong number of fields", have=len(values), want=want)
+    for value in values[:numbers]:  # as `_number`, for what each message has several of
+        if type(value) is not int or not 0 <= value <= NUMBER_MAX:
+            raise PeerViolation("not a number of the log", have=value)
+    if last is not None:
+        values[-1] = last(values[-1])
     message = kind(*values)
     if isinstance(message, AppendRequest) and message.last_index < message.prev_index:
         raise PeerViolation("an append that ends before it begins", have=message.last_index)

@@ -260,7 +260,8 @@ class Core:
 
     def effects_done(self, effects: Effects) -> None:
         """The disk work of these effects, and of all before them, is done."""
-        invariant(bool(self._unfinished), "nothing is under way", number=effects.number)
+        if not self._unfinished:
+            invariant(False, "nothing is under way", number=effects.number)
         head = self._unfinished.popleft()
         if head.number != effects.number:
             invariant(False, "effects are finished in order", have=effects.number)
@@ -304,15 +305,15 @@ class Core:
             self._membership_changed()
 
     def _commit(self, index: LogIndex) -> None:
-        invariant(index <= self.log.last_index, "commit beyond the log's end", commit=index)
+        if index > self.log.last_index:
+            invariant(False, "commit beyond the log's end", commit=index)
         if index > self.commit_index:
             self.commit_index = index
 
     def applied(self, index: LogIndex) -> None:
         """The shell has applied everything up to `index`."""
-        invariant(
-            self.applied_index <= index <= self.commit_index, "applied out of order", at=index
-        )
+        if not self.applied_index <= index <= self.commit_index:
+            invariant(False, "applied out of order", at=index)
         self.applied_index = index
 
     @property

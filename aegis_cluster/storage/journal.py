@@ -296,9 +296,14 @@ class Journal:
     def write(self, builder: RoundBuilder, *, synced_up_to: int) -> int:
         """Write one round, unsynced; return its number."""
         size = round_bytes(builder.size, len(builder.claims))
-        invariant(size <= self.room, "a round fits the journal", have=size, room=self.room)
         number = self.last_round + 1
-        invariant(synced_up_to < number, "only earlier rounds are synced", have=synced_up_to)
+        if size > self.room or synced_up_to >= number:
+            invariant(
+                False,
+                "a round fits the journal, and only earlier ones are synced",
+                have=(size, synced_up_to),
+                want=(self.room, number),
+            )
         parts = builder.encode(generation=self.generation, number=number, synced_up_to=synced_up_to)
         self.file.pwritev(parts, self._position)
         self._position += size

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from aegis_cluster.storage.disk import Disk, File
     from aegis_cluster.storage.handles import HandleCache
     from aegis_cluster.storage.types import StoreLimits
+    from aegis_cluster.wire.frame import FrameHeader
     from aegis_cluster.wire.layout import Bytes
 
 
@@ -522,29 +523,36 @@ class PartitionLog:
 
     # Staging: visible at once, on disk later
 
-    def stage_frames(self, frames: Sequence[bytes]) -> FramesOp:
-        """Append frames in memory. Nothing is staged if any of them does not follow."""
+    def stage_frames(
+        self, frames: Sequence[bytes], headers: Sequence[FrameHeader] | None = None
+    ) -> FramesOp:
+        """Append frames in memory. Nothing is staged if any of them does not follow. headers: of
+        the frames, where they were read already."""
         invariant(self.damage is None, "a damaged log takes no frames", group=self.group)
         metas: list[FrameMeta] = []
-        point = self._end
-        for frame in frames:
-            meta = read_meta(frame, point.offset)
-            invariant(meta.size == len(frame), "one frame each", have=len(frame), want=meta.size)
-            invariant(
-                meta.at == point.index + 1 and meta.after.term >= point.term,
-                "frames follow the log's end",
-                group=self.group,
-                have=(meta.at, meta.after.term),
-                end=(point.index, point.term),
-            )
+        point, size, is_plain = self._end, 0, True
+        for place, frame in enumerate(frames):
+            meta = read_meta(frame, point.offset, 0, headers[place] if headers else None)
+            after = meta.after
+            if meta.size != len(frame) or after.index != point.index + 1 or after.term < point.term:
+                invariant(
+                    False,
+                    "whole frames follow the log's end",
+                    group=self.group,
+                    have=(after.index, after.term, len(frame)),
+                    want=(point.index + 1, point.term, meta.size),
+                )
             metas.append(meta)
-            point = meta.after
-        self._log_starts += _log_starts(frames, metas)
-        self._memberships += _memberships(frames, metas)
+            size += meta.size
+            is_plain = is_plain and meta.kind is FrameKind.DATA
+            point = after
+        if not is_plain:
+            self._log_starts += _log_starts(frames, metas)
+            self._memberships += _memberships(frames, metas)
         self._note_terms(metas)
         self._end = point
         self._cache.extend(self._tail, frames, metas)
-        return FramesOp(frames, metas, sum(map(len, frames)))
+        return FramesOp(frames, metas, size)
 
     def _note_terms(self, metas: Sequence[FrameMeta]) -> None:
         for meta in metas:
@@ -611,7 +619,7 @@ class PartitionLog:
         run: list[bytes] = []
         position = segment.end
         point = self._written
-        rolls = self._is_old(segment, op.frames[0])
+        rolls = self._is_old(segment, op.metas[0])
         bytes_max = min(self._limits.segment_bytes, self.roll_bytes or self._limits.segment_bytes)
         for frame, meta in zip(op.frames, op.metas, strict=True):
             if (
@@ -649,7 +657,7 @@ class PartitionLog:
                 sealed.handle.forget(sealed.forgotten, sealed.end)
                 sealed.forgotten = sealed.end
 
-    def _is_old(self, segment: Segment, frame: bytes) -> bool:
+    def _is_old(self, segment: Segment, meta: FrameMeta) -> bool:
         """Whether so much time lies between a segment's first frame and this one.
 
         Judged by append times alone, so replicas with the same setting cut at the same frames.
@@ -660,7 +668,7 @@ class PartitionLog:
             first_ms = segment.first_append_ms()
         except CorruptRecord:
             return False  # whoever reads that frame reports the damage
-        return decode_header(frame).time_ms - first_ms >= self.roll_ms
+        return meta.appended_ms - first_ms >= self.roll_ms
 
     def _roll(self, segment: Segment, end: LogPoint) -> Segment:
         """Seal the last segment and start the next."""
@@ -778,9 +786,8 @@ class PartitionLog:
     def note_commit(self, index: LogIndex) -> None:
         """Remember a commit index; log starts at or below it count from now on."""
         self.commit_index = max(self.commit_index, index)
-        decided = sum(1 for at, _ in self._log_starts if at <= self.commit_index)
-        if decided > 1:
-            del self._log_starts[: decided - 1]
+        while len(self._log_starts) > 1 and self._log_starts[1][0] <= self.commit_index:
+            del self._log_starts[0]
 
     # For the store: opening after a restart, checkpoints, the end
 

@@ -45,6 +45,8 @@ class Round:
 
     def cover(self, earlier: Sequence[Round]) -> None:
         """Take over the files of rounds whose sync has not begun."""
+        if not earlier:
+            return
         self.covers = tuple(one for one in earlier if not one.started)
         for one in self.covers:
             self.files.update(one.files)

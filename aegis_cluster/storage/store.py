@@ -89,9 +89,11 @@ if TYPE_CHECKING:
     from aegis_cluster.storage.compaction_job import CompactionJob, Rewritten
     from aegis_cluster.storage.disk import Disk
     from aegis_cluster.storage.segment import Segment
+    from aegis_cluster.wire.frame import FrameHeader
 
 _ROUND_ITEM_BYTES_MAX: Final = 256
 """Room for any item that carries no frames: hard state, truncation, new start."""
+_ITEM_ROOM: Final = item_bytes(_ROUND_ITEM_BYTES_MAX)
 
 
 @dataclass(slots=True, eq=False)
@@ -410,11 +412,18 @@ class ShardStore:
 
     # Staging
 
-    def append(self, group: GroupId, frames: Sequence[bytes]) -> None:
-        """Stage frames that follow the log's end; readable at once, durable after a round."""
+    def append(
+        self,
+        group: GroupId,
+        frames: Sequence[bytes],
+        headers: Sequence[FrameHeader] | None = None,
+    ) -> None:
+        """Stage frames that follow the log's end; readable at once, durable after a round.
+        headers: of the frames, where they were read already."""
         found = self._get(group)
         for part in _parts(frames, self._limits.journal_bytes // 4):
-            found.staged.append(found.log.stage_frames(part))
+            op = found.log.stage_frames(frames[part], headers[part] if headers else None)
+            found.staged.append(op)
             self._touch(found)
 
     def truncate(self, group: GroupId, from_index: LogIndex) -> None:
@@ -630,7 +639,7 @@ class ShardStore:
         work = [self._work(one) for one in self._touched.values()]
         direct = sync_plan(work, self._limits)
         current = Round(self._rounds + 1)
-        builder = RoundBuilder([Claim(*claim) for claim in self._claims.items()])
+        builder = RoundBuilder(list(map(Claim._make, self._claims.items())))
         taken = [
             (group, ops)
             for group, one in zip(list(self._touched.values()), work, strict=True)
@@ -642,14 +651,19 @@ class ShardStore:
             self._write_journal(builder, current)
         for group, ops in taken:
             self._write_segments(group, ops, current)
-        self._free_bytes -= sum(one.size for one in work)
+        for one in work:
+            self._free_bytes -= one.size
         self._open(current)
         return current
 
     def _work(self, found: _Group) -> GroupWork:
-        size = sum(op.size for op in found.staged if isinstance(op, FramesOp))
-        cut = any(not isinstance(op, FramesOp) for op in found.staged)
-        return GroupWork(found.entry.group, size, cut or bool(found.held or found.cut_round))
+        size, forced = 0, bool(found.held or found.cut_round)
+        for op in found.staged:
+            if isinstance(op, FramesOp):
+                size += op.size
+            else:
+                forced = True
+        return GroupWork(found.entry.group, size, forced)
 
     def _take(
         self,
@@ -661,12 +675,12 @@ class ShardStore:
     ) -> list[LogOp] | None:
         """Move staged work of one group into the round; None if there is no room for any."""
         room = self._journal.room - _ROUND_ITEM_BYTES_MAX
-        needed = item_bytes(_ROUND_ITEM_BYTES_MAX) if found.staged_hard_state else 0
-        if self._size_with(builder, needed) > room:
+        needed = _ITEM_ROOM if found.staged_hard_state else 0
+        whole = needed + work.size + len(found.staged) * _ITEM_ROOM
+        fits = self._size_with(builder, whole) <= room
+        if not fits and self._size_with(builder, needed) > room:
             self.blocked = True
             return None
-        whole = needed + work.size + len(found.staged) * item_bytes(_ROUND_ITEM_BYTES_MAX)
-        fits = self._size_with(builder, whole) <= room
         journaled = work.forced or (work.group not in direct and fits)
         if found.staged_hard_state is not None:
             self._take_hard_state(found, builder, current)
@@ -719,15 +733,16 @@ class ShardStore:
         return self._journal_files
 
     def _write_journal(self, builder: RoundBuilder, current: Round) -> None:
-        number = self._journal.write(builder, synced_up_to=self._synced_round)
-        current.journal_round = number
-        current.files[id(self._journal.file)] = self._journal.file
+        journal = self._journal
+        current.journal_round = journal.write(builder, synced_up_to=self._synced_round)
+        current.files[id(journal.file)] = journal.file
         self._claims.clear()
 
     def _write_segments(self, found: _Group, ops: Sequence[LogOp], current: Round) -> None:
-        if any(not isinstance(op, FramesOp) for op in ops):
-            found.cut_round = current.journal_round
-            self._held[found.entry.group] = found
+        for op in ops:
+            if not isinstance(op, FramesOp):
+                found.cut_round = current.journal_round
+                self._held[found.entry.group] = found
         if found.entry.group in self._held:
             found.held.extend((current.number, op) for op in ops)
             return
@@ -774,13 +789,10 @@ class ShardStore:
         """Note a synced round, and those before it: the durable index of every group in them."""
         self._check()
         ended = [one for one in self._open_rounds if one.number <= ticket.number]
-        proved = set[int]().union(*(one.finished() for one in ended))
-        invariant(
-            proved.issuperset(one.number for one in ended),
-            "a round ends after its sync",
-            rounds=[one.number for one in ended],
-            proved=sorted(proved),
-        )
+        proved = {number for one in ended for number in one.finished()}
+        for one in ended:
+            if one.number not in proved:
+                invariant(False, "a round ends after its sync", number=one.number, proved=proved)
         self._open_rounds = self._open_rounds[len(ended) :]
         durable: dict[GroupId, LogIndex] = {}
         for one in ended:
@@ -947,16 +959,16 @@ class ShardStore:
             self._free_bytes_ms = now_ms
 
 
-def _parts(frames: Sequence[bytes], bytes_max: int) -> Iterator[Sequence[bytes]]:
-    """Frames in parts that fit the journal; nearly always one part."""
+def _parts(frames: Sequence[bytes], bytes_max: int) -> Iterator[slice]:
+    """Parts of the frames that fit the journal; nearly always one part."""
     start = size = 0
     for place, frame in enumerate(frames):
         if size and size + len(frame) > bytes_max:
-            yield frames[start:place]
+            yield slice(start, place)
             start, size = place, 0
         size += len(frame)
     if start < len(frames):
-        yield frames[start:]
+        yield slice(start, len(frames))
 
 
 def _note_end(

@@ -34,5 +34,7 @@ class GroupWork(NamedTuple):
 def sync_plan(work: Sequence[GroupWork], limits: StoreLimits) -> frozenset[GroupId]:
     """Groups whose segments are synced directly; all others go through the journal."""
     able = [one for one in work if not one.forced and one.size >= limits.direct_group_bytes]
+    if not able:
+        return frozenset()
     largest = sorted(able, key=lambda one: (-one.size, one.group))
     return frozenset(one.group for one in largest[: limits.direct_groups])

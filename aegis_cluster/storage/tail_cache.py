@@ -20,6 +20,7 @@ from aegis_cluster.wire.layout import batch_header
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from aegis_cluster.wire.frame import FrameHeader
     from aegis_cluster.wire.layout import Bytes
 
 FRAME_OVERHEAD_BYTES: Final = 400
@@ -35,6 +36,8 @@ class FrameMeta(NamedTuple):
     time: int | None
     """Largest timestamp of its batch; None for frames that take no offset."""
     kind: FrameKind
+    appended_ms: int
+    """By the clock of the leader that appended it."""
 
     @property
     def at(self) -> LogIndex:
@@ -42,12 +45,16 @@ class FrameMeta(NamedTuple):
         return self.after.index
 
 
-def read_meta(frame: Bytes, offset: RecordOffset, position: int = 0) -> FrameMeta:
-    """Describe the frame at `position`; `offset` is the next one before it.
+def read_meta(
+    frame: Bytes, offset: RecordOffset, position: int = 0, header: FrameHeader | None = None
+) -> FrameMeta:
+    """Describe the frame at `position`; `offset` is the next one before it. header: the frame's,
+    where it was read already.
 
     CorruptRecord where the batch's offsets do not continue there: offsets are dense.
     """
-    header = decode_header(frame, position)
+    if header is None:
+        header = decode_header(frame, position)
     time = None
     if header.kind is FrameKind.DATA:
         batch = batch_header(frame, position + FRAME_HEADER_BYTES + header.annotation_size)
@@ -58,7 +65,7 @@ def read_meta(frame: Bytes, offset: RecordOffset, position: int = 0) -> FrameMet
         offset = RecordOffset(offset + batch.last_offset_delta + 1)
         time = batch.max_timestamp
     after = LogPoint(header.index, header.term, header.chain, offset)
-    return FrameMeta(after, header.size, time, header.kind)
+    return FrameMeta(after, header.size, time, header.kind, header.time_ms)
 
 
 class Tail:
@@ -242,4 +249,5 @@ class TailCache:
                 pinned.append(tail)
             else:
                 self._bytes -= tail.drop_oldest()
-        self._by_age.extendleft(reversed(pinned))
+        if pinned:
+            self._by_age.extendleft(reversed(pinned))

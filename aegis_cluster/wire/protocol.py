@@ -129,6 +129,7 @@ API_VERSIONS: Final[dict[int, tuple[int, int]]] = {api.value: (1, 1) for api in 
 """Lowest and highest version of every api that this process speaks."""
 API_VERSION: Final = 1
 """The version that encoders write unless told otherwise."""
+_APIS: Final = {api.value: api for api in Api}
 
 
 class Request(NamedTuple):
@@ -213,7 +214,7 @@ def check_version(request: Request) -> Api:
             lowest=lowest,
             highest=highest,
         )
-    return Api(request.api)
+    return _APIS[request.api]
 
 
 def _decode_message(message: Sequence[Part], control_bytes_max: int) -> list[Any]:
@@ -300,15 +301,13 @@ def _check_nesting(fields: list[Any]) -> None:
         level = [
             item
             for container in level
-            for item in _items_of(container)
+            for item in (container if type(container) is list else _values_of(container))
             if type(item) not in _SCALARS
         ]
 
 
-def _items_of(container: Any) -> Any:
+def _values_of(container: Any) -> Any:
     kind = type(container)
-    if kind is list:
-        return container
     if kind is dict:
         return container.values()
     raise PeerViolation(f"A field is of a type that we never send, {kind.__name__}.")
