@@ -45,7 +45,8 @@ if TYPE_CHECKING:
     from typing import Self
 
     from aegis_cluster.client.cluster import ClusterClient
-    from aegis_cluster.client.producer import Row, Stored
+    from aegis_cluster.client.producer import Row
+    from aegis_cluster.client.stored import StoredFuture
     from aegis_cluster.engine import StreamingEngine
     from aegis_cluster.subscriber import Subscriber
     from aegis_cluster.transaction import Transaction, TransactionalProducer
@@ -186,7 +187,7 @@ class Pending:
 
     __slots__ = ("_batch", "_place", "_topic")
 
-    def __init__(self, topic: str, batch: asyncio.Future[Stored], place: int) -> None:
+    def __init__(self, topic: str, batch: StoredFuture, place: int) -> None:
         self._topic = topic
         self._batch = batch
         self._place = place
@@ -201,8 +202,7 @@ class Pending:
 
     async def receipt(self) -> Receipt:
         """Where it is stored. Raises `Refused` or `OutcomeUnknown`, by its deadline at last."""
-        # Others may have messages in the same batch: one that is cancelled cancels no other.
-        stored = await asyncio.shield(self._batch)
+        stored = await self._batch.waiter()
         offset = stored.offset_at(self._place)
         return Receipt(self._topic, stored.partition, offset, from_ms(stored.time_ms))
 
@@ -226,7 +226,7 @@ class Producer:
         self._options = options
         self._request_timeout = arguments.seconds(request_timeout)
         self._lanes: Lanes | None = None
-        self._under_way: set[asyncio.Future[Stored]] = set()
+        self._under_way: set[StoredFuture] = set()
         self._failure: BaseException | None = None
         """The first one since the last flush."""
         self._closed = False
@@ -389,7 +389,7 @@ class Producer:
 
     async def _add(
         self, lanes: Lanes, info: TopicInfo, row: Row, deadline: float
-    ) -> tuple[asyncio.Future[Stored], int]:
+    ) -> tuple[StoredFuture, int]:
         try:
             return await lanes.add(info, partition_of(lanes, info, row[1]), row, deadline)
         except (KeyRequired, MessageTooLarge):
@@ -400,11 +400,11 @@ class Producer:
                 raise
             return await lanes.add(fresh, partition_of(lanes, fresh, row[1]), row, deadline)
 
-    def _began(self, batch: asyncio.Future[Stored]) -> None:
+    def _began(self, batch: StoredFuture) -> None:
         self._under_way.add(batch)
         batch.add_done_callback(self._ended)
 
-    def _ended(self, batch: asyncio.Future[Stored]) -> None:
+    def _ended(self, batch: StoredFuture) -> None:
         self._under_way.discard(batch)
         error = None if batch.cancelled() else batch.exception()
         self._failure = self._failure or error

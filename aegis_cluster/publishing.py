@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from aegis_cluster.client.producer import Producer as Lanes
-    from aegis_cluster.client.producer import Row, Stored
+    from aegis_cluster.client.producer import Row
+    from aegis_cluster.client.stored import Stored, StoredFuture
     from aegis_cluster.wire.descriptions import TopicInfo
 
 _Part: TypeAlias = "tuple[int | None, Sequence[int], Columns]"
@@ -47,7 +48,7 @@ class _Run:
 class Outcomes:
     """What has become of the inputs of one call; `refused` never got into a batch."""
 
-    batches: defaultdict[asyncio.Future[Stored], list[_Run]] = field(
+    batches: defaultdict[StoredFuture, list[_Run]] = field(
         default_factory=lambda: defaultdict(list)
     )
     refused: dict[int, AegisError] = field(default_factory=dict)

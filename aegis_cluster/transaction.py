@@ -39,7 +39,8 @@ if TYPE_CHECKING:
     from typing import Self
 
     from aegis_cluster.client.cluster import ClusterClient
-    from aegis_cluster.client.producer import Columns, ProducerOptions, Stored
+    from aegis_cluster.client.producer import Columns, ProducerOptions
+    from aegis_cluster.client.stored import StoredFuture
     from aegis_cluster.client.transactions import Ended, Identity
     from aegis_cluster.engine import StreamingEngine
     from aegis_cluster.ids import TopicPartition
@@ -155,7 +156,7 @@ class Transaction:
         """The coordinator may know of something in it."""
         self._places: set[TopicPartition] = set()
         """What the coordinator is known to know of."""
-        self._under_way: set[asyncio.Future[Stored]] = set()
+        self._under_way: set[StoredFuture] = set()
         self._failure: BaseException | None = None
         self._positions: list[tuple[Subscriber, dict[TopicPartition, int]]] = []
         self._over = False
@@ -314,11 +315,11 @@ class Transaction:
         await transactions.join(owner.cluster, owner.name, self._identity, wanted, deadline)
         self._places |= wanted
 
-    def _began(self, batch: asyncio.Future[Stored]) -> None:
+    def _began(self, batch: StoredFuture) -> None:
         self._under_way.add(batch)
         batch.add_done_callback(self._batch_ended)
 
-    def _batch_ended(self, batch: asyncio.Future[Stored]) -> None:
+    def _batch_ended(self, batch: StoredFuture) -> None:
         self._under_way.discard(batch)
         error = None if batch.cancelled() else batch.exception()
         self._failure = self._failure or error

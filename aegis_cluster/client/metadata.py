@@ -69,6 +69,8 @@ class Metadata:
     topics: dict[str, TopicInfo] = field(default_factory=dict)
     leaders: dict[GroupId, NodeId] = field(default_factory=dict)
     _guesses: dict[GroupId, int] = field(default_factory=dict)
+    _addresses: dict[tuple[NodeId, int], ShardAddress] = field(default_factory=dict)
+    """Those of `nodes` that were asked for."""
 
     def merge(self, fields: Sequence[Any], asked: Sequence[str] | None) -> None:
         """Take in a METADATA reply, unless it is older than what is known."""
@@ -80,6 +82,7 @@ class Metadata:
         self.controller = NodeId(take_int(fields, 2, "controller"))
         nodes = [node_from_fields(values) for values in take_list(fields, 3, "nodes")]
         self.nodes = {info.node: info for info in nodes}
+        self._addresses.clear()
         self._merge_topics(take_list(fields, 4, "topics"), asked)
 
     def _merge_topics(self, answered: Sequence[Any], asked: Sequence[str] | None) -> None:
@@ -123,8 +126,11 @@ class Metadata:
         if node is None:
             return None
         shard = node.shard_of(placed.group)
-        routes = self.routes
-        return ShardAddress(node.node, shard, routes.data(node, shard), routes.control(node, shard))
+        found = self._addresses.get((leader, shard))
+        if found is None:
+            data, control = self.routes.data(node, shard), self.routes.control(node, shard)
+            found = self._addresses[leader, shard] = ShardAddress(leader, shard, data, control)
+        return found
 
     def note_leader(self, group: GroupId, leader: object) -> None:
         """A shard has said who leads: believe it, or guess another one if it does not know."""

@@ -20,6 +20,7 @@ from itertools import repeat
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from aegis_cluster.client.partition_queue import Outcome, PartitionQueue, PendingBatch
+from aegis_cluster.client.stored import NO_OFFSET, Stored, StoredFuture
 from aegis_cluster.errors import (
     AegisError,
     KeyRequired,
@@ -72,10 +73,6 @@ Row = tuple[int, bytes | None, bytes | None, list[tuple[str, bytes | None]]]
 """Time in milliseconds, key, value, headers."""
 
 
-NO_OFFSET: Final = -1
-"""Of a batch whose answer nobody waits for."""
-
-
 @dataclass(frozen=True, slots=True)
 class ProducerOptions:
     batch_bytes: int = BATCH_BYTES_DEFAULT
@@ -100,20 +97,6 @@ class InTransaction(NamedTuple):
     epoch: int
     join: Callable[[list[TopicPartition]], Awaitable[None]]
     sticky: dict[str, int]
-
-
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """Where a batch stands."""
-
-    partition: int
-    base_offset: int
-    count: int
-    time_ms: int
-
-    def offset_at(self, place: int) -> int:
-        """Of the record at that place of the batch."""
-        return NO_OFFSET if self.base_offset == NO_OFFSET else self.base_offset + place
 
 
 class Columns:
@@ -186,7 +169,7 @@ class _Open:
     """
 
     builder: BatchBuilder
-    future: asyncio.Future[Stored]
+    future: StoredFuture
     since: float
     deadline: float
     left: int
@@ -239,7 +222,7 @@ class Producer:
         cluster: ClusterClient,
         options: ProducerOptions,
         *,
-        on_batch: Callable[[asyncio.Future[Stored]], None] | None = None,
+        on_batch: Callable[[StoredFuture], None] | None = None,
         within: InTransaction | None = None,
     ) -> None:
         """on_batch: hears of every batch that is begun, and can wait for its outcome. within: the
@@ -262,9 +245,10 @@ class Producer:
         self._within = within
         self._admitting = False
         self._producer_id: int | None = None if within is None else within.producer_id
-        self._turn_due: asyncio.Handle | None = None
-        """The next look at what can be sent, and whether it is now or at some later time."""
-        self._turn_soon = False
+        self._turn_soon: asyncio.Handle | None = None
+        """The next look at what can be sent, once whoever runs now has come to its end."""
+        self._turn_later: asyncio.TimerHandle | None = None
+        """The same at some later time."""
         self._closed = False
         self._crash: Exception | None = None
         self._locating: set[asyncio.Task[None]] = set()
@@ -288,7 +272,7 @@ class Producer:
 
     def try_add(
         self, info: TopicInfo, partition: int, row: Row, deadline: float
-    ) -> tuple[asyncio.Future[Stored], int] | None:
+    ) -> tuple[StoredFuture, int] | None:
         """Put one record into its partition's open batch; None while the buffer is full.
 
         Returns the batch's future and the record's place in it. Raises `MessageTooLarge`,
@@ -340,7 +324,7 @@ class Producer:
 
     async def add(
         self, info: TopicInfo, partition: int, row: Row, deadline: float
-    ) -> tuple[asyncio.Future[Stored], int]:
+    ) -> tuple[StoredFuture, int]:
         """As `try_add`, but wait for room. Raises `MessageTooLarge`, `RequestTimeout`."""
         while (added := self.try_add(info, partition, row, deadline)) is None:
             await self.wait_for_room(deadline)
@@ -348,7 +332,7 @@ class Producer:
 
     def try_add_columns(
         self, info: TopicInfo, partition: int, columns: Columns, start: int, deadline: float
-    ) -> tuple[asyncio.Future[Stored], int, int] | None:
+    ) -> tuple[StoredFuture, int, int] | None:
         """Put records from `start` on into the partition's open batch, as many as fit it; None
         while the buffer is full.
 
@@ -397,8 +381,9 @@ class Producer:
         """Stop sending; what is not answered yet ends as unknown or unsent."""
         self._closed = True
         self.is_ready = False
-        if self._turn_due is not None:
-            self._turn_due.cancel()
+        for turn in (self._turn_soon, self._turn_later):
+            if turn is not None:
+                turn.cancel()
         for task in self._locating:
             task.cancel()
         for lane in self._lanes.values():
@@ -434,7 +419,7 @@ class Producer:
             self.batch_filled = True
         compression = self._options.compression or lane.info.settings.compression
         builder = BatchBuilder(compression=compression)
-        future = self._loop.create_future()
+        future = StoredFuture(self._loop)
         if self._on_batch is not None:
             self._on_batch(future)
         left = self._options.batch_bytes - builder.size_bytes
@@ -493,16 +478,26 @@ class Producer:
 
     def _wake(self) -> None:
         """Something changed: look, once whoever runs now has come to its end, what can be sent."""
-        if self._turn_soon or self._closed:
+        if self._turn_soon is None and not self._closed:
+            self._turn_soon = self._loop.call_soon(self._turn)
+
+    def _wake_later(self, pause: float) -> None:
+        """Look again after so many seconds, or earlier: a look too early costs less than to put it
+        off with every record."""
+        at, due = self._loop.time() + pause, self._turn_later
+        if due is not None and due.when() <= at:
             return
-        if self._turn_due is not None:
-            self._turn_due.cancel()
-        self._turn_soon = True
-        self._turn_due = self._loop.call_soon(self._turn)
+        if due is not None:
+            due.cancel()
+        self._turn_later = self._loop.call_at(at, self._later)
+
+    def _later(self) -> None:
+        self._turn_later = None
+        self._wake()
 
     def _turn(self) -> None:
         """Send whatever can go, then wait until something changes or is due."""
-        self._turn_soon, self._turn_due = False, None
+        self._turn_soon = None
         if self._closed or self._crash is not None:
             return
         try:
@@ -510,8 +505,8 @@ class Producer:
         except Exception as error:  # noqa: BLE001 - top of a turn: nobody may wait for ever
             self._crashed(error)
             return
-        if pause is not None and not self._turn_soon:
-            self._turn_due = self._loop.call_later(pause, self._turn)
+        if pause is not None:
+            self._wake_later(pause)
 
     def _crashed(self, error: Exception) -> None:
         """A mistake of ours: everything under way ends as unknown, and later calls say why."""
@@ -633,7 +628,6 @@ class Producer:
         outcome: Reply | AegisError,
     ) -> None:
         self._in_flight[endpoint] -= 1
-        self._wake()
         try:
             if isinstance(outcome, AegisError):
                 self._failed(batches, outcome, unanswered=isinstance(outcome, OutcomeUnknown))
@@ -641,6 +635,10 @@ class Producer:
                 self._settle(batches, outcome)
         except Exception as error:  # noqa: BLE001 - as in a turn: nobody may wait for ever
             self._crashed(error)
+        for lane in self._busy.values():
+            if lane.open is not None or lane.queue.waiting:
+                self._wake()
+                return
 
     def _settle(self, batches: list[tuple[_Lane, PendingBatch]], reply: Reply) -> None:
         try:
@@ -788,7 +786,7 @@ class Producer:
         task.add_done_callback(self._locating.discard)
 
 
-def _sent(future: asyncio.Future[Stored], partition: int, count: int) -> None:
+def _sent(future: StoredFuture, partition: int, count: int) -> None:
     """Nobody waits for the answer: leaving is enough."""
     if not future.done():
         future.set_result(Stored(partition, NO_OFFSET, count, time.time_ns() // 1_000_000))

@@ -33,7 +33,11 @@ HEARTBEAT_TIMEOUT_MS: Final = 1_000
 lost, and its partitions' new leaders are looked for. ZeroMQ's own threads answer, however busy the
 program is."""
 COPY_BYTES: Final = 64 * KIB
+
+# As plain numbers: to combine flags that are enums costs more than to send a part.
 _POLLIN: Final = int(zmq.POLLIN)
+_NOW: Final = int(zmq.DONTWAIT)
+_MORE: Final = int(zmq.DONTWAIT) | int(zmq.SNDMORE)
 
 
 class ClientSocket:
@@ -96,9 +100,11 @@ class ClientSocket:
 
     def send(self, message: Sequence[Part]) -> bool:
         """False: it did not leave, because there is no connection or its queue is full."""
-        copy = all(len(part) < COPY_BYTES for part in message)
+        copy = max(map(len, message)) < COPY_BYTES
         try:
-            self._socket.send_multipart(message, zmq.DONTWAIT, copy=copy)
+            for part in message[:-1]:
+                self._socket.send(part, _MORE, copy)
+            self._socket.send(message[-1], _NOW, copy)
         except zmq.Again:
             return False
         finally:
@@ -125,7 +131,9 @@ class ClientSocket:
             if self._socket.closed or not self._has_input():
                 return
             try:
-                frames = self._socket.recv_multipart(zmq.DONTWAIT, copy=False)
+                frames = [self._socket.recv(_NOW, copy=False)]
+                while frames[-1].more:
+                    frames.append(self._socket.recv(_NOW, copy=False))
             except zmq.Again:
                 return
             self._on_message([f.bytes if len(f) < COPY_BYTES else f.buffer for f in frames])
