@@ -17,6 +17,8 @@ MIB: Final = 1024 * 1024
 MESSAGE_BYTES_DEFAULT: Final = 1 * MIB
 MESSAGE_BYTES_MAX: Final = 8 * MIB
 BATCH_BYTES_DEFAULT: Final = 256 * KIB
+BULK_BATCH_BYTES: Final = 1 * MIB
+"""Of records that come many at once: nobody waits for a batch to fill (decision 0070)."""
 BATCH_BYTES_MAX: Final = MESSAGE_BYTES_MAX + 64 * KIB
 """A batch holds at least one record of the largest size, and its header."""
 BATCH_RECORDS_MAX: Final = 100_000

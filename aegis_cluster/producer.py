@@ -27,7 +27,9 @@ from aegis_cluster.errors import (
     OutcomeUnknown,
 )
 from aegis_cluster.limits import (
+    BATCH_BYTES_DEFAULT,
     BATCH_BYTES_MAX,
+    BULK_BATCH_BYTES,
     MESSAGE_BYTES_MAX,
     TRANSACTION_TIMEOUT_MS_DEFAULT,
     TRANSACTION_TIMEOUT_MS_MAX,
@@ -111,9 +113,12 @@ class ProducerConfig:
         self._check_transactions(acks)
         linger_ms = _number(parse_duration, "linger", self.linger, (0, 60_000))
         batch = _number(parse_size, "batch_size", self.batch_size, (1, BATCH_BYTES_MAX))
+        if batch is None and defaults.producer.batch_bytes != BATCH_BYTES_DEFAULT:
+            batch = defaults.producer.batch_bytes
         room = _number(parse_size, "buffer_size", self.buffer_size, (MESSAGE_BYTES_MAX, 2**42))
         return ProducerOptions(
-            batch_bytes=defaults.producer.batch_bytes if batch is None else batch,
+            batch_bytes=BATCH_BYTES_DEFAULT if batch is None else batch,
+            bulk_batch_bytes=BULK_BATCH_BYTES if batch is None else batch,
             buffer_bytes=defaults.producer.buffer_bytes if room is None else room,
             linger_s=(defaults.producer.linger_ms if linger_ms is None else linger_ms) / 1000,
             compression=self.compression,

@@ -36,6 +36,7 @@ from aegis_cluster.ids import TopicPartition
 from aegis_cluster.limits import (
     BATCH_BYTES_DEFAULT,
     BATCH_RECORDS_MAX,
+    BULK_BATCH_BYTES,
     CLIENT_BUFFER_BYTES_DEFAULT,
     MIB,
     REQUEST_PARTS_MAX,
@@ -76,6 +77,8 @@ Row = tuple[int, bytes | None, bytes | None, list[tuple[str, bytes | None]]]
 @dataclass(frozen=True, slots=True)
 class ProducerOptions:
     batch_bytes: int = BATCH_BYTES_DEFAULT
+    bulk_batch_bytes: int = BULK_BATCH_BYTES
+    """Of records that are handed over many at once."""
     buffer_bytes: int = CLIENT_BUFFER_BYTES_DEFAULT
     linger_s: float = 0.005
     compression: str | None = None
@@ -307,7 +310,7 @@ class Producer:
         check_row(0, time_ms, headers)
         opened = lane.open
         if opened is None or not opened.takes(size, deadline):
-            opened = self._open_batch(lane, size, deadline)
+            opened = self._open_batch(lane, size, deadline, self._options.batch_bytes)
         elif deadline < opened.deadline:
             opened.deadline = deadline
         place = opened.count
@@ -344,7 +347,7 @@ class Producer:
         if self._buffered and largest > room:
             return None
         lane = self._lane(info, partition)
-        opened = self._open_batch(lane, largest, deadline)
+        opened = self._open_batch(lane, largest, deadline, self._options.bulk_batch_bytes)
         place = opened.count
         left = min(opened.left, room)
         count = max(1, min(left // largest, BATCH_RECORDS_MAX - place))
@@ -353,7 +356,7 @@ class Producer:
         opened.builder.append_columns(*cut, columns.headers)
         opened.count = opened.builder.count
         opened.room += size
-        opened.left = self._options.batch_bytes - opened.builder.size_bytes
+        opened.left = self._options.bulk_batch_bytes - opened.builder.size_bytes
         self._buffered += size
         if opened.left <= PACKED_OVERHEAD_BYTES:
             self._close_batch(lane)
@@ -409,7 +412,7 @@ class Producer:
         lane.record_bytes_max = info.settings.max_message_bytes + RECORD_OVERHEAD_BYTES
         return lane
 
-    def _open_batch(self, lane: _Lane, size: int, deadline: float) -> _Open:
+    def _open_batch(self, lane: _Lane, size: int, deadline: float, batch_bytes: int) -> _Open:
         opened = lane.open
         if opened is not None:
             if opened.takes(size, deadline):
@@ -422,7 +425,7 @@ class Producer:
         future = StoredFuture(self._loop)
         if self._on_batch is not None:
             self._on_batch(future)
-        left = self._options.batch_bytes - builder.size_bytes
+        left = batch_bytes - builder.size_bytes
         lane.open = _Open(builder, future, self._loop.time(), deadline, left)
         self._busy[lane.info.name, lane.partition] = lane
         self._wake()

@@ -62,6 +62,8 @@ def test_the_environment_and_arguments_stand_above(
     engine = StreamingEngine.connect("tcp://127.0.0.1:1")
     assert engine.request_timeout == 8.0
     assert engine.settings.producer.batch_bytes == 1024
+    options = ProducerConfig().options(engine.settings)
+    assert (options.batch_bytes, options.bulk_batch_bytes) == (1024, 1024)
     options = ProducerConfig(batch_size="2KB").options(engine.settings)
     assert (options.batch_bytes, options.linger_s) == (2048, 0.009)
     assert StreamingEngine.connect("tcp://127.0.0.1:1", request_timeout=1.5).request_timeout == 1.5

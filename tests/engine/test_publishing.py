@@ -214,6 +214,27 @@ def test_a_full_buffer_slows_its_sender_down(engine_run: Run, topic: str) -> Non
     engine_run(work)
 
 
+def test_many_at_once_fill_larger_batches(engine_run: Run, topic: str) -> None:
+    async def work(engine: StreamingEngine) -> None:
+        await engine.create_topic(topic)
+        many = [b"x" * 1_000] * 3_000
+        counts = [receipt.count for receipt in await engine.publish_many(topic, many)]
+        assert sum(counts) == 3_000
+        assert max(counts) * 1_000 > 1_000_000
+        async with engine.producer() as producer:
+            pending = [await producer.send(topic, Message(payload=value)) for value in many]
+            await asyncio.gather(*(one.receipt() for one in pending))
+        async with engine.subscribe(topic, EARLIEST) as subscriber:
+            sizes = []
+            async for batch in subscriber.batches():
+                sizes.append(len(batch))
+                if sum(sizes) == 6_000:
+                    break
+        assert max(sizes[len(counts) :]) * 1_000 < 256 * 1024  # of those that came one by one
+
+    engine_run(work)
+
+
 def test_without_idempotence_messages_are_stored_too(engine_run: Run, topic: str) -> None:
     async def work(engine: StreamingEngine) -> None:
         await engine.create_topic(topic)
