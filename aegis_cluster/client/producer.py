@@ -358,7 +358,7 @@ class Producer:
         opened.room += size
         opened.left = self._options.bulk_batch_bytes - opened.builder.size_bytes
         self._buffered += size
-        if opened.left <= PACKED_OVERHEAD_BYTES:
+        if opened.left < largest:  # now, so that what has no key goes to the next partition
             self._close_batch(lane)
             self.batch_filled = True
             self._wake()

@@ -29,9 +29,9 @@ CSV = "a,b\n1,2\n3,4\n"
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Directory]:
+def directory(module_path: Path) -> Iterator[Directory]:
     """One node, with a topic `t`."""
-    found = Directory(tmp_path_factory.mktemp("bad-days"), free_base_port())
+    found = Directory(module_path, free_base_port())
     found.run("cluster", "up", "--nodes", "1", "--base-port", f"{found.base_port}")
     found.run("topic", "create", "t")
     yield found

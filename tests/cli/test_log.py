@@ -46,12 +46,13 @@ def written(path: Path, *, checkpointed: bool) -> Path:
 
 
 @pytest.fixture(scope="module")
-def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[bool, Path]:
-    root = tmp_path_factory.mktemp("log")
+def originals(module_path: Path) -> dict[bool, Path]:
     with pytest.MonkeyPatch.context() as patch:
         small = StoreLimits(segment_bytes=SEGMENT_BYTES)
         patch.setattr(store, "StoreLimits", lambda: small)
-        return {flag: written(root / f"data-{flag}", checkpointed=flag) for flag in (False, True)}
+        return {
+            flag: written(module_path / f"data-{flag}", checkpointed=flag) for flag in (False, True)
+        }
 
 
 @pytest.fixture

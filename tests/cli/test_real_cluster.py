@@ -113,8 +113,8 @@ def runs(process: psutil.Process) -> bool:
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Directory]:
-    directory = Directory(tmp_path_factory.mktemp("cluster"), free_base_port())
+def cluster(module_path: Path) -> Iterator[Directory]:
+    directory = Directory(module_path, free_base_port())
     directory.up()
     yield directory
     directory.run("cluster", "down")

@@ -433,11 +433,10 @@ def test_messages_without_keys_are_spread_batch_by_batch() -> None:
     async def test() -> None:
         info = topic_info(partitions=4, max_message_bytes=200_000)
         async with fake_node(info) as node, engine_at(node) as engine:
-            receipts = await engine.publish_many("t", [b"x" * 100_000 for _ in range(20)])
+            receipts = await engine.publish_many("t", [b"x" * 100_000 for _ in range(80)])
             counts = [sum(r.count for r in receipts if r.partition == p) for p in range(4)]
-            assert min(counts) >= 3
-            assert sum(counts) == 20
-            assert max(len(values) for batches in node.produced for _, values in batches) > 1
+            assert counts == [20] * 4  # two batches of 1 MB each
+            assert max(len(values) for batches in node.produced for _, values in batches) == 10
 
     run(test())
 

@@ -59,13 +59,15 @@ def switch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def nodes(tmp_path_factory: pytest.TempPathFactory, switch: Path) -> Iterator[RunningCluster]:
-    hooks = tmp_path_factory.mktemp("hooks")
+def nodes(module_path: Path, switch: Path) -> Iterator[RunningCluster]:
+    hooks, place = module_path / "hooks", module_path / "view"
+    hooks.mkdir()
+    place.mkdir()
     (hooks / "sitecustomize.py").write_text(SITECUSTOMIZE)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(ENVIRONMENT, "PYTHONPATH", f"{hooks}{os.pathsep}{ENVIRONMENT['PYTHONPATH']}")
         patch.setitem(ENVIRONMENT, BREAKS, str(switch))
-        with cluster(tmp_path_factory.mktemp("view"), shards=2) as running:
+        with cluster(place, shards=2) as running:
             yield running
 
 

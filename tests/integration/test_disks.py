@@ -37,8 +37,8 @@ MIB = 1024 * 1024
 
 
 @pytest.fixture(scope="module")
-def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningCluster]:
-    with cluster(tmp_path_factory.mktemp("disks")) as running:
+def nodes(module_path: Path) -> Iterator[RunningCluster]:
+    with cluster(module_path) as running:
         yield running
 
 

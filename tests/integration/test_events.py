@@ -22,6 +22,7 @@ from tests.integration.cluster import RunningCluster, cluster, run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 pytestmark = [pytest.mark.processes, pytest.mark.slow, pytest.mark.timeout(180)]
 
@@ -31,8 +32,8 @@ PATIENCE_S = 40.0
 
 
 @pytest.fixture(scope="module")
-def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningCluster]:
-    with cluster(tmp_path_factory.mktemp("events")) as running:
+def nodes(module_path: Path) -> Iterator[RunningCluster]:
+    with cluster(module_path) as running:
         yield running
 
 

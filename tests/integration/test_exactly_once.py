@@ -103,10 +103,9 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+def place(module_path: Path) -> Iterator[Place]:
     base_port = free_base_port()
-    path: Path = tmp_path_factory.mktemp("exactly-once")
-    directory = Directory(path, base_port)
+    directory = Directory(module_path, base_port)
     directory.up()
     found = Place(directory, base_port)
     yield found

@@ -41,8 +41,8 @@ asyncio.run(main(*sys.argv[1:]))
 
 
 @pytest.fixture(scope="module")
-def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningCluster]:
-    with cluster(tmp_path_factory.mktemp("groups")) as running:
+def nodes(module_path: Path) -> Iterator[RunningCluster]:
+    with cluster(module_path) as running:
         yield running
 
 

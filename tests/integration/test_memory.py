@@ -41,6 +41,7 @@ from tests.integration.cluster import RunningCluster, cluster, read_all, run
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
     import psutil
 
@@ -58,8 +59,8 @@ FLOODED_S_MAX = 40.0
 
 
 @pytest.fixture(scope="module")
-def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningCluster]:
-    with cluster(tmp_path_factory.mktemp("memory")) as running:
+def nodes(module_path: Path) -> Iterator[RunningCluster]:
+    with cluster(module_path) as running:
 
         async def fill() -> None:
             async with running.engine() as engine:

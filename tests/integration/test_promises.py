@@ -21,13 +21,14 @@ from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 pytestmark = [pytest.mark.processes, pytest.mark.slow, pytest.mark.timeout(120)]
 
 
 @pytest.fixture(scope="module")
-def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningCluster]:
-    with cluster(tmp_path_factory.mktemp("promises")) as running:
+def nodes(module_path: Path) -> Iterator[RunningCluster]:
+    with cluster(module_path) as running:
         yield running
 
 
