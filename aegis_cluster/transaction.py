@@ -176,6 +176,7 @@ class Transaction:
             await self._lanes.start(deadline)
         except BaseException:
             owner.ended(owner.identity, None)
+            self._rewind()  # what was to be handled in it
             raise
         for subscriber in self._subscribers:
             subscriber.is_committed_by(owner)

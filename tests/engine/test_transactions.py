@@ -25,9 +25,10 @@ from aegis_cluster.errors import (
     Misuse,
     OutcomeUnknown,
     ProducerFenced,
+    RequestTimeout,
     TransactionAborted,
 )
-from aegis_cluster.transaction import TransactionOutcome
+from aegis_cluster.transaction import TransactionalProducer, TransactionOutcome
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -202,6 +203,35 @@ def test_what_an_aborted_transaction_handled_is_handed_out_again(
                 await tx.send_offsets(subscriber)
             assert [m.payload for m in await subscriber.poll(2)] == [4, 5]
         assert await engine.group(f"g-{name}").positions() == {TopicPartition(topic, 0): 4}
+
+    engine_run(work)
+
+
+def test_a_transaction_that_could_not_begin_hands_the_messages_out_again(
+    engine_run: Run, topic: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def unreachable(*_: object) -> None:
+        raise RequestTimeout("no coordinator answers")
+
+    async def work(engine: StreamingEngine) -> None:
+        await engine.create_topic(topic)
+        await engine.publish_many(topic, range(4))
+        config = ProducerConfig(transactional_id=name)
+        async with (
+            engine.producer(config) as producer,
+            engine.subscribe(topic, exactly_once(f"g-{name}")) as subscriber,
+        ):
+            assert [one.payload for one in await subscriber.poll(2)] == [0, 1]
+            with monkeypatch.context() as patch:
+                patch.setattr(TransactionalProducer, "ready", unreachable)
+                with pytest.raises(RequestTimeout):
+                    async with producer.transaction(subscriber):
+                        pass
+            again = [one.payload for one in await subscriber.poll(2)]
+            assert again == [0, 1]
+            async with producer.transaction() as tx:
+                await tx.send_offsets(subscriber)
+            assert [one.payload for one in await subscriber.poll(2)] == [2, 3]
 
     engine_run(work)
 
