@@ -71,7 +71,8 @@ class ProducerConfig:
       With `"leader"` and `"none"` producers are not idempotent: a message whose answer was lost is
       sent again and may then be stored twice, and retries may change the order.
     linger: how long a message may wait for company, `"5ms"`; only while a request to that leader
-    is in flight, so an idle producer sends at once. batch_size: `"256KB"`, before compression.
+    is in flight, so an idle producer sends at once. batch_size: `"256KB"`, before compression;
+    where none is set, many at once (`send_many`) fill batches of 1 MB.
     buffer_size: of all that is sent and not answered, `"64MB"`.
     compression: `"lz4"`, `"zstd"`, `"none"`, …; None: the topic's.
     idempotent: a retry is never stored twice; True with `"quorum"`, and possible only there.

@@ -167,6 +167,8 @@ class Transaction:
             raise Misuse("A transaction is used once; ask the producer for another one.")
         owner.begun(self)
         try:
+            for subscriber in self._subscribers:
+                subscriber.is_committed_by(owner)
             deadline = owner.cluster.deadline(owner.request_timeout)
             await owner.ready(deadline)
             assert owner.identity is not None
@@ -178,8 +180,6 @@ class Transaction:
             owner.ended(owner.identity, None)
             self._rewind()  # what was to be handled in it
             raise
-        for subscriber in self._subscribers:
-            subscriber.is_committed_by(owner)
         return self
 
     async def __aexit__(

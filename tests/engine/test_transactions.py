@@ -207,8 +207,13 @@ def test_what_an_aborted_transaction_handled_is_handed_out_again(
     engine_run(work)
 
 
+@pytest.mark.parametrize("another_task_reads", [False, True])
 def test_a_transaction_that_could_not_begin_hands_the_messages_out_again(
-    engine_run: Run, topic: str, name: str, monkeypatch: pytest.MonkeyPatch
+    engine_run: Run,
+    topic: str,
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+    another_task_reads: bool,
 ) -> None:
     async def unreachable(*_: object) -> None:
         raise RequestTimeout("no coordinator answers")
@@ -221,7 +226,9 @@ def test_a_transaction_that_could_not_begin_hands_the_messages_out_again(
             engine.producer(config) as producer,
             engine.subscribe(topic, exactly_once(f"g-{name}")) as subscriber,
         ):
-            assert [one.payload for one in await subscriber.poll(2)] == [0, 1]
+            reading = subscriber.poll(2)
+            first = await (asyncio.create_task(reading) if another_task_reads else reading)
+            assert [one.payload for one in first] == [0, 1]
             with monkeypatch.context() as patch:
                 patch.setattr(TransactionalProducer, "ready", unreachable)
                 with pytest.raises(RequestTimeout):
@@ -360,5 +367,10 @@ def test_misuse_is_told(engine_run: Run, topic: str, name: str) -> None:
                         await tx.send_offsets(subscriber)
             with pytest.raises(Misuse):
                 await tx.send(topic, Message(payload=1))
+            async with engine.subscribe(topic, at_least_once) as subscriber:
+                with pytest.raises(Misuse, match="EXACTLY_ONCE"):
+                    await producer.transaction(subscriber).__aenter__()
+            async with producer.transaction() as tx:  # the producer is free for another one
+                await tx.send(topic, Message(payload=2))
 
     engine_run(work)
