@@ -755,7 +755,12 @@ class Subscriber:
 
     async def _fill(self, deadline: float | None) -> bool:
         """Wait for records of some partition; False when the deadline has passed or it closed."""
-        fetcher = await self._start()
+        try:
+            fetcher = await self._start()
+        except AegisError:
+            if self._closed:  # meanwhile, and the engine with it
+                return False
+            raise
         self._check_loop()
         self._end_delays()
         if self._ready or self._blocks:
@@ -793,7 +798,13 @@ class Subscriber:
             if self._closed:
                 raise Misuse("This subscriber is closed; subscribe again.")
             if self._fetcher is None:
-                await self._follow()
+                self._engine.started(self)  # from here on its end is ours too
+                try:
+                    await self._follow()
+                except BaseException:
+                    if self._fetcher is None:
+                        self._engine.forget(self)
+                    raise
         return self._reader()
 
     async def _follow(self) -> None:
@@ -818,7 +829,6 @@ class Subscriber:
         if self._closed:  # meanwhile
             await fetcher.close()
             return
-        self._engine.started(self)
         self._discovery = asyncio.get_running_loop().create_task(self._discover(fetcher))
 
     async def _join(self, group: str, deadline: float) -> None:
@@ -845,7 +855,6 @@ class Subscriber:
             on_assigned=self._call_assigned,
             on_revoked=self._call_revoked,
         )
-        self._engine.started(self)
         await membership.join(deadline)
 
     async def _call_assigned(self, places: list[TopicPartition]) -> None:

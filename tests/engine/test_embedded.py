@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from aegis_cluster import Message, Offset, StreamingEngine, TopicConfig
+from aegis_cluster.client.offsets import list_offsets
 from aegis_cluster.config import NodeAddress, NodeConfig
 from aegis_cluster.errors import (
     ConfigError,
@@ -220,6 +221,35 @@ def test_closing_the_engine_ends_what_reads_and_sends(tmp_path: Path) -> None:
             with pytest.raises(Misuse, match="open already"):
                 await engine.__aenter__()
             assert len(await engine.history("t", 5)) == 2
+
+    run(work)
+
+
+def test_closing_the_engine_ends_what_is_about_to_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step that waits may still be asking where to begin."""
+
+    async def work() -> None:
+        asking, closed = asyncio.Event(), asyncio.Event()
+
+        async def slowly(*given: Any, **named: Any) -> Any:
+            asking.set()
+            await closed.wait()
+            return await list_offsets(*given, **named)
+
+        monkeypatch.setattr("aegis_cluster.subscriber.list_offsets", slowly)
+        async with opened(tmp_path) as engine:
+            await engine.create_topic("t")
+            stepping = asyncio.create_task(anext(engine.subscribe("t")))
+            await asking.wait()
+            asking.clear()
+            polling = asyncio.create_task(engine.subscribe("t").poll(timeout=20))
+            await asking.wait()
+        closed.set()
+        with pytest.raises(StopAsyncIteration):
+            await stepping
+        assert await polling == []
 
     run(work)
 
