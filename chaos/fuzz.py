@@ -17,6 +17,7 @@ import traceback
 from pathlib import Path
 
 from aegis_cluster.cli.connection import cluster_status
+from aegis_cluster.node.free_ports import free_base_port
 from aegis_cluster.node.local import LocalCluster
 from aegis_cluster.node.node_files import Wanted, bootstrap_of
 from chaos.decoders import DECODERS, try_one
@@ -29,12 +30,11 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--live", action="store_true", help="attack a cluster of its own")
-    parser.add_argument("--base-port", type=int, default=29_000)
     options = parser.parse_args()
     seed = random.SystemRandom().randrange(2**31) if options.seed is None else options.seed
     print(f"SEED {seed}", flush=True)
     if options.live:
-        return live(seed, options.minutes * 60, options.base_port)
+        return live(seed, options.minutes * 60)
     return decoders(seed, options.minutes * 60)
 
 
@@ -57,12 +57,12 @@ def decoders(seed: int, seconds: float) -> int:
     return 0
 
 
-def live(seed: int, seconds: float, base_port: int) -> int:
+def live(seed: int, seconds: float) -> int:
     """A cluster of three nodes in a directory that is thrown away."""
     with tempfile.TemporaryDirectory() as name:
         local = LocalCluster(Path(name), probe=cluster_status, tell=print)
         try:
-            running = local.up(Wanted(3, 1, base_port), seconds=60)
+            running = local.up(Wanted(3, 1, free_base_port()), seconds=60)
             report = Siege(Path(name), bootstrap_of(running), seed=seed).run(seconds=seconds)
         finally:
             local.down()

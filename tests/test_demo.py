@@ -93,12 +93,6 @@ def test_the_sample_is_what_its_readme_says() -> None:
     assert max(found.all_rows().values()) == 1
 
 
-def test_ports_that_are_chosen_are_free() -> None:
-    base = demo.free_base_port(3)
-    assert base in demo.BASE_PORTS
-    assert demo.can_bind(base + 101)
-
-
 @contextmanager
 def running_demo(temporary: Path) -> Iterator[subprocess.Popen[str]]:
     """The demo as a process, with its temporary directory below `temporary`."""

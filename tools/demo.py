@@ -14,10 +14,8 @@ import argparse
 import asyncio
 import hashlib
 import json
-import random
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -32,6 +30,7 @@ from aegis_cluster import Message, Offset, StreamingEngine, SubscribeConfig, Top
 from aegis_cluster.cli.connection import cluster_status
 from aegis_cluster.cli.records import BadInput, KeyField, Row, format_of, open_source, read_rows
 from aegis_cluster.errors import AegisError, ConfigError
+from aegis_cluster.node.free_ports import free_base_port
 from aegis_cluster.node.local import LocalCluster
 from aegis_cluster.node.node_files import Wanted, bootstrap_of
 
@@ -46,10 +45,6 @@ CHUNK_ROWS = 500
 KEY = KeyField("tailnum", ["NA"])
 CALL_SECONDS = 30.0
 CATCH_UP_SECONDS = 60.0
-
-# Below the ports that the kernel hands out for outgoing connections, so that none is taken
-# between our look and the nodes' start.
-BASE_PORTS = range(12_000, 30_000, 500)
 
 
 class ComparisonFailed(Exception):
@@ -110,28 +105,6 @@ def compare(file: Ledger, read: Ledger) -> None:
 
 
 # The cluster
-
-
-def free_base_port(nodes: int) -> int:
-    """A base port from which all ports of that many nodes can be bound now."""
-    candidates = list(BASE_PORTS)
-    random.shuffle(candidates)
-    for base in candidates:
-        ports = [base + 100 * node + port for node in range(1, nodes + 1) for port in range(4)]
-        if all(can_bind(port) for port in ports):
-            return base
-    raise SystemExit("demo: no range of free ports was found between 12000 and 30000")
-
-
-def can_bind(port: int) -> bool:
-    """Whether a port of the loopback address is free."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
 
 
 @contextmanager

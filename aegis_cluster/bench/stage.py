@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import random
-import socket
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
@@ -15,7 +13,8 @@ import psutil
 
 from aegis_cluster.client.admin import shard_status
 from aegis_cluster.engine import StreamingEngine
-from aegis_cluster.errors import ConfigError, Unavailable
+from aegis_cluster.errors import ConfigError
+from aegis_cluster.node.free_ports import free_base_port
 from aegis_cluster.node.local import LocalCluster, Probe
 from aegis_cluster.node.node_files import Wanted, bootstrap_of, ensure_nodes
 from aegis_cluster.node.run_file import running_mark
@@ -29,10 +28,6 @@ if TYPE_CHECKING:
 
 NODES: Final = 3
 TOPIC_SECONDS: Final = 60.0
-
-# Below the ports that the kernel hands out for outgoing connections, so that none is taken
-# between our look and the nodes' start.
-BASE_PORTS: Final = range(12_000, 30_000, 500)
 
 
 @dataclass(slots=True)
@@ -117,27 +112,6 @@ async def running_stage(
         await asyncio.wait([starting])  # who stops us meanwhile does not stop the thread
         with contextlib.suppress(ConfigError):
             await asyncio.to_thread(cluster.down)
-
-
-def free_base_port(nodes: int) -> int:
-    """A base port from which all ports of that many nodes can be bound now."""
-    candidates = list(BASE_PORTS)
-    random.shuffle(candidates)
-    for base in candidates:
-        ports = [base + 100 * node + port for node in range(1, nodes + 1) for port in range(4)]
-        if all(map(_can_bind, ports)):
-            return base
-    raise Unavailable("No range of free ports was found between 12000 and 30000.")
-
-
-def _can_bind(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
 
 
 def family(node: LocalNode) -> list[psutil.Process]:

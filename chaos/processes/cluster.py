@@ -14,7 +14,6 @@ import asyncio
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -28,10 +27,10 @@ from aegis_cluster.client.admin import cluster_status, shard_status
 from aegis_cluster.config import PORTS_PER_SHARD, port_span
 from aegis_cluster.errors import AegisError
 from aegis_cluster.ids import ShardId
+from aegis_cluster.node.free_ports import free_base_port
 from aegis_cluster.node.identity import PLAN_NAME, format_nodes
 from aegis_cluster.node.node_files import (
     NODES_DIRECTORY,
-    PORTS_PER_NODE,
     LocalNode,
     Wanted,
     bootstrap_of,
@@ -289,21 +288,3 @@ def _family(pid: int) -> list[psutil.Process]:
         return [process, *process.children(recursive=True)]
     except psutil.NoSuchProcess:
         return []
-
-
-def free_base_port(nodes: int, shards: int) -> int:
-    """Far from the defaults, and below the ports that the kernel hands out."""
-    for base in range(10_000 + os.getpid() % 97 * 100, 31_000, 500):
-        ports = [
-            base + PORTS_PER_NODE * node + port
-            for node in range(1, nodes + 1)
-            for port in range(port_span(shards))
-        ]
-        if not any(_is_taken(port) for port in ports):
-            return base
-    raise OSError(f"there are no free ports for {nodes} nodes")
-
-
-def _is_taken(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0

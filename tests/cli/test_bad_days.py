@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
+from aegis_cluster.node.free_ports import free_base_port
 from aegis_cluster.node.node_files import Wanted, write_nodes
-from tests.cli.test_real_cluster import ENVIRONMENT, Directory, free_base_port
+from tests.cli.test_real_cluster import ENVIRONMENT, Directory
 from tests.waiting import wait_until
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
+from aegis_cluster.node.free_ports import can_bind, free_base_port
 from aegis_cluster.node.node_files import LocalNode, load_nodes
 from aegis_cluster.node.run_file import read_run_file
 from tests.waiting import wait_until
@@ -91,20 +92,6 @@ class Directory:
         return [json.loads(line) for line in lines]
 
 
-def free_base_port() -> int:
-    """Far from the defaults, and below the ports that the kernel hands out."""
-    for base in range(20_000 + os.getpid() % 50 * 200, 32_000, 1_000):
-        ports = [base + 100 * node + port for node in (1, 2, 3) for port in (1, 2, 3)]
-        if all(is_free(port) for port in ports):
-            return base
-    raise AssertionError("no free ports")
-
-
-def is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) != 0
-
-
 def runs(process: psutil.Process) -> bool:
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
@@ -118,7 +105,7 @@ def cluster(module_path: Path) -> Iterator[Directory]:
     directory.up()
     yield directory
     directory.run("cluster", "down")
-    assert not any(is_free(node.config.base_port + 1) is False for node in directory.nodes())
+    assert all(can_bind(node.config.base_port + 1) for node in directory.nodes())
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from aegis_cluster import StreamingEngine
-from tests.cli.test_real_cluster import Directory, free_base_port
+from aegis_cluster.node.free_ports import free_base_port
+from tests.cli.test_real_cluster import Directory
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator

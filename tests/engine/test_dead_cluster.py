@@ -12,7 +12,8 @@ import pytest
 
 from aegis_cluster import Message, Offset, StreamingEngine, SubscribeConfig, TopicConfig
 from aegis_cluster.errors import OutcomeUnknown, Refused
-from tests.cli.test_real_cluster import Directory, free_base_port
+from aegis_cluster.node.free_ports import free_base_port
+from tests.cli.test_real_cluster import Directory
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator

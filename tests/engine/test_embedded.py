@@ -29,10 +29,10 @@ from aegis_cluster.errors import (
     Refused,
     StorageFailed,
 )
+from aegis_cluster.node.free_ports import free_base_port
 from aegis_cluster.node.identity import format_nodes
 from aegis_cluster.storage.disk import RealDisk
 from aegis_cluster.storage.store import ShardStore
-from tests.cli.test_real_cluster import free_base_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -398,7 +398,7 @@ def test_the_directory_serves_as_a_cluster_of_one_node_and_back(tmp_path: Path) 
             await engine.publish("u", Message(payload=1))
 
     run(before)
-    port = free_base_port()
+    port = free_base_port(nodes=1) + 100
     file = tmp_path / "node.toml"
     file.write_text(
         f'[node]\nname = "solo"\nbase_port = {port}\ndata = {json.dumps(str(data))}\n'

@@ -13,8 +13,9 @@ from aegis_cluster import SubscribeConfig
 from aegis_cluster.client.admin import cluster_status
 from aegis_cluster.engine import StreamingEngine
 from aegis_cluster.message import Offset, ReceivedMessage
+from aegis_cluster.node.free_ports import free_base_port
 from aegis_cluster.node.run_file import read_run_file
-from tests.cli.test_real_cluster import Directory, free_base_port
+from tests.cli.test_real_cluster import Directory
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterator

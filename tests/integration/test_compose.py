@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from aegis_cluster.keys import load_pair, load_public
-from tests.cli.test_real_cluster import free_base_port
+from aegis_cluster.node.free_ports import free_base_port
 from tests.waiting import wait_until
 
 if TYPE_CHECKING:

@@ -17,7 +17,8 @@ import pytest
 
 from aegis_cluster import StreamingEngine, TopicConfig
 from aegis_cluster.errors import NoOpenTransaction
-from tests.cli.test_real_cluster import Directory, free_base_port
+from aegis_cluster.node.free_ports import free_base_port
+from tests.cli.test_real_cluster import Directory
 from tests.integration.exactly_once_worker import POLL
 from tests.integration.test_readme import ROOT
 

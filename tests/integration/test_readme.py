@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.cli.test_real_cluster import free_base_port
+from aegis_cluster.node.free_ports import free_base_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
