@@ -23,7 +23,7 @@ from aegis_cluster.client.subscription_calls import (
 )
 from aegis_cluster.client.subscription_session import Lease, SubscriptionSession
 from aegis_cluster.config import parse_duration
-from aegis_cluster.errors import ConfigError, Misuse, TopicExists
+from aegis_cluster.errors import AegisError, ConfigError, Misuse, TopicExists
 from aegis_cluster.group import resolved
 from aegis_cluster.ids import NodeId, TopicPartition
 from aegis_cluster.limits import (
@@ -276,6 +276,7 @@ class PersistentSubscription:
         self._engine = engine
         self._config = config
         self._session: SubscriptionSession | None = None
+        self._starting = asyncio.Lock()
         self._closed = False
 
     # ---- consuming
@@ -298,8 +299,7 @@ class PersistentSubscription:
     async def __anext__(self) -> LeasedMessage:
         if self._closed:
             raise StopAsyncIteration  # by another task, while this one handled a message
-        session = await self._start(self._engine.deadline(None))
-        found = await session.next(1, None)
+        found = await self._next(1, None)
         if not found:
             raise StopAsyncIteration
         message: LeasedMessage = found[0]
@@ -310,9 +310,8 @@ class PersistentSubscription:
     ) -> list[LeasedMessage]:
         """The next messages, as many as there are now but no more than `max_records`; waits for
         the first one. An empty list: none came within `timeout` seconds (None: wait for ever)."""
-        session = await self._start(self._engine.deadline(None))
-        deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
-        return await session.next(max_records, deadline)
+        self._check_open()
+        return await self._next(max_records, timeout)
 
     async def close(self) -> None:
         """End this consumer: others get what it has not settled. The subscription stays."""
@@ -322,14 +321,39 @@ class PersistentSubscription:
         if session is not None:
             await session.close()
 
-    async def _start(self, deadline: float) -> SubscriptionSession:
-        if self._session is not None:
-            return self._session
+    async def _next(self, count: int, timeout: float | None) -> list[LeasedMessage]:
+        session = self._session
+        if session is None:
+            try:
+                session = await self._start(self._engine.deadline(None))
+            except AegisError:
+                if self._closed:  # meanwhile, and the engine with it
+                    return []
+                raise
+        deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
+        return await session.next(count, deadline)
+
+    def _check_open(self) -> None:
         if self._closed:
             raise Misuse("The subscription is closed; make another object to consume again.")
+
+    async def _start(self, deadline: float) -> SubscriptionSession:
+        async with self._starting:
+            self._check_open()
+            if self._session is None:
+                self._engine.started(self)  # from here on its end is ours too
+                try:
+                    self._session = await self._begin(deadline)
+                except BaseException:
+                    self._engine.forget(self)
+                    raise
+            return self._session
+
+    async def _begin(self, deadline: float) -> SubscriptionSession:
         opened = await self._open(deadline)
+        self._check_open()
         config = self._config or PersistentConfig()
-        session = self._session = SubscriptionSession(
+        session = SubscriptionSession(
             self._calls,
             opened,
             max_in_flight=config.max_in_flight,
@@ -337,7 +361,6 @@ class PersistentSubscription:
             make=self._make,
             bury=bury,
         )
-        self._engine.started(self)
         session.start()
         return session
 

@@ -20,7 +20,7 @@ from aegis_cluster import (
     TopicConfig,
     TopicPartition,
 )
-from aegis_cluster.client import burials, transactions
+from aegis_cluster.client import burials, moments, transactions
 from aegis_cluster.errors import (
     ConfigError,
     Misuse,
@@ -242,6 +242,51 @@ def test_in_order_more_consumers_than_partitions(engine_run: Run, topic: str) ->
         assert sum(map(bool, by_consumer)) > 1, "one partition is shared"
 
     engine_run(work)
+
+
+def test_tasks_that_read_without_entering_are_one_consumer(engine_run: Run, topic: str) -> None:
+    async def work(engine: StreamingEngine) -> None:
+        await fill(engine, topic, 20)
+        one = engine.persistent_subscription(topic, "work")
+        polls = await asyncio.gather(*(one.poll(5, timeout=PATIENCE_S) for _ in range(4)))
+        assert sorted(message.payload for messages in polls for message in messages) == [*range(20)]
+        assert len((await one.describe()).consumers) == 1
+        await one.close()
+        assert (await one.describe()).consumers == ()
+
+    engine_run(work)
+
+
+def test_an_engine_that_closes_ends_what_is_about_to_read(
+    new_engine: Callable[[], StreamingEngine], topic: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step that waits may still be asking where to begin."""
+
+    async def work() -> None:
+        asking, closed = asyncio.Event(), asyncio.Event()
+
+        async def slowly(*given: Any, **named: Any) -> Any:
+            asking.set()
+            await closed.wait()
+            return await moments.offsets_at(*given, **named)
+
+        monkeypatch.setattr("aegis_cluster.persistent.offsets_at", slowly)
+        async with new_engine() as engine:
+            await engine.create_topic(topic)
+            one, two = (engine.persistent_subscription(topic, name) for name in ("one", "two"))
+            stepping = asyncio.create_task(anext(one))
+            await asking.wait()
+            asking.clear()
+            polling = asyncio.create_task(two.poll(timeout=PATIENCE_S))
+            await asking.wait()
+        closed.set()
+        with pytest.raises(StopAsyncIteration):
+            await stepping
+        assert await polling == []
+        with pytest.raises(Misuse, match="is closed"):
+            await two.poll()
+
+    asyncio.run(asyncio.wait_for(work(), PATIENCE_S))
 
 
 def test_what_cannot_be_is_refused(engine_run: Run, topic: str) -> None:
