@@ -186,6 +186,7 @@ class EventSubscription:
         if self._closed:
             return False
         if self._pieces is None:
+            self._store.engine.started(self)  # from here on its end is ours too
             self._pieces = self._read()
         if self._coming is None:
             self._coming = asyncio.ensure_future(anext(self._pieces, None))
@@ -194,7 +195,12 @@ class EventSubscription:
         if not done or self._closed:
             return False
         coming, self._coming = self._coming, None
-        piece = coming.result()
+        piece = None
+        try:
+            piece = coming.result()
+        finally:
+            if piece is None:  # the end, or what ended it is raised
+                self._store.engine.forget(self)
         if piece is None:
             return False
         self._partition, self._ready, self._end = piece.partition, iter(piece.events), piece.end
@@ -279,9 +285,7 @@ class EventSubscription:
         yield _Piece(partition, [], max(end, behind))
 
     async def _follow(self, info: TopicInfo, begin: Mapping[int, int]) -> AsyncGenerator[_Piece]:
-        engine = self._store.engine
-        fetcher = self._fetcher = Fetcher(engine.cluster, required=[info.name])
-        engine.started(self)
+        fetcher = self._fetcher = Fetcher(self._store.engine.cluster, required=[info.name])
         try:
             fetcher.add(info, begin)
             left = set(begin)
@@ -298,7 +302,6 @@ class EventSubscription:
                     self._note_end(fetcher, place, left)
         finally:
             await fetcher.close()
-            engine.forget(self)
 
     def _note_end(self, fetcher: Fetcher, place: TopicPartition, left: set[int]) -> None:
         """A partition is read to its end: it takes no room from the others."""

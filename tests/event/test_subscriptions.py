@@ -11,6 +11,7 @@ from aegis_cluster.errors import Misuse
 from aegis_cluster.event import Event, EventStore, EventSubscription, Position
 
 if TYPE_CHECKING:
+    from aegis_cluster.wire.descriptions import TopicInfo
     from tests.event.conftest import Run
 
 STREAMS = [f"account-{number}" for number in range(5)] + [f"order-{number}" for number in range(5)]
@@ -70,6 +71,33 @@ def test_catch_up_then_live(store_run: Run) -> None:
             await subscription.close()
         with pytest.raises(StopAsyncIteration):
             await anext(everything)
+
+    store_run(work)
+
+
+def test_an_engine_that_closes_ends_what_is_about_to_read(
+    store_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step that waits may still be asking where to begin."""
+
+    async def work(store: EventStore) -> None:
+        asking, closed = asyncio.Event(), asyncio.Event()
+        info = store.info
+
+        async def slowly() -> TopicInfo:
+            asking.set()
+            await closed.wait()
+            return await info()
+
+        monkeypatch.setattr(store, "info", slowly)
+        stepping = asyncio.create_task(anext(store.subscribe()))
+        waiting = asyncio.create_task(store.subscribe("account-*").next(timeout=20))
+        await asking.wait()
+        await store.engine.close()
+        closed.set()
+        with pytest.raises(StopAsyncIteration):
+            await stepping
+        assert await waiting is None
 
     store_run(work)
 
