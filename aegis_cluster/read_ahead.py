@@ -102,7 +102,7 @@ class ReadAhead:
         return descriptor in self._connections
 
     def _follow(self) -> None:
-        while self.monitor.poll(0):
+        while int(self.monitor.get(zmq.EVENTS)) & zmq.POLLIN:
             event = recv_monitor_message(self.monitor)
             descriptor = event["value"]
             self._forget(descriptor)
