@@ -20,8 +20,8 @@ from aegis_cluster.node.node_files import PORTS_PER_NODE
 BLOCKS: Final = range(10_000, 32_000, 1_000)
 """Far from the defaults, and below the ports that the kernel hands out (from 32,768)."""
 
-_taken: dict[int, socket.socket] = {}
-"""The blocks of this process; what holds each is closed by the process's end."""
+_taken: dict[int, int] = {}
+"""The blocks of this process, each with the descriptor that holds it until the process ends."""
 
 
 def free_base_port(nodes: int = 3, shards: int = 1) -> int:
@@ -54,7 +54,7 @@ def _is_ours(base: int) -> bool:
         if not _bound(holder, base):
             holder.close()
             return False
-        _taken[base] = holder
+        _taken[base] = holder.detach()
     return True
 
 
