@@ -284,7 +284,8 @@ class Producer:
             # Whoever only sends would keep the loop for itself until the buffer is full.
             lanes.batch_filled = False
             await asyncio.sleep(0)
-        return Pending(topic, *added)
+        batch, place = added
+        return Pending(topic, batch, place)
 
     def transaction(self, *subscribers: Subscriber) -> Transaction:
         """A block in which `tx.send` and `tx.send_offsets` take effect together, or not at all.

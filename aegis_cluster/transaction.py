@@ -225,7 +225,8 @@ class Transaction:
             await asyncio.sleep(0)
         from aegis_cluster.producer import Pending  # which makes transactions
 
-        return Pending(topic, *added)
+        batch, place = added
+        return Pending(topic, batch, place)
 
     async def send_many(
         self,
