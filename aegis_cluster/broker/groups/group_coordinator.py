@@ -6,6 +6,7 @@ The rule it protects: no answer leaves that rests on something uncommitted.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from aegis_cluster.broker.coordinators import answer, refuse
@@ -106,7 +107,10 @@ class GroupCoordinator:
         self._tell(beat.group)
 
     def leave(self, exchange: Exchange, group: str, name: str, session: str) -> None:
-        """A member goes, or a static member's process ends: others may have its name at once."""
+        """A member goes, or a static member's process ends: others may have its name at once.
+
+        Raises `NotLeader`, `Throttled`.
+        """
         member = self.fold.group(group).members.get(name)
         if member is None or member.session != session:
             self._answer(group, exchange, [])
@@ -170,7 +174,9 @@ class GroupCoordinator:
         for name in [name for name, group in self.fold.table.groups.items() if group.members]:
             waiting = self._sessions.waiting(name)
             decision = coordinator.topics_changed(self.fold.group(name), topics, waiting)
-            self._try(decision)
+            with suppress(Refused):  # the group's next heartbeat decides again
+                self._carry_out(decision)
+                self._tell(name)
 
     def client_gone(self, origin: object, now_ms: int) -> None:
         self._sessions.gone(origin, now_ms)
@@ -189,7 +195,8 @@ class GroupCoordinator:
             if session.deadline_ms <= now_ms or self._clings(group, name, session):
                 dead.setdefault(group, []).append(name)
         for group, names in dead.items():
-            self._remove(group, names)
+            with suppress(Refused):  # a later tick decides again
+                self._remove(group, names)
 
     def close(self) -> None:
         """Leadership is lost: those who wait are sent to the next coordinator."""
@@ -216,23 +223,14 @@ class GroupCoordinator:
         return self._now_ms - session.revoking_since_ms >= REBALANCE_TIMEOUT_MS
 
     def _remove(self, group: str, names: list[str]) -> None:
+        """Members go. Raises `NotLeader`, `Throttled`: nothing has changed then."""
+        waiting = self._sessions.waiting(group)
+        self._carry_out(coordinator.leave(self.fold.group(group), names, self._topics, waiting))
         for name in names:
             session = self._sessions.drop(group, name)
             if session is not None and session.exchange is not None:
                 self._refuse(group, session.exchange, coordinator.fenced(group, name))
-        waiting = self._sessions.waiting(group)
-        self._try(coordinator.leave(self.fold.group(group), names, self._topics, waiting))
-
-    def _try(self, decision: Decision) -> None:
-        """Carry out what nobody asked for; where that is refused, a later tick decides again."""
-        try:
-            self._carry_out(decision)
-        except Refused:
-            for name, member in decision.group.members.items():
-                if self._sessions.get(decision.group.name, name) is None:
-                    self._sessions.begin(decision.group.name, member, self._now_ms)
-            return
-        self._tell(decision.group.name)
+        self._tell(group)
 
     def _carry_out(self, decision: Decision) -> None:
         if decision.commands:

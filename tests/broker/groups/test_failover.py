@@ -101,6 +101,27 @@ def test_a_new_coordinator_gives_everybody_one_session(cluster: Cluster) -> None
     assert one.members() == []
 
 
+def test_a_member_that_dies_during_a_handover_that_comes_to_nothing_is_dead(
+    cluster: Cluster,
+) -> None:
+    """While leadership is being handed over, nothing is appended; then the same one leads on."""
+    one = Group(cluster)
+    client = one.client()
+    one.beat(client)
+    coordinator = one.coordinator
+    partition = coordinator.partition(one.raft_group)
+    term = partition.replica.term
+    away = cluster.followers(one.raft_group)[0]
+    cluster.cut.add(frozenset((coordinator.key.node, away.key.node)))
+    partition.step_aside(cluster.member(away.key.node))
+    coordinator.alive.client_gone(Listener.CONTROL, client.origin)
+    cluster.until(lambda: not partition.replica.transferring, "the end of the attempt")
+    cluster.heal()
+    cluster.tick(TIMEOUT_MS // TICK_MS + 20)
+    assert one.members() == []
+    assert partition.replica.term == term
+
+
 def test_a_closed_connection_is_a_dead_member_at_once(cluster: Cluster) -> None:
     one = Group(cluster)
     client = one.client()
