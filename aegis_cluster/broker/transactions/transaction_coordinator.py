@@ -271,6 +271,7 @@ class TransactionCoordinator:
         self._look_at_ms = now_ms + EXPIRE_EVERY_MS
         self._let_time_pass(now_ms)
         for name, ending in list(self._endings.items()):
+            self._finish_if_done(name, ending)
             if ending.left - ending.under_way and ending.retry_ms <= now_ms:
                 self._send(name, ending)
         self._let_go(now_ms)

@@ -262,6 +262,29 @@ def test_a_leaders_death_loses_nothing_of_an_open_transaction(cluster: Cluster) 
     until_seen(cluster, b"in")
 
 
+def test_a_handover_that_comes_to_nothing_does_not_hold_up_the_end(cluster: Cluster) -> None:
+    """While leadership is being handed over, nothing is appended; then the same one leads on."""
+    producer = opened(cluster)
+    coordinator, log = producer.coordinator, producer.log
+    partition = coordinator.partition(log)
+    leads_data = {cluster.elect(group).key.node for group in logs(cluster)}
+    away = next(
+        host
+        for host in cluster.alive
+        if host is not coordinator and host.key.node not in leads_data - {coordinator.key.node}
+    )
+    term = partition.replica.term
+    producer.send_end()
+    cluster.cut.add(frozenset((coordinator.key.node, away.key.node)))
+    partition.step_aside(cluster.member(away.key.node))
+    cluster.until(lambda: not partition.replica.transferring, "the end of the attempt")
+    assert (partition.serving, partition.replica.term) == (True, term)
+    cluster.heal()
+    cluster.until(lambda: producer.phase is Phase.IDLE, "its end")
+    assert partition.replica.term == term
+    until_seen(cluster, b"in")
+
+
 def test_an_operator_aborts_it_and_only_once(cluster: Cluster) -> None:
     producer = opened(cluster)
     identity = producer.identity
