@@ -17,6 +17,7 @@ settled (`buried`).
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from itertools import islice
@@ -134,8 +135,9 @@ class Dispatcher:
     ) -> list[Run]:
         """Between the offsets first and end, a log holds just these runs of messages.
 
-        Returns the gaps that are not settled yet: nobody will ever handle them. A report that does
-        not continue the last one is ignored.
+        Returns the gaps: nobody will ever handle them, so they are to be settled, but for what is
+        open in them. That was handed out before it was gone, and whoever holds it, or gets it next,
+        finds out and settles it. A report that does not continue the last one is ignored.
         """
         if first != self.scan_from(log):
             return []
@@ -157,7 +159,8 @@ class Dispatcher:
         if place < end:
             gaps.append(Run(log, place, end))
         self._scanned[log] = end
-        return gaps
+        is_fresh = first >= fresh_from
+        return gaps if is_fresh else _without(gaps, [o for o in progress.open if first <= o < end])
 
     def _add_unseen(
         self, log: GroupId, start: int, stop: int, keys: Sequence[int | None] | None
@@ -335,3 +338,18 @@ class Dispatcher:
         lease = self._leases[log].pop(offset)
         if lease.burial and self._burying:
             self._burying -= 1
+
+
+def _without(runs: Iterable[Run], offsets: Iterable[int]) -> list[Run]:
+    """What is left of some runs of one log."""
+    ordered = sorted(offsets)
+    left: list[Run] = []
+    for log, first, end in runs:
+        place = first
+        for offset in ordered[bisect_left(ordered, first) : bisect_left(ordered, end)]:
+            if offset > place:
+                left.append(Run(log, place, offset))
+            place = offset + 1
+        if place < end:
+            left.append(Run(log, place, end))
+    return left

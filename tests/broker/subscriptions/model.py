@@ -185,10 +185,13 @@ class Model:
             left -= step
             self.coordinator.tick(self.now_ms)
 
-    def report(self, first: int, end: int, keys: Sequence[int | None] | None = None) -> int:
-        """Returns the next offset that the coordinator wants to hear of."""
+    def report(
+        self, first: int, end: int, keys: Sequence[int | None] | None = None, *, gone: int = 0
+    ) -> int:
+        """Returns the next offset that the coordinator wants to hear of. gone: how many of the
+        first messages are not in the log any more."""
         exchange = Exchange()
-        runs = [(first, end)] if end > first else []
+        runs = [(first + gone, end)] if end > first + gone else []
         self.coordinator.report(
             exchange, KEY, TOKEN, "scout", log=LOG, first=first, end=end, runs=runs, keys=keys
         )

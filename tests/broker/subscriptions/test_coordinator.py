@@ -548,3 +548,25 @@ def test_nothing_is_lost_and_nothing_acknowledged_comes_again(
     for step in steps:
         watched.play(step)
     watched.finish()
+
+
+@pytest.mark.parametrize("rules", [PLAIN, ORDERED], ids=["plain", "ordered"])
+def test_a_message_that_is_out_and_gone_from_the_log_is_settled_by_who_finds_out(
+    rules: Rules,
+) -> None:
+    """Retention or compaction drops it meanwhile, and a new coordinator hears of the log anew."""
+    keys: list[int | None] = [1, 2, 3, 4, 5, 6]
+    model = filled(rules, len(keys), keys)
+    assert taken(model, "a", want=4) == {0: 1, 1: 1, 2: 1, 3: 1}
+    assert accepted(model, "a", "ack", 1, 1)
+    model.fail_over()
+    assert model.report(0, 6, keys[5:] if rules.keyed else None, gone=5) == 6
+    model.partition.commit()
+    assert taken(model, "b") == {5: 1}
+    assert accepted(model, "a", "ack", 0, 1)
+    model.pass_time(TIMEOUT_MS + 100)
+    assert taken(model, "b") == {2: 2, 3: 2, 5: 2}
+    for offset in (2, 3, 5):
+        assert accepted(model, "b", "ack", offset, 2)
+    state = model.partition.fold.table.subscriptions[KEY]
+    assert (state.unsettled, state.of(LOG).position) == (0, 6)
