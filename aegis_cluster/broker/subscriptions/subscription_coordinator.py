@@ -162,7 +162,8 @@ class SubscriptionCoordinator:
         self._wall_ms = wall_ms
         self._logs_of = logs_of
         fold.on_burial_ended = self._burial_ended
-        self._began_ms = now_ms
+        self._forgot_ms = now_ms
+        """What was handed out until then may be in somebody's hands that we do not know of."""
         self._clock_ms = now_ms
         self._slept_ms = 0
         self._live: dict[Key, Live] = {}
@@ -522,7 +523,7 @@ class SubscriptionCoordinator:
             state,
             now_ms=self._now_ms,
             wall_ms=self._wall_ms(),
-            locked_until_ms=max(self._now_ms, self._began_ms + timeout_ms),
+            locked_until_ms=max(self._now_ms, self._forgot_ms + timeout_ms),
         )
         live = self._live[state.key] = Live(state, dispatcher)
         return live
@@ -675,6 +676,7 @@ class SubscriptionCoordinator:
             placed = self.partition.append(batch, batch_header(batch))
         except AegisError:
             self._throw_away(live.state.key)
+            self._forgot_ms = self._now_ms
             raise
         live.index = placed.index
         for command in commands:

@@ -32,6 +32,7 @@ from aegis_cluster.broker.subscriptions.subscription_stm import SubscriptionFold
 from aegis_cluster.errors import (
     ConfigError,
     CorruptRecord,
+    NotLeader,
     NotReady,
     ProducerFenced,
     SubscriptionInUse,
@@ -570,3 +571,21 @@ def test_a_message_that_is_out_and_gone_from_the_log_is_settled_by_who_finds_out
         assert accepted(model, "b", "ack", offset, 2)
     state = model.partition.fold.table.subscriptions[KEY]
     assert (state.unsettled, state.of(LOG).position) == (0, 6)
+
+
+@pytest.mark.parametrize("rules", [PLAIN, ORDERED], ids=["plain", "ordered"])
+def test_an_append_that_the_log_refuses_ends_no_lock_early(rules: Rules) -> None:
+    """Leadership is being handed over, in vain: the same coordinator goes on."""
+    keys: list[int | None] = [1, 2]
+    model = Model(rules)
+    model.pass_time(5 * TIMEOUT_MS)
+    model.report(0, 2, keys if rules.keyed else None)
+    assert taken(model, "a", want=1) == {0: 1}
+    model.partition.leads = False
+    with pytest.raises(NotLeader):
+        model.poll("b")
+    model.partition.leads = True
+    model.report(0, 2, keys if rules.keyed else None)
+    model.pass_time(TIMEOUT_MS // 2)
+    assert taken(model, "b") == {1: 1}, "the other one is in the hands of a"
+    assert accepted(model, "a", "ack", 0, 1)
