@@ -278,6 +278,7 @@ class RequestApi:
     def _produce(self, exchange: Exchange, client: Client) -> None:
         batches = produce.parse(exchange.request)
         acks = produce.parse_acks(exchange.request)
+        name = produce.parse_transactional_id(exchange.request)
         size = sum(len(part) for part in exchange.request.parts)
         clients = self._shard.clients
         clients.take(client, size)
@@ -289,7 +290,6 @@ class RequestApi:
             give_back=lambda part: clients.give_back(client, part),
         )
         partitions = self._shard.manager.partitions
-        name = produce.parse_transactional_id(exchange.request)
         admission = self._shard.transactions.admission
         produce.produce(
             call,

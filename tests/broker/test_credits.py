@@ -132,6 +132,13 @@ def test_breaking_the_protocol_wins_no_fresh_credit(reader: Client, group: int) 
     assert reader.host.alive.clients.items_waiting == before == 4
 
 
+def test_a_produce_request_that_breaks_the_protocol_stays_counted_nowhere(
+    reader: Client, group: int
+) -> None:
+    reader.send(Api.PRODUCE, [[[group, "t", 0]], Acks.QUORUM, 7], [batch(b"b")])
+    assert reader.host.alive.clients.in_flight_bytes == 0
+
+
 # ---- shares
 
 
