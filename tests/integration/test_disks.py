@@ -6,6 +6,7 @@ Nothing acknowledged is lost, what peers can mend is mended, and the rest is sai
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import shutil
 import subprocess
@@ -273,16 +274,19 @@ def small_disk(path: Path, size: int) -> Iterator[None]:
 
 
 def fill_up(directory: Path) -> Path:
-    """What another program may do: take every byte there is."""
+    """What another program may do: take every byte there is. In one moment, or it would take what
+    the node gives up of its reserve meanwhile, and not a byte would be left for its start."""
     path = directory / "somebody-elses-file"
-    with path.open("wb", buffering=0) as file:
-        for size in (MIB, 4096):
+    with path.open("wb") as file:
+        while True:
+            left = os.statvfs(directory)
             try:
-                while True:
-                    file.write(bytes(size))
-            except OSError:
-                continue
-    return path
+                os.posix_fallocate(file.fileno(), 0, left.f_bavail * left.f_frsize)
+            except OSError as error:
+                if error.errno != errno.ENOSPC:  # else the node has written since we asked
+                    raise
+            else:
+                return path
 
 
 def test_a_full_disk_takes_nothing_and_recovers_by_itself(tmp_path: Path) -> None:
