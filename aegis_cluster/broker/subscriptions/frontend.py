@@ -26,7 +26,7 @@ from aegis_cluster.broker.subscriptions.subscription_coordinator import (
     SubscriptionCoordinator,
 )
 from aegis_cluster.broker.subscriptions.subscription_stm import SubscriptionFold
-from aegis_cluster.errors import NotLeader, PeerViolation, SubscriptionNotFound
+from aegis_cluster.errors import NotLeader, PeerViolation, Refused, SubscriptionNotFound
 from aegis_cluster.ids import SUBSCRIPTIONS_TOPIC, GroupId, ProducerId
 from aegis_cluster.limits import (
     ACK_TIMEOUT_MS_MAX,
@@ -263,7 +263,7 @@ class SubscriptionFrontend:
         def answer() -> None:
             try:
                 state, consumers, counts = coordinator.described(key)
-            except SubscriptionNotFound as error:
+            except Refused as error:
                 exchange.refuse(error)
                 return
             node = self._shard.context.me.node

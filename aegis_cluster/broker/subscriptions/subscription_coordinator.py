@@ -378,7 +378,7 @@ class SubscriptionCoordinator:
 
     def described(self, key: Key) -> tuple[Subscription, list[list[Any]], list[int]]:
         """The committed state, [consumer, client, held, partitions read ahead, heard ms ago], and
-        [ready, held, delayed, to be buried]. Raises `SubscriptionNotFound`."""
+        [ready, held, delayed, to be buried]. Raises `SubscriptionNotFound`, `NotReady`."""
         state = self.fold.table.subscriptions.get(key)
         if state is None:
             raise not_found(key)
