@@ -281,6 +281,8 @@ class TransactionCoordinator:
         for waiting in (*self._waiting.values(), *self._askers.values()):
             for one in waiting:
                 one.exchange.refuse(self.partition.not_leader())
+        # Markers that are confirmed to us late end nothing: we may lead again, by another of these.
+        self._endings.clear()
 
     def _let_time_pass(self, now_ms: int) -> None:
         log_ms = self.partition.now()

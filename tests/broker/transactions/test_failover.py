@@ -9,7 +9,8 @@ import pytest
 from aegis_cluster.broker.groups import coordinator as group_coordinator
 from aegis_cluster.broker.partition import Partition
 from aegis_cluster.broker.producer_stm import ProducerTable
-from aegis_cluster.broker.transactions.markers import Errand
+from aegis_cluster.broker.transactions import markers
+from aegis_cluster.broker.transactions.markers import Errand, write_markers
 from aegis_cluster.broker.transactions.transaction_coordinator import TransactionCoordinator
 from aegis_cluster.broker.transactions.transaction_table import Phase
 from aegis_cluster.broker.transport import Listener
@@ -282,6 +283,33 @@ def test_a_handover_that_comes_to_nothing_does_not_hold_up_the_end(cluster: Clus
     cluster.heal()
     cluster.until(lambda: producer.phase is Phase.IDLE, "its end")
     assert partition.replica.term == term
+    until_seen(cluster, b"in")
+
+
+def test_a_marker_confirmed_to_an_earlier_coordinator_ends_nothing(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same node leads again, and hears late what it had asked for in its first term."""
+    producer = opened(cluster)
+    coordinator, log = producer.coordinator, producer.log
+    late: list[Callable[[], None]] = []
+
+    def hold(shard: Any, fields: Any, done: Any) -> None:
+        late.append(lambda: write_markers(shard, fields, done))
+
+    with monkeypatch.context() as slow:
+        slow.setattr(markers, "write_markers", hold)
+        producer.send_end()
+        cluster.until(lambda: bool(late), "markers on their way")
+        for host in (cluster.followers(log)[0], coordinator):
+            cluster.elect(log).partition(log).step_aside(cluster.member(host.key.node))
+            cluster.until(lambda host=host: cluster.leader(log) is host, "another leader")  # type: ignore[misc]
+    cluster.until(lambda: producer.phase is Phase.IDLE, "its end")
+    for write_now in late:
+        write_now()
+    cluster.tick(5)
+    assert producer.end() == (True, "")
+    assert producer.join(["t", 0]) is None
     until_seen(cluster, b"in")
 
 
