@@ -204,6 +204,7 @@ class Partition:
         self._next_offset = log.end_offset
         self._time_ms = 0
         self._led_term: Term | None = None
+        self._closed = False
         self.snapshot_offset = RecordOffset(0)
         """Next offset after what the durable snapshot covers."""
         self._snapshot_index = LogIndex(0)
@@ -225,7 +226,7 @@ class Partition:
     @property
     def serving(self) -> bool:
         """Leads, and has applied a frame of its own term (thesis §6.4)."""
-        return self.leads and self.replica.serving
+        return self.replica.serving and not self._closed
 
     @property
     def log_start_offset(self) -> RecordOffset:
@@ -475,7 +476,8 @@ class Partition:
             self._rounds.due(self)
 
     def close(self) -> None:
-        """The replica is going away: nobody waits for it any more."""
+        """The replica is going away: nobody waits for it any more, and nobody begins to."""
+        self._closed = True
         self._fail_waiters()
 
     # ---- the core's effects

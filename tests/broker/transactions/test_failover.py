@@ -19,6 +19,7 @@ from aegis_cluster.errors import (
     InvalidBatch,
     MemberFenced,
     NoOpenTransaction,
+    NotLeader,
     ProducerFenced,
     TransactionAborted,
 )
@@ -346,6 +347,27 @@ def test_a_partition_takes_nothing_that_its_coordinator_does_not_know_of(cluster
     assert visible(cluster, two) == []
     for group in (one, two):
         assert cluster.elect(group).partition(group).state.producers.open_transactions == {}
+
+
+def test_a_batch_whose_topic_goes_while_the_coordinator_is_asked_is_refused(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    producer = Producer(cluster)
+    producer.begin()
+    group = logs(cluster)[0]
+    leader = cluster.elect(group)
+    asked: list[Callable[[AegisError | None], None]] = []
+    admission = leader.alive.transactions.admission
+    monkeypatch.setattr(admission, "_ask", lambda *_: asked.append(_[-1]))
+    client = Client(cluster, leader, Listener.DATA)
+    fields = [[[group, "t", 0]], Acks.QUORUM, NAME]
+    number = client.send(Api.PRODUCE, fields, [producer.batch(group, b"in")])
+    assert Client(cluster, cluster.elect()).ask(Api.DELETE_TOPIC, ["t"]).code == 0
+    cluster.until(lambda: group not in leader.alive.manager.partitions, "the topic's end")
+    asked[0](None)
+    cluster.tick(5)
+    assert isinstance(client.outcome(number), NotLeader)
+    assert leader.alive.clients.in_flight_bytes == 0
 
 
 def test_packets_that_come_a_minute_late_change_nothing(cluster: Cluster) -> None:
