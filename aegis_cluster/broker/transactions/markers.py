@@ -65,9 +65,10 @@ class MarkerSender:
                 self._call(key, found[start : start + MARKERS_PER_CALL_MAX])
 
     def _is_gone(self, participant: Participant) -> bool:
-        """The log's topic was deleted, and its open transactions with it."""
+        """The log's topic was deleted, and its open transactions with it. A log that this node has
+        never heard of is none of those: its metadata may lag."""
         table = self._shard.table
-        return self._shard.freshness.is_fresh and table.partition_of(participant.log) is None
+        return participant.log < table.next_group and table.partition_of(participant.log) is None
 
     def _call(self, key: PeerKey, errands: list[Errand]) -> None:
         shard = self._shard
