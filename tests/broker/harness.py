@@ -446,6 +446,13 @@ class Cluster:
         assert leader is not None
         return leader
 
+    def hand_over(self, group: int, to: Host) -> None:
+        """Have that host lead the group."""
+        leader = self.elect(group)
+        if leader is not to:
+            leader.partition(group).step_aside(self.member(to.key.node))
+        self.until(lambda: self.leader(group) is to, f"another leader of group {group}")
+
     def followers(self, group: int = 0) -> list[Host]:
         leader = self.elect(group)
         return [

@@ -224,15 +224,17 @@ class GroupFrontend:
         place: TopicPartition,
     ) -> tuple[int, int]:
         known = committed.get(place)
-        try:
-            is_same_log = known is not None and known.log == self._log_of(place)
-        except TopicNotFound:
-            is_same_log = False
-        if known is not None and is_same_log:
+        if known is not None and not self._is_gone(known.log):
             return known.offset, known.time_ms
         if group is not None and group.is_later(place):
             return FROM_BEGINNING, 0
         return NO_POSITION, 0
+
+    def _is_gone(self, log: GroupId) -> bool:
+        """The log's topic was deleted. A log that this node has never heard of is none of those:
+        its metadata may lag."""
+        table = self._shard.table
+        return log < table.next_group and table.partition_of(log) is None
 
     # ---- looking
 

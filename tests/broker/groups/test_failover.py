@@ -122,6 +122,31 @@ def test_a_member_that_dies_during_a_handover_that_comes_to_nothing_is_dead(
     assert partition.replica.term == term
 
 
+def test_a_coordinator_that_has_not_heard_of_a_topic_knows_the_positions_in_it(
+    cluster: Cluster,
+) -> None:
+    """Cut off from the controller alone, a node leads `__groups` with old metadata."""
+    one = Group(cluster)
+    controller = cluster.elect()
+    near, far = (host for host in cluster.alive if host is not controller)
+    cluster.hand_over(one.raft_group, near)
+    cluster.cut.add(frozenset((controller.key.node, far.key.node)))
+    cluster.topic("late")
+    commit = ["g", "", "", 0, 0, [["late", 0, 5]]]
+    assert one.client().ask(Api.GROUP_COMMIT, commit).code == 0
+    cluster.hand_over(one.raft_group, far)
+    assert "late" not in far.alive.table.topics
+    reply = one.client().ask(Api.GROUP_OFFSETS, ["g", [["late", 0]]])
+    assert [row[:3] for row in reply.fields[0]] == [["late", 0, 5]]
+    cluster.heal()
+    cluster.until(lambda: "late" in far.alive.table.topics, "news of the topic")
+    deleted = Client(cluster, cluster.elect()).ask(Api.DELETE_TOPIC, ["late"])
+    assert deleted.code == 0
+    cluster.until(lambda: "late" not in far.alive.table.topics, "news of its end")
+    reply = one.client().ask(Api.GROUP_OFFSETS, ["g", [["late", 0]]])
+    assert [row[:3] for row in reply.fields[0]] == [["late", 0, -1]]
+
+
 def test_a_closed_connection_is_a_dead_member_at_once(cluster: Cluster) -> None:
     one = Group(cluster)
     client = one.client()

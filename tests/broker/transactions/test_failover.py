@@ -303,7 +303,7 @@ def test_a_marker_confirmed_to_an_earlier_coordinator_ends_nothing(
         producer.send_end()
         cluster.until(lambda: bool(late), "markers on their way")
         for host in (cluster.followers(log)[0], coordinator):
-            hand_over(cluster, log, host)
+            cluster.hand_over(log, host)
     cluster.until(lambda: producer.phase is Phase.IDLE, "its end")
     for write_now in late:
         write_now()
@@ -356,25 +356,18 @@ def test_a_coordinator_that_has_not_heard_of_a_topic_takes_it_for_no_deleted_one
     producer.begin()
     controller, log = cluster.elect(), producer.log
     near, far = (host for host in cluster.alive if host is not controller)
-    hand_over(cluster, log, near)
+    cluster.hand_over(log, near)
     cluster.cut.add(frozenset((controller.key.node, far.key.node)))
     (placed,) = cluster.topic("late").partitions
     assert producer.join(["late", 0]) is None
     assert isinstance(producer.write(placed.group, b"in"), tuple)
-    hand_over(cluster, log, far)
+    cluster.hand_over(log, far)
     assert "late" not in far.alive.table.topics
     client, number = producer.send_end()
     cluster.until(lambda: client.reply(number) is not None, "the decision")
     cluster.heal()
     cluster.until(lambda: visible(cluster, placed.group) == [b"in"], "its marker")
     cluster.until(lambda: producer.phase is Phase.IDLE, "its end")
-
-
-def hand_over(cluster: Cluster, group: int, to: Host) -> None:
-    """Have that host lead the group."""
-    if cluster.elect(group) is not to:
-        cluster.elect(group).partition(group).step_aside(cluster.member(to.key.node))
-    cluster.until(lambda: cluster.leader(group) is to, "another leader")
 
 
 def test_a_batch_whose_topic_goes_while_the_coordinator_is_asked_is_refused(
