@@ -114,7 +114,10 @@ class Indexer:
                 answer(result)
             elif isinstance(result.error, IndexDamaged) and tries:
                 self._begin_anew(result.error)
-                self.read(partition, wanted, index=index, answer=answer, tries=tries - 1)
+                try:
+                    self.read(partition, wanted, index=index, answer=answer, tries=tries - 1)
+                except Throttled as error:
+                    answer(error)
             else:
                 self._failed(partition, result.error)
                 answer(_cannot(partition, result.error))

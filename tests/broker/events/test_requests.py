@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from aegis_cluster.broker import partition as partition_module
+from aegis_cluster.broker.events import indexer
 from aegis_cluster.errors import (
     AegisError,
     InvalidBatch,
@@ -14,6 +15,7 @@ from aegis_cluster.errors import (
     NotLeader,
     OutcomeUnknown,
     PeerViolation,
+    Throttled,
     WrongExpectedVersion,
 )
 from aegis_cluster.wire.codes import error_from_reply
@@ -182,6 +184,25 @@ def test_an_index_is_never_believed(damage: str, caplog: pytest.LogCaptureFixtur
         connection.execute(damage)
     assert store.read("a") == (5, [b"0", b"1", b"2", b"3", b"4", b"5"], None)
     assert "made anew" in caplog.text
+
+
+def test_reads_that_meet_a_damaged_index_while_too_many_wait_for_it_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = Store(nodes=1)
+    store.append(["a", NO_STREAM, ids(1)])
+    store.read("a")
+    with store.client.host.alive.events._indexer._index._guarded() as connection:
+        connection.execute("DELETE FROM spans")
+    monkeypatch.setattr(indexer, "EVENT_READS_WAITING_MAX", 1)
+    fields = [store.group, "a", None, None, False, 1 << 20]
+    numbers = [store.client.send(Api.EVENT_READ, fields) for _ in range(2)]
+    store.cluster.until(lambda: all(map(store.client.reply, numbers)), "answers")
+    replies = [one for one in store.client.replies if one.correlation in numbers]
+    answered, refused = sorted(replies, key=lambda one: one.code)
+    assert answered.code == 0
+    assert isinstance(error_from_reply(refused.code, refused.fields), Throttled)
+    assert store.client.host.alive.clients.reading_bytes == 0
 
 
 def test_what_is_no_event_store_has_no_streams_and_the_other_way_round() -> None:
