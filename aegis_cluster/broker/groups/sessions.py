@@ -106,12 +106,14 @@ class Sessions:
                 session.deadline_ms = min(session.deadline_ms, now_ms + GONE_GRACE_MS)
 
     def forgive(self, now_ms: int, stall_ms: int) -> None:
-        """Add to every deadline what this process has slept since the last call."""
+        """Move everything that is waited for by what this process has slept since the last call."""
         last_ms, self._last_ms = self._last_ms, now_ms
         slept_ms = 0 if last_ms is None else now_ms - last_ms - stall_ms
         if slept_ms > 0:
             for _, _, session in self:
                 session.deadline_ms += slept_ms
+                if session.revoking_since_ms is not None:
+                    session.revoking_since_ms += slept_ms
 
     def __iter__(self) -> Iterator[tuple[str, str, Session]]:
         for group, members in self._groups.items():

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from aegis_cluster.broker.transport import Listener
+from aegis_cluster.limits import REBALANCE_TIMEOUT_MS
 from aegis_cluster.wire.partitioner import partition_for
 from aegis_cluster.wire.protocol import Api
 from tests.broker.harness import Client, Cluster, Host
@@ -61,10 +62,14 @@ class Group:
 
 @pytest.fixture
 def cluster() -> Cluster:
-    found = Cluster(3)
+    return ready(Cluster(3))
+
+
+def ready(found: Cluster) -> Cluster:
+    """With a topic of four partitions, and all that groups need."""
     found.registered()
     assert Client(found, found.elect()).ask(Api.INTERNAL_TOPIC, ["__groups"]).code == 0
-    found.topic("t", partitions=4, replicas=3)
+    found.topic("t", partitions=4, replicas=found.nodes)
     found.settle()
     return found
 
@@ -164,6 +169,21 @@ def test_one_that_comes_back_over_another_connection_stays(cluster: Cluster) -> 
     one.beat(one.client())
     cluster.tick(20)
     assert len(one.members()) == 1
+
+
+def test_a_coordinator_that_slept_holds_that_against_nobody() -> None:
+    """Neither that a member said nothing meanwhile, nor that it gave nothing up."""
+    cluster = ready(Cluster(1))
+    one, two = Group(cluster, "a"), Group(cluster, "b")
+    one.beat()
+    two.beat()
+    one.beat()
+    cluster.tick(5)
+    revoking = [row[6] for row in one.members()]
+    assert revoking == [{"t": [2, 3]}, {}]
+    cluster.now_ms += 2 * REBALANCE_TIMEOUT_MS
+    cluster.tick(5)
+    assert [row[6] for row in one.members()] == revoking
 
 
 def test_a_second_member_shares_and_takes_over_by_itself(cluster: Cluster) -> None:
