@@ -132,9 +132,14 @@ class Progress:
         invariant(is_new, "a settled message is handed out", log=run.log, at=run.first)
 
     def finish(self, first: int, end: int) -> None:
-        """These are done with."""
-        for offset in range(first, end):
-            self.open.pop(offset, None)
+        """These are done with: a few, or millions that retention has dropped."""
+        opened = self.open
+        if end - first <= len(opened):
+            for offset in range(first, end):
+                opened.pop(offset, None)
+        else:
+            for offset in [offset for offset in opened if first <= offset < end]:
+                del opened[offset]
         if end > self.position:
             self.ahead.add(max(first, self.position), end)
             self.position = self.ahead.take_prefix(self.position)

@@ -573,6 +573,20 @@ def test_a_message_that_is_out_and_gone_from_the_log_is_settled_by_who_finds_out
     assert (state.unsettled, state.of(LOG).position) == (0, 6)
 
 
+@pytest.mark.timeout(5)
+def test_a_gap_costs_nothing_however_long_it_is() -> None:
+    """Retention was faster than the subscription, by many messages."""
+    model = filled(count=2)
+    assert taken(model, "a") == {0: 1, 1: 1}
+    end = 10**12
+    assert model.report(2, end, gone=end - 2) == end
+    model.partition.commit()
+    assert accepted(model, "a", "ack", 0, 1)
+    assert accepted(model, "a", "ack", 1, 1)
+    progress = model.partition.fold.table.subscriptions[KEY].of(LOG)
+    assert (progress.position, progress.open) == (end, {})
+
+
 @pytest.mark.parametrize("rules", [PLAIN, ORDERED], ids=["plain", "ordered"])
 def test_an_append_that_the_log_refuses_ends_no_lock_early(rules: Rules) -> None:
     """Leadership is being handed over, in vain: the same coordinator goes on."""
